@@ -1,0 +1,186 @@
+"""The virtual environment of this repository: made when missing, brought up to date when its recipe changed.
+
+Needs nothing but Python 3.11. `python3 examples`, `python3 tests` and `.ci/run` all come through here::
+
+    python3 .ci/environment.py EXTRA[,EXTRA...] ARG...  # .venv/bin/python ARG... with those extras
+
+The environment is `.venv` at the root of the repository; the variable VQSSL_VENV names another place.
+"""
+
+# Until it has told an older Python so, this file must parse there: hence the quoted annotations.
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+OLDEST = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+STAMP = "vqssl-installed.json"  # written last: what is installed is what it says
+MARK = "vqssl-unfinished"  # there only during the work, or after it was killed
+
+
+def ensure(extras: "Iterable[str]") -> Path:
+    """Return the Python of an environment that holds this checkout, editable, with at least `extras`."""
+    if sys.version_info < OLDEST:
+        found = f"{sys.executable} is {dotted(sys.version_info[:3])}"
+        fail(f"needs Python {dotted(OLDEST)} or newer, but {found}; call this command with a newer one")
+    venv = Path(os.environ.get("VQSSL_VENV") or ROOT / ".venv").expanduser().absolute()
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    with locked() as lock:
+        installed = read_stamp(venv)
+        wanted = sorted({*extras, *installed.get("extras", [])})
+        if installed.get("recipe") == recipe(venv) and installed["extras"] == wanted and python.exists():
+            return python
+        start = time.monotonic()
+        make(venv, python, lock)
+        install(venv, python, wanted, lock)
+        say(f"environment ready in {time.monotonic() - start:.0f} s")
+    return python
+
+
+def run(extras: "Iterable[str]", argv: "Sequence[str]", cwd: "str | Path | None" = ROOT) -> NoReturn:
+    """Become `python ARGV...` of the environment, in `cwd` (None: where the user stands), exiting as it does.
+
+    The repository's root is importable; the current folder is not, unless it is the root.
+    """
+    python = ensure(extras)
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    command = [str(python), "-P", *argv]
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name != "nt":  # one process: Ctrl-C, signals and the exit status need no forwarding
+        os.execve(python, command, env)
+    with subprocess.Popen(command, env=env) as child:
+        while True:
+            # Ctrl-C reaches the child too, which decides what to do about it.
+            with contextlib.suppress(KeyboardInterrupt):
+                sys.exit(child.wait())
+
+
+def make(venv: Path, python: Path, lock: "int | None") -> None:
+    """Create `venv`, anew if it cannot be used as it is."""
+    reason = unusable(venv, python)
+    if reason is None:
+        return
+    if venv.exists() and (not venv.is_dir() or any(venv.iterdir())):
+        usual = venv == ROOT / ".venv" and (venv / "pyvenv.cfg").exists()
+        if not (usual or (venv / STAMP).exists() or (venv / MARK).exists()):
+            fail(f"{venv} {reason}, and is not of our making: remove it, or set VQSSL_VENV to another place")
+        say(f"{venv} {reason}: making it again")
+        shutil.rmtree(venv)
+    say(f"making {venv} with Python {dotted(sys.version_info[:3])}")
+    venv.mkdir(parents=True, exist_ok=True)
+    (venv / MARK).touch()
+    if call([sys.executable, "-m", "venv", str(venv)], lock):
+        fail("could not make the environment; on Debian and Ubuntu the package python3-venv may be missing")
+
+
+def install(venv: Path, python: Path, extras: "Sequence[str]", lock: "int | None") -> None:
+    """Install this checkout with `extras` into `venv`; the stamp tells that it was done."""
+    target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    say(f"installing vqssl[{','.join(extras)}] into {venv} (new: a minute or more, about 1 GB)")
+    (venv / STAMP).unlink(missing_ok=True)
+    (venv / MARK).touch()
+    # -I: packages that the user's PYTHONPATH or home folder offers are no part of this environment.
+    pip = [str(python), "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    if not sys.stderr.isatty():
+        pip.append("--quiet")
+    status = call([*pip, "--constraint", str(CONSTRAINTS), "--editable", target], lock)
+    if status >= 0:
+        (venv / MARK).unlink()  # pip ended by itself, and cleans up after itself
+    if status:
+        fail("pip could not install the packages, see above; the same command tries again")
+    partial = venv / (STAMP + ".partial")
+    partial.write_text(json.dumps({"recipe": recipe(venv), "extras": list(extras)}))
+    partial.replace(venv / STAMP)
+
+
+def unusable(venv: Path, python: Path) -> "str | None":
+    """Why `venv` cannot be used, or None."""
+    if not (venv / "pyvenv.cfg").exists():
+        return "is no virtual environment"
+    if (venv / MARK).exists():
+        return "was left half-installed"
+    try:
+        code = "import sys, pip; print(*sys.version_info[:2], sep='.')"
+        command = [str(python), "-I", "-c", code]
+        version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "has no working Python and pip"
+    if version.strip() != dotted(sys.version_info[:2]):
+        return f"was made by Python {version.strip()}, not {dotted(sys.version_info[:2])}"
+    return None
+
+
+def recipe(venv: Path) -> str:
+    """A fingerprint of everything, besides the extras, that the environment was made from."""
+    parts = [(ROOT / "pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes()]
+    parts += [str(ROOT).encode(), str(venv).encode(), dotted(sys.version_info[:2]).encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def read_stamp(venv: Path) -> dict:
+    try:
+        stamp = json.loads((venv / STAMP).read_text())
+        return stamp if isinstance(stamp["extras"], list) else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+@contextlib.contextmanager
+def locked() -> "Iterator[int | None]":
+    """Let one process at a time work on the environment, where the system can lock a file."""
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    with open(__file__, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another command that is working on the environment")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # some network file systems
+            pass
+        yield file.fileno()
+
+
+def call(command: "Sequence[str]", lock: "int | None") -> int:
+    """Run `command`, which holds the lock for as long as it lives, even if this process is killed."""
+    with subprocess.Popen(command, pass_fds=[] if lock is None else [lock]) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            say("interrupted; the same command starts over")
+            sys.exit(130)
+
+
+def dotted(version: "Iterable[int]") -> str:
+    return ".".join(map(str, version))
+
+
+def say(message: str) -> None:
+    print(f"vqssl: {message}", file=sys.stderr, flush=True)
+
+
+def fail(message: str) -> NoReturn:
+    sys.exit(f"vqssl: {message}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    run(sys.argv[1].split(","), sys.argv[2:])

@@ -1,0 +1,1 @@
+"""Self-supervised pre-training on chest X-rays, taken apart: which ingredient buys what."""

@@ -1,0 +1,87 @@
+"""What the modules return: plain named tuples, so that results can be unpacked or read by name."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.utils import _pytree
+
+__all__ = ["CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
+
+
+class Quantized(NamedTuple):
+    """What a codebook makes of a batch of tokens.
+
+    >>> import torch, vqssl
+    >>> quantized, indices, loss = vqssl.EMACodebook(8, 4).quantize(torch.zeros(2, 3, 4))
+    >>> quantized.shape, indices.shape, loss.shape
+    (torch.Size([2, 3, 4]), torch.Size([2, 3]), torch.Size([]))
+    """
+
+    quantized: Tensor
+    """``(*batch, dim)``, the input's dtype: the nearest code of each token; zeros where masked."""
+    indices: Tensor
+    """``(*batch,)`` int64: which code; -1 where the token is masked or not finite."""
+    commitment_loss: Tensor
+    """Scalar float32, already weighted by beta."""
+
+
+class MultiScaleQuantized(NamedTuple):
+    """What :class:`vqssl.MultiScaleQuantizer` makes of a pyramid of feature maps, one entry a scale.
+
+    >>> import torch, vqssl
+    >>> out = vqssl.MultiScaleQuantizer([8, 16], codebook_size=4, dim=8)(
+    ...     [torch.randn(2, 8, 6, 6), torch.randn(2, 16, 3, 3)]
+    ... )
+    >>> [tuple(q.shape) for q in out.quantized], [tuple(i.shape) for i in out.indices]
+    ([(2, 8, 6, 6), (2, 8, 3, 3)], [(2, 6, 6), (2, 3, 3)])
+    """
+
+    quantized: tuple[Tensor, ...]
+    """Per scale ``(B, dim, *spatial)``, or ``(B, N, dim)`` for tokens."""
+    indices: tuple[Tensor, ...]
+    """Per scale ``(B, *spatial)`` int64; -1 where masked or not finite."""
+    commitment_loss: Tensor
+    """Scalar: the sum of ``commitment_losses``."""
+    commitment_losses: tuple[Tensor, ...]
+    """Per scale: the scalar of Eq. 5."""
+
+
+class DiSSECTLoss(NamedTuple):
+    """The objective and its parts; ``total`` is what to call ``backward`` on.
+
+    >>> import torch, vqssl
+    >>> z = [torch.randn(4, 8) for _ in range(2)]
+    >>> vqssl.DiSSECTObjective()(z, z[::-1], z[::-1], torch.tensor(0.1))._fields
+    ('total', 'alignment_global', 'alignment_refined', 'refinement', 'commitment')
+    """
+
+    total: Tensor
+    alignment_global: Tensor
+    """L(p, z_c), averaged over ordered pairs of views; unweighted."""
+    alignment_refined: Tensor
+    """L(p, z_s), averaged over ordered pairs of views; unweighted."""
+    refinement: Tensor
+    """L(z_s, sg[z_c]), what trains the fusion head; 0 where the objective does not use it."""
+    commitment: Tensor
+    """L_VQ as it was given; unweighted by lambda."""
+
+
+class CodebookUsage(NamedTuple):
+    """How evenly the codes are used. All fields are detached scalars.
+
+    >>> import vqssl
+    >>> vqssl.EMACodebook(8, 4).usage().perplexity.item()
+    8.0
+    """
+
+    perplexity: Tensor
+    """exp of the entropy (nats) of the code frequencies: 1 (one code) to K (all alike)."""
+    fraction: Tensor
+    """Share of codes that are alive, 0 to 1."""
+    dead: Tensor
+    """int64: how many codes are dead."""
+
+
+# torch.export.save refuses named tuples that it was not told about.
+for _cls in (Quantized, MultiScaleQuantized, DiSSECTLoss, CodebookUsage):
+    _pytree._register_namedtuple(_cls, serialized_type_name=f"vqssl.types.{_cls.__name__}")
