@@ -16,16 +16,18 @@ PACKAGE = Path(vqssl.__file__).parent
 # What each part of vqssl may import of the others. A part is a module or folder directly under vqssl/; it may
 # always import its own submodules. A new part needs a line here.
 KERNELS = {"kernels"}
-MATHS = {"types", "kernels", "functional", "collectives"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival"}
+MATHS = {"types", "checks", "kernels", "functional", "collectives"}
+BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection"}
 MAY_IMPORT = {
     # F0
     "types": set(),
+    "checks": set(),
     # F1: tensors in, tensors out
     "kernels": set(),
     # F2: pure maths, the distributed calls, and the small policies made of them
-    "functional": {"types"} | KERNELS,
-    "collectives": {"types"} | KERNELS,
+    "functional": {"types", "checks"} | KERNELS,
+    "collectives": {"types", "checks"} | KERNELS,
+    "projection": {"checks"},
     "initialization": MATHS,
     "revival": MATHS,
     # F3

@@ -157,9 +157,7 @@ class _Index:
         row, code = candidates.nonzero(as_tuple=True)
         scores = torch.cat(
             [
-                _exact_scores(
-                    x[r].double(), _exact_codes(self.codebook[c], self.metric), self.metric
-                )
+                _exact_scores(x[r].double(), _exact_codes(self.codebook[c], self.metric), self.metric)
                 for r, c in zip(
                     row.split(max(1, _PAIR_ELEMENTS // x.shape[-1])),
                     code.split(max(1, _PAIR_ELEMENTS // x.shape[-1])),

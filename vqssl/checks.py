@@ -1,0 +1,88 @@
+"""Checks of input that several parts share: the rule, what was received, what to write instead."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def check_tokens(name: str, x: Tensor, dim: int, layout: str = "(*batch, dim)") -> None:
+    """``x`` is a real floating tensor whose last axis has ``dim`` entries."""
+    check_floating(name, x)
+    if x.ndim < 1 or x.shape[-1] != dim:
+        raise ValueError(
+            f"{name} must be {layout} with dim = {dim} in its last axis, got shape {tuple(x.shape)}: for maps with "
+            f"channels first, write einops.rearrange({name}, 'b c ... -> b ... c')"
+        )
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}: write torch.as_tensor({name})")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write {name}.float()")
+
+
+def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> None:
+    """``mask`` is None, or boolean and of exactly ``shape``; True keeps a token."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a boolean tensor, True where a token counts, got {found}: write {name} != 0")
+    if mask.shape != shape:
+        raise ValueError(
+            f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(mask.shape)}: "
+            "resize or expand it to that shape first"
+        )
+
+
+def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -> None:
+    if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+        found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"{name} must be an integer tensor of code numbers, got {found}: write {name}.long()")
+    if shape is not None and indices.shape != shape:
+        raise ValueError(
+            f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(indices.shape)}: "
+            "give the indices that quantize returned for these very tokens"
+        )
+
+
+def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
+    """Every index is -1 (masked) or names a code. Waits for the device, so it stays out of hot paths and graphs."""
+    if indices.numel() == 0 or indices.device.type == "meta" or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in indices.aminmax())
+    if low < -1 or high >= codebook_size:
+        raise ValueError(
+            f"{name} must be from -1 (masked) to {codebook_size - 1} (codebook_size - 1), got {low} to {high}: "
+            "check that they come from this codebook"
+        )
+
+
+def check_positive_int(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_range(name: str, value: float, low: float, high: float, *, rule: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}{rule and ': '}{rule}")
+
+
+def by_name(kind: str, choice: str | T, table: Mapping[str, T]) -> T:
+    """What ``choice`` names in ``table``, or ``choice`` itself where it is callable."""
+    if isinstance(choice, str):
+        if choice not in table:
+            raise ValueError(f"{kind} must be one of {', '.join(map(repr, table))}, or a callable, got {choice!r}")
+        return table[choice]
+    if not callable(choice):
+        raise TypeError(f"{kind} must be a name ({', '.join(map(repr, table))}) or a callable, got {choice!r}")
+    return choice

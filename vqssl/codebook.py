@@ -1,0 +1,449 @@
+"""EMACodebook: vector quantisation whose codes follow the data by exponential moving averages."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
+
+from vqssl import kernels
+from vqssl.checks import (
+    by_name,
+    check_code_range,
+    check_floating,
+    check_indices,
+    check_mask,
+    check_positive_int,
+    check_range,
+    check_tokens,
+)
+from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
+from vqssl.functional.ema import EMA_RULES, CodebookState, EMARule
+from vqssl.functional.estimators import ESTIMATORS
+from vqssl.functional.losses import commitment_loss
+from vqssl.functional.random import random_normal
+from vqssl.functional.usage import codebook_usage
+from vqssl.initialization import Initialization, SampleInit
+from vqssl.revival import BatchRevival, NoRevival, Revival
+from vqssl.types import CodebookUsage, Quantized
+
+__all__ = ["EMACodebook"]
+
+
+class EMACodebook(nn.Module):
+    r"""Replaces each token by the nearest of K codes, and moves the codes after the tokens.
+
+    .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2, \qquad q_i = e_{k_i}, \qquad
+        L = \beta \cdot \mathrm{mean}\,(z - \mathrm{sg}[q])^2
+
+    (DiSSECT, arXiv 2509.18765, Eqs. 4 and 5). In training mode a forward pass also updates the codes, as BatchNorm
+    updates its statistics: no gradient and no optimizer step is involved. The batch's own outputs use the codes from
+    *before* that update. Gradients pass straight through to the tokens, in eval mode as well. For loops that
+    accumulate gradients or recompute activations, call the halves: :meth:`quantize` (pure) and :meth:`update_`.
+
+    Under ``torch.distributed`` the statistics are summed over the ranks of ``process_group``, asked for at call time;
+    every rank has to call forward equally often, with any number of tokens, none included. Ranks that start with
+    equal codes stay equal.
+
+    Args:
+        codebook_size: K, how many codes.
+        dim: D, their width.
+        decay: gamma, the share of the old statistics that a step keeps, 0 to 1.
+        eps: epsilon of the Laplace smoothing, in tokens.
+        metric: ``"euclidean"``, or ``"cosine"``: tokens and codes are then normalised to length 1, outputs too.
+        commitment_weight: beta.
+        ema: ``"count_weighted"`` (the conventional rule, default), ``"batch_mean"`` (the paper's Eq. 1), or a function
+            with the signature of :func:`vqssl.functional.count_weighted_ema`.
+        initialization: an object as in :mod:`vqssl.initialization`; by default codes are tokens of the first training
+            batch that holds any.
+        revival: an object as in :mod:`vqssl.revival`; by default codes that get less than a tenth of the fair share
+            become tokens of the current batch. None leaves dead codes dead.
+        estimator: ``"straight_through"``, ``"rotation"``, or a function ``(x, quantized) -> tensor``.
+        seed: of the codebook's own counter-based generator; torch's global generators are not used. Ranks need the
+            same seed.
+        process_group: the ranks that share the codes; None is the default group.
+        device: of the state.
+        dtype: of the state: float64, or else float32, also where half precision is asked for here or by ``.half()``.
+
+    Shape:
+        Input ``(*batch, D)``, a mask ``(*batch,)``; output :class:`~vqssl.types.Quantized`: ``quantized``
+        ``(*batch, D)`` in the input's dtype, ``indices`` ``(*batch,)`` int64, ``commitment_loss`` a scalar.
+
+    State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)`` in tokens a step, ``embed_avg`` ``(K, D)``,
+    ``initialized`` (bool) and ``rng`` (int64: seed, draws so far); a loaded state continues bit for bit.
+
+    Raises:
+        TypeError: an argument of another type than above.
+        ValueError: a size below 1, a decay outside [0, 1], an unknown name.
+
+    >>> import torch
+    >>> codebook = EMACodebook(codebook_size=16, dim=4)
+    >>> quantized, indices, loss = codebook(torch.randn(2, 10, 4))
+    >>> quantized.shape, indices.shape, bool(loss >= 0)
+    (torch.Size([2, 10, 4]), torch.Size([2, 10]), True)
+    >>> codebook
+    EMACodebook(16, 4, decay=0.99)
+    """
+
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    initialized: Tensor
+    rng: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        metric: str = "euclidean",
+        commitment_weight: float = 0.25,
+        ema: str | EMARule = "count_weighted",
+        initialization: Initialization | None = None,
+        revival: Revival | None = BatchRevival(),  # noqa: B008 (frozen)
+        estimator: str | Callable[[Tensor, Tensor], Tensor] = "straight_through",
+        seed: int = 0,
+        process_group: ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("codebook_size", codebook_size)
+        check_positive_int("dim", dim)
+        check_range("decay", decay, 0, 1, rule="the share of the old statistics that a step keeps")
+        check_range("eps", eps, 0, float("inf"))
+        check_range("commitment_weight", commitment_weight, 0, float("inf"))
+        if metric not in kernels.METRICS:
+            raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.decay = decay
+        self.eps = eps
+        self.metric = metric
+        self.commitment_weight = commitment_weight
+        self.ema = by_name("ema", ema, EMA_RULES)
+        self.initialization = SampleInit() if initialization is None else initialization
+        self.revival = NoRevival() if revival is None else revival
+        self.estimator = by_name("estimator", estimator, ESTIMATORS)
+        self.seed = seed
+        self.process_group = process_group
+        self.frozen = False
+
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("embed", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("cluster_size", torch.empty(codebook_size, device=device, dtype=dtype))
+        self.register_buffer("embed_avg", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
+        self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
+        self._known_initialized = False
+        self.register_load_state_dict_post_hook(_forget_what_was_known)
+        self.reset_parameters()
+
+    # ---- forward ----
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantise, and in training mode (unless frozen) initialise before and update after.
+
+        Args:
+            x: tokens ``(*batch, D)``.
+            mask: ``(*batch,)`` bool, True where a token counts.
+
+        Returns:
+            See :meth:`quantize`.
+
+        Raises:
+            TypeError: ``x`` is no floating tensor, or the mask is not boolean.
+            ValueError: the width of ``x`` is not D, the mask is not ``(*batch,)``, or the initialisation refuses the
+                batch. The state is then as it was.
+        """
+        if self.training:
+            self.initialize_(x, mask)
+        result = self.quantize(x, mask)
+        if self.training:
+            self.update_(x, result.indices)
+        return result
+
+    def quantize(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        """The pure half of forward: nearest code, look-up, gradient estimator and commitment. Changes nothing.
+
+        A masked token gets index -1 and zeros, and no part in the loss, whatever it holds. A token with NaN or an
+        infinity that is not masked gets index -1 too, and makes its output and the loss NaN, where a gradient scaler
+        or anomaly check will see it; the statistics never do. An empty or fully masked batch has loss 0.
+
+        Args and errors are those of :meth:`forward`.
+
+        >>> import torch
+        >>> codebook = EMACodebook(8, 4)
+        >>> x = torch.randn(3, 4)
+        >>> codebook.quantize(x, mask=torch.tensor([True, True, False])).indices[2].item()
+        -1
+        """
+        check_tokens("x", x, self.dim)
+        check_mask(mask, x.shape[:-1])
+        tokens = self._tokens(x)
+        indices = self._nearest(tokens, mask)
+        codes = self._codes(indices)
+        loss = commitment_loss(tokens, codes, mask, self.commitment_weight)
+        quantized = self.estimator(tokens, codes).to(x.dtype)
+        if mask is not None:
+            quantized = torch.where(mask[..., None], quantized, 0.0)
+        return Quantized(quantized, indices, loss)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The codes at ``indices``, raw.
+
+        Args:
+            indices: integers of any shape; -1 (masked) gives zeros.
+
+        Returns:
+            ``(*indices.shape, D)`` in the dtype of the state.
+
+        Raises:
+            TypeError: ``indices`` is no integer tensor.
+            ValueError: an index is K or more, or below -1.
+
+        >>> import torch
+        >>> EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
+        torch.Size([2, 2])
+        """
+        check_indices("indices", indices)
+        check_code_range("indices", indices, self.codebook_size)
+        return self._codes(indices)
+
+    def usage(self, dead_below: float = 0.1) -> CodebookUsage:
+        """How evenly the codes are used, from the running counts, which are sums over all ranks.
+
+        Args:
+            dead_below: a code is dead that gets less than this fraction of the fair share.
+
+        Returns:
+            :class:`~vqssl.types.CodebookUsage` of detached scalars.
+
+        >>> EMACodebook(8, 4).usage().dead.item()
+        0
+        """
+        return codebook_usage(self.cluster_size, dead_below)
+
+    # ---- state ----
+
+    @torch.no_grad()
+    def update_(self, x: Tensor, indices: Tensor) -> None:
+        """The other half of forward: move the codes towards the tokens that chose them, then revive dead codes.
+
+        Does nothing where the codebook is frozen, and leaves everything as it was where no rank has a valid token.
+
+        Args:
+            x: tokens ``(*batch, D)``, as given to :meth:`quantize`.
+            indices: ``(*batch,)``, what :meth:`quantize` returned; -1 is left out.
+
+        Raises:
+            TypeError: ``x`` is no floating or ``indices`` no integer tensor.
+            ValueError: the width of ``x`` is not D, or the shapes do not fit.
+
+        >>> import torch
+        >>> codebook, x = EMACodebook(8, 4), torch.randn(32, 4)
+        >>> codebook.initialize_(x)
+        >>> codebook.update_(x, codebook.quantize(x).indices)
+        >>> round(codebook.cluster_size.sum().item(), 2)  # 0.99 * 8 + 0.01 * 32
+        8.24
+        """
+        check_tokens("x", x, self.dim)
+        check_indices("indices", indices, x.shape[:-1])
+        if self.frozen:
+            return
+        tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
+        indices = indices.reshape(-1)
+        counts, sums, per_rank = all_reduce_sum(
+            [
+                *kernels.code_sums(tokens, indices, self.codebook_size),
+                one_hot_of_rank((indices >= 0).sum(), self.process_group),
+            ],
+            self.process_group,
+        )
+        # A sum that overflowed would stay for ever: its code sits this step out.
+        sound = torch.isfinite(sums).all(-1)
+        counts, sums = torch.where(sound, counts, 0.0), torch.where(sound[:, None], sums, 0.0)
+
+        pool = TokenPool(tokens, indices >= 0, per_rank, self.process_group)
+        state = self.ema(self._state(), counts, sums, self.decay, self.eps)
+        state = self.revival(state, pool, self.rng)
+        self._write(state, counts.sum() > 0)
+
+    @torch.no_grad()
+    def initialize_(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Give the codes their first values from ``x``, once; later calls, and those while frozen, do nothing.
+
+        Forward does so in training mode. A batch without any valid token on any rank is passed over.
+
+        Args and errors are those of :meth:`forward`.
+
+        >>> import torch
+        >>> codebook = EMACodebook(8, 4)
+        >>> codebook.initialize_(torch.randn(32, 4))
+        >>> codebook.initialized.item()
+        True
+        """
+        codes = self.first_codes(x, mask)
+        if codes is not None:
+            self.set_codes_(codes)
+
+    @torch.no_grad()
+    def first_codes(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """The codes that :meth:`initialize_` would set, ``(K, D)``, or None where it would do nothing. Changes nothing.
+
+        Args and errors are those of :meth:`forward`.
+
+        >>> import torch
+        >>> codebook = EMACodebook(8, 4)
+        >>> codebook.first_codes(torch.randn(32, 4)).shape, codebook.initialized.item()
+        (torch.Size([8, 4]), False)
+        """
+        check_tokens("x", x, self.dim)
+        check_mask(mask, x.shape[:-1])
+        return None if self.frozen or self._known_initialized else self._first_codes(x, mask)
+
+    @torch.compiler.disable  # it waits for the device, once in a codebook's life
+    def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        if self.initialized:
+            self._known_initialized = True
+            return None
+        tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
+        valid = torch.isfinite(tokens).all(-1)
+        if mask is not None:
+            valid &= mask.reshape(-1)
+        pool = gather_pool(tokens, valid, self.process_group)
+        if pool.total == 0:
+            return None
+        codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
+        return self.embed if codes is None else codes
+
+    @torch.no_grad()
+    def set_codes_(self, codes: Tensor) -> None:
+        """Replace the codes, and set counts and sums to match; the codebook counts as initialised then.
+
+        Args:
+            codes: ``(K, D)``, finite.
+
+        Raises:
+            TypeError: ``codes`` is no floating tensor.
+            ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
+
+        >>> import torch
+        >>> codebook = EMACodebook(3, 2)
+        >>> codebook.set_codes_(torch.eye(3, 2))
+        >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
+        1
+        """
+        check_floating("codes", codes)
+        if codes.shape != self.embed.shape:
+            raise ValueError(
+                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
+            )
+        if not torch.isfinite(codes).all():
+            raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
+        codes = self._tokens(codes.to(self.embed))
+        self.embed.copy_(codes)
+        self.embed_avg.copy_(codes)
+        self.cluster_size.fill_(1.0)
+        self.initialized.fill_(True)
+        self.rng[1] += 1
+        self._known_initialized = True
+
+    def freeze(self, frozen: bool = True) -> "EMACodebook":
+        """Stop updates, initialisation and revival, whatever the mode; ``freeze(False)`` lets them go on.
+
+        Apart from ``.eval()``, which a Trainer may undo at any time. Gradients still reach the tokens. Not part of the
+        state dict, as ``requires_grad`` is not.
+
+        >>> EMACodebook(8, 4).freeze().frozen
+        True
+        """
+        self.frozen = frozen
+        return self
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start over: standard normal codes from ``seed``, counts of 1, not initialised."""
+        self.rng.copy_(self.rng.new_tensor([self.seed, 0]))
+        codes = random_normal(self.rng, self.codebook_size * self.dim, self.embed.dtype)
+        self.embed.copy_(self._tokens(codes.reshape(self.codebook_size, self.dim)))
+        self.embed_avg.copy_(self.embed)
+        self.cluster_size.fill_(1.0)
+        self.initialized.fill_(False)
+        self.rng[1] += 1
+        self._known_initialized = False
+
+    def extra_repr(self) -> str:
+        defaults = {"metric": "euclidean", "commitment_weight": 0.25}
+        options = [f"decay={self.decay:g}"]
+        options += [
+            f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual
+        ]
+        if self.ema is not EMA_RULES["count_weighted"]:
+            options.append(f"ema={_name_of(self.ema)}")
+        if self.initialization != SampleInit():
+            options.append(f"initialization={self.initialization}")
+        if self.revival != BatchRevival():
+            options.append(f"revival={self.revival}")
+        if self.estimator is not ESTIMATORS["straight_through"]:
+            options.append(f"estimator={_name_of(self.estimator)}")
+        if self.frozen:
+            options.append("frozen")
+        return f"{self.codebook_size}, {self.dim}, {', '.join(options)}"
+
+    # ---- parts ----
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Tokens as they are compared: of length 1 where the metric is cosine."""
+        return normalize(x, dim=-1) if self.metric == "cosine" else x
+
+    def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        flat = tokens.detach().reshape(-1, self.dim)
+        indices = kernels.nearest_codeword(flat, self.embed, self.metric).reshape(tokens.shape[:-1])
+        return indices if mask is None else torch.where(mask, indices, -1)
+
+    def _codes(self, indices: Tensor) -> Tensor:
+        known = (indices >= 0)[..., None]
+        return torch.where(known, torch.nn.functional.embedding(indices.clamp_min(0), self.embed), 0.0)
+
+    def _state(self) -> CodebookState:
+        return CodebookState(self.embed, self.cluster_size, self.embed_avg)
+
+    def _write(self, state: CodebookState, where: Tensor) -> None:
+        """Take ``state`` over, and count one draw, if the scalar ``where`` says so: without waiting for the device."""
+        embed = state.embed
+        if self.metric == "cosine":
+            # Tokens that cancel out leave no direction: the code keeps the one it had.
+            length = embed.norm(dim=-1, keepdim=True)
+            embed = torch.where(length > 0, embed / torch.where(length > 0, length, 1.0), self.embed)
+        self.embed.copy_(torch.where(where, embed, self.embed))
+        self.cluster_size.copy_(torch.where(where, state.cluster_size, self.cluster_size))
+        self.embed_avg.copy_(torch.where(where, state.embed_avg, self.embed_avg))
+        self.rng[1] += where.long()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMACodebook":
+        # .half() and .bfloat16() move the rest of a model; statistics that add a hundredth a step need float32.
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(applied.device)
+            return applied
+
+        return super()._apply(at_least_float32, recurse)
+
+    if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
+
+        def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized: ...
+
+
+def _forget_what_was_known(module: nn.Module, incompatible_keys: Any) -> None:
+    # A loaded `initialized` may be either; the next training step looks.
+    module._known_initialized = False  # type: ignore[assignment]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

@@ -1,0 +1,45 @@
+"""The pure functions behind the modules, in the order in which data meets them."""
+
+from vqssl.functional.ema import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
+from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
+from vqssl.functional.losses import commitment_loss, cosine_regression_loss
+from vqssl.functional.schedules import cosine_momentum
+from vqssl.functional.search import nearest_codeword
+from vqssl.functional.serf import (
+    OPERATORS,
+    SERFOperator,
+    batch_attention,
+    channel_attention,
+    concatenation,
+    masked_mean,
+    pooled_codes,
+    spatial_attention,
+    spatial_attention_weights,
+)
+from vqssl.functional.usage import code_counts, codebook_usage, target_spread
+
+__all__ = [
+    "nearest_codeword",
+    "straight_through",
+    "rotation_trick",
+    "ESTIMATORS",
+    "commitment_loss",
+    "CodebookState",
+    "count_weighted_ema",
+    "batch_mean_ema",
+    "EMA_RULES",
+    "masked_mean",
+    "channel_attention",
+    "batch_attention",
+    "spatial_attention",
+    "spatial_attention_weights",
+    "pooled_codes",
+    "concatenation",
+    "SERFOperator",
+    "OPERATORS",
+    "cosine_regression_loss",
+    "cosine_momentum",
+    "code_counts",
+    "codebook_usage",
+    "target_spread",
+]

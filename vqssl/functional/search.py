@@ -1,0 +1,54 @@
+"""The public face of the nearest-codeword search: validated, for tokens of any leading shape."""
+
+from torch import Tensor
+
+from vqssl import kernels
+from vqssl.checks import check_floating, check_tokens
+
+__all__ = ["nearest_codeword"]
+
+
+def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
+    r"""Index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
+
+    .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2 \quad\text{or}\quad
+        k_i = \arg\max_j \frac{\langle z_i, e_j \rangle}{\lVert z_i \rVert \lVert e_j \rVert}
+
+    The answer is exact: it is the nearest code in float64 to the values as they were given, whatever their dtype
+    and whatever precision torch's matrix products are set to. The lowest index wins ties, also between equal codes.
+    The ``N x K`` matrix of distances is never held. No gradient passes.
+
+    Args:
+        x: tokens ``(*batch, D)``, float16, bfloat16, float32 or float64, of any strides; ``*batch`` may be empty.
+        codebook: codes ``(K, D)``, floating, K >= 1.
+        metric: ``"euclidean"`` or ``"cosine"``.
+
+    Returns:
+        ``(*batch,)`` int64. A token with NaN or an infinity has no nearest code and gets -1: a value that no look-up
+        accepts silently, and that, unlike an exception, costs no wait for the device. Codes with NaN or an infinity are
+        never chosen.
+
+    Raises:
+        TypeError: ``x`` or ``codebook`` is no floating tensor.
+        ValueError: the widths differ, ``codebook`` is not ``(K, D)`` with K >= 1 and D >= 1, the devices differ,
+            or the metric is unknown.
+
+    >>> import torch
+    >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    >>> nearest_codeword(torch.tensor([[0.9, 0.8], [0.1, -3.0], [float("nan"), 0.0]]), codes)
+    tensor([ 1,  0, -1])
+    """
+    if metric not in kernels.METRICS:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+    check_floating("codebook", codebook)
+    if codebook.ndim != 2 or 0 in codebook.shape:
+        raise ValueError(
+            f"codebook must be (K, D) with at least one code of at least one entry, got shape {tuple(codebook.shape)}"
+        )
+    check_tokens("x", x, codebook.shape[1], "(*batch, D)")
+    if x.device != codebook.device:
+        raise ValueError(
+            f"x and codebook must be on one device, got {x.device} and {codebook.device}: write codebook.to(x.device)"
+        )
+    flat = x.detach().reshape(-1, x.shape[-1])
+    return kernels.nearest_codeword(flat, codebook.detach(), metric).reshape(x.shape[:-1])

@@ -1,0 +1,242 @@
+"""MultiScaleQuantizer: projection, codebook and commitment for each level of a feature pyramid."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqssl.checks import check_floating, check_mask, check_positive_int
+from vqssl.codebook import EMACodebook
+from vqssl.projection import OrthogonalProjection, Projection
+from vqssl.types import MultiScaleQuantized, Quantized
+
+__all__ = ["MultiScaleQuantizer"]
+
+
+class MultiScaleQuantizer(nn.Module):
+    r"""Quantises one or several feature maps, each after a projection to the common code width.
+
+    .. math:: z^s = \phi_s(h^s), \qquad q^s = e^s_{k}, \qquad L_{VQ} = \sum_s \beta \,
+        \mathrm{mean}\,(z^s - \mathrm{sg}[q^s])^2
+
+    (DiSSECT, arXiv 2509.18765, Eqs. 4 and 5.) All scales are quantised with the codes from before the step; then, in
+    training mode, the codebooks are updated.
+
+    Args:
+        in_channels: C_s, the channels of each map, one number a scale.
+        codebook_size: K, for all scales or one number a scale.
+        dim: D, the common code width.
+        shared: whether all scales use one codebook, updated once a step with the tokens of all scales.
+        channels_last: False for maps with channels first and any number of spatial axes, ``(B, C, T)``,
+            ``(B, C, H, W)``, ``(B, C, D, H, W)``; True for tokens ``(B, ..., C)``. Outputs come in the same layout.
+        projection: ``(in_channels, dim) -> module`` for tokens: :class:`~vqssl.OrthogonalProjection` (default, fixed),
+            :class:`~vqssl.LearnedProjection`, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
+        device, dtype: of projections and codebooks.
+        **codebook_options: what :class:`~vqssl.EMACodebook` takes by name: ``decay``, ``metric``,
+            ``commitment_weight``, ``revival`` and so on. Scale s gets ``seed + s``.
+
+    Shape:
+        Input: a sequence of S maps ``(B, C_s, *spatial_s)``, and optionally a sequence of S masks ``(B, *spatial_s)``
+        (True where a token counts; an entry may be None). Output: :class:`~vqssl.types.MultiScaleQuantized`.
+
+    Raises:
+        TypeError: an argument of another type than above.
+        ValueError: no scale, another number of sizes than scales, several sizes for a shared codebook, or what
+            :class:`~vqssl.EMACodebook` refuses.
+
+    >>> import torch
+    >>> quantizer = MultiScaleQuantizer([16, 32], codebook_size=8, dim=4)
+    >>> out = quantizer([torch.randn(2, 16, 8, 8), torch.randn(2, 32, 4, 4)])
+    >>> [tuple(q.shape) for q in out.quantized], [tuple(k.shape) for k in out.indices]
+    ([(2, 4, 8, 8), (2, 4, 4, 4)], [(2, 8, 8), (2, 4, 4)])
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        codebook_size: int | Sequence[int],
+        dim: int,
+        *,
+        shared: bool = False,
+        channels_last: bool = False,
+        projection: Projection = OrthogonalProjection,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **codebook_options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(in_channels, int):
+            raise TypeError(
+                f"in_channels must be a sequence, one number a scale, got {in_channels}: write [{in_channels}]"
+            )
+        self.in_channels = tuple(in_channels)
+        if not self.in_channels:
+            raise ValueError("in_channels must name at least one scale, got none: give the channels of each map")
+        for channels in self.in_channels:
+            check_positive_int("each of in_channels", channels)
+        self.dim = dim
+        self.shared = shared
+        self.channels_last = channels_last
+        sizes = _sizes(codebook_size, len(self.in_channels), shared)
+        seed = codebook_options.pop("seed", 0)
+        self.projections = nn.ModuleList(projection(channels, dim) for channels in self.in_channels)
+        self.projections.to(device=device, dtype=dtype)
+        self.codebooks = nn.ModuleList(
+            EMACodebook(size, dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
+            for scale, size in enumerate(sizes)
+        )
+
+    @property
+    def num_scales(self) -> int:
+        """S, how many maps a call takes."""
+        return len(self.in_channels)
+
+    def forward(self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> MultiScaleQuantized:
+        """Project and quantise each map, and in training mode update the codebooks.
+
+        Args:
+            features: S maps ``(B, C_s, *spatial_s)``, or ``(B, ..., C_s)`` where ``channels_last``.
+            masks: S masks ``(B, *spatial_s)``, or None.
+
+        Returns:
+            :class:`~vqssl.types.MultiScaleQuantized`.
+
+        Raises:
+            TypeError: a map is no floating tensor, a mask is not boolean, or one tensor came instead of a sequence.
+            ValueError: another number of maps or masks than scales, the wrong channels, or a mask of another shape.
+                No codebook has changed then.
+        """
+        masks = self._check(features, masks)
+        tokens = [
+            project(feature if self.channels_last else rearrange(feature, "b c ... -> b ... c"))
+            for project, feature in zip(self.projections, features, strict=True)
+        ]
+        if self.training:
+            self._initialize(tokens, masks)
+        results = self._quantize(tokens, masks)
+        if self.training:
+            self._update(tokens, results)
+        losses = tuple(result.commitment_loss for result in results)
+        return MultiScaleQuantized(
+            quantized=tuple(self._layout(result.quantized) for result in results),
+            indices=tuple(result.indices for result in results),
+            commitment_loss=torch.stack(losses).sum(),
+            commitment_losses=losses,
+        )
+
+    def codebook(self, scale: int) -> EMACodebook:
+        """The codebook of a scale, 0 to S - 1 in the order of ``in_channels``; the same one for all where shared.
+
+        >>> MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).codebook(1)
+        EMACodebook(8, 4, decay=0.99)
+        """
+        found = self.codebooks[0 if self.shared else scale]
+        assert isinstance(found, EMACodebook)
+        return found
+
+    def freeze(self, frozen: bool = True) -> "MultiScaleQuantizer":
+        """:meth:`vqssl.EMACodebook.freeze` for all codebooks."""
+        for codebook in self.codebooks:
+            assert isinstance(codebook, EMACodebook)
+            codebook.freeze(frozen)
+        return self
+
+    def extra_repr(self) -> str:
+        options = [f"dim={self.dim}"]
+        options += [name for name in ("shared", "channels_last") if getattr(self, name)]
+        return f"in_channels={list(self.in_channels)}, {', '.join(options)}"
+
+    # ---- parts ----
+
+    def _initialize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> None:
+        if self.shared:
+            self.codebook(0).initialize_(self._joined(tokens), _joined_masks(tokens, masks))
+            return
+        # All are drawn before any is set: an initialisation that refuses one scale leaves the others as they were.
+        codes = [
+            self.codebook(scale).first_codes(z, mask) for scale, (z, mask) in enumerate(zip(tokens, masks, strict=True))
+        ]
+        for scale, first in enumerate(codes):
+            if first is not None:
+                self.codebook(scale).set_codes_(first)
+
+    def _quantize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> list[Quantized]:
+        return [
+            self.codebook(scale).quantize(z, mask) for scale, (z, mask) in enumerate(zip(tokens, masks, strict=True))
+        ]
+
+    def _update(self, tokens: list[Tensor], results: list[Quantized]) -> None:
+        if self.shared:
+            indices = torch.cat([result.indices.reshape(-1) for result in results])
+            self.codebook(0).update_(self._joined(tokens), indices)
+            return
+        for scale, (z, result) in enumerate(zip(tokens, results, strict=True)):
+            self.codebook(scale).update_(z, result.indices)
+
+    def _joined(self, tokens: list[Tensor]) -> Tensor:
+        return torch.cat([z.reshape(-1, self.dim) for z in tokens])
+
+    def _layout(self, quantized: Tensor) -> Tensor:
+        return quantized if self.channels_last else rearrange(quantized, "b ... c -> b c ...")
+
+    def _check(self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
+        if isinstance(features, Tensor):
+            raise TypeError(
+                f"features must be a sequence of {self.num_scales} maps, got one tensor of shape "
+                f"{tuple(features.shape)}: write [features]"
+            )
+        if len(features) != self.num_scales:
+            raise ValueError(
+                f"features must hold one map for each of the {self.num_scales} scales of in_channels, got "
+                f"{len(features)}: pass those maps of the encoder that in_channels names"
+            )
+        if masks is None:
+            masks = [None] * self.num_scales
+        if isinstance(masks, Tensor) or len(masks) != self.num_scales:
+            raise ValueError(
+                f"masks must hold one mask or None for each of the {self.num_scales} scales, got {len(masks)}"
+            )
+        layout = "(B, ..., C)" if self.channels_last else "(B, C, *spatial)"
+        for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
+            check_floating(f"features[{scale}]", feature)
+            axis = -1 if self.channels_last else 1
+            if feature.ndim < 2 or feature.shape[axis] != channels:
+                raise ValueError(
+                    f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: check "
+                    f"the order of the maps, and channels_last = {self.channels_last}"
+                )
+            shape = feature.shape[:-1] if self.channels_last else feature.shape[:1] + feature.shape[2:]
+            check_mask(masks[scale], shape, f"masks[{scale}]")
+        return masks
+
+    if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
+
+        def __call__(
+            self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+        ) -> MultiScaleQuantized: ...
+
+
+def _sizes(codebook_size: int | Sequence[int], scales: int, shared: bool) -> list[int]:
+    """The size of each codebook to build."""
+    if isinstance(codebook_size, int):
+        return [codebook_size] * (1 if shared else scales)
+    if shared:
+        raise ValueError(f"a shared codebook has one codebook_size, got {list(codebook_size)}: give one int")
+    if len(codebook_size) != scales:
+        raise ValueError(
+            f"codebook_size must be one int or one for each of the {scales} scales, got {list(codebook_size)}"
+        )
+    return list(codebook_size)
+
+
+def _joined_masks(tokens: list[Tensor], masks: Sequence[Tensor | None]) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    return torch.cat(
+        [
+            (torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask).reshape(-1)
+            for z, mask in zip(tokens, masks, strict=True)
+        ]
+    )

@@ -1,0 +1,91 @@
+"""From an encoder's channels to the common code width: what :class:`vqssl.MultiScaleQuantizer` puts before a codebook."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+
+from vqssl.checks import check_positive_int
+
+__all__ = ["LearnedProjection", "OrthogonalProjection", "Projection"]
+
+Projection = Callable[[int, int], nn.Module]
+"""``(in_channels, dim) -> module`` that maps ``(*batch, in_channels)`` to ``(*batch, dim)``."""
+
+
+class OrthogonalProjection(nn.Module):
+    r"""A fixed random orthogonal map, then the token's own normalisation: nothing here is trained.
+
+    .. math:: z = \mathrm{LN}(W h), \qquad W W^\top = I \text{ or } W^\top W = I
+
+    A projection that only the commitment loss trains shrinks its output, since that is the cheapest way to be close to
+    a code; this one cannot. The layer norm has no weights and gives every token a length of about sqrt(dim).
+
+    Args:
+        in_channels: C, width of the features.
+        dim: D, width of the codes.
+        device, dtype: of the map, a buffer drawn from torch's global generator.
+
+    Shape:
+        ``(*batch, C) -> (*batch, D)``.
+
+    >>> import torch
+    >>> OrthogonalProjection(8, 4)(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("in_channels", in_channels)
+        check_positive_int("dim", dim)
+        self.in_channels = in_channels
+        self.dim = dim
+        self.register_buffer("weight", torch.empty(dim, in_channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the map anew."""
+        # LAPACK and its kin know no half precision.
+        drawn = torch.empty_like(self.weight, dtype=torch.promote_types(self.weight.dtype, torch.float32))
+        self.weight.copy_(nn.init.orthogonal_(drawn))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(linear(x, self.weight), (self.dim,))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.dim}"
+
+
+class LearnedProjection(nn.Sequential):
+    r"""A linear map that gradients train, then the token's own normalisation: :math:`z = \mathrm{LN}(W h + b)`.
+
+    Without the layer norm (which has no weights) commitment alone would shrink the map to nothing.
+
+    Args:
+        in_channels: C, width of the features.
+        dim: D, width of the codes.
+        **factory: ``device`` and ``dtype``.
+
+    Shape:
+        ``(*batch, C) -> (*batch, D)``.
+
+    >>> import torch
+    >>> LearnedProjection(8, 4)(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    def __init__(self, in_channels: int, dim: int, **factory: Any) -> None:
+        check_positive_int("in_channels", in_channels)
+        check_positive_int("dim", dim)
+        super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))

@@ -1,0 +1,222 @@
+"""MomentumTeacher: a frozen copy of any module that follows it by momentum."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from vqssl.checks import check_positive_int, check_range
+from vqssl.functional.schedules import cosine_momentum
+
+__all__ = ["MomentumTeacher"]
+
+BUFFER_POLICIES = ("ema", "copy", "own")
+
+
+class MomentumTeacher(nn.Module):
+    r"""A copy of the student that never gets a gradient and follows the student's weights slowly.
+
+    .. math:: \xi \leftarrow m_t\, \xi + (1 - m_t)\, \theta, \qquad
+        m_t = m_T - (m_T - m_0) \cdot \tfrac{1}{2} \big( \cos(\pi t / T) + 1 \big)
+
+    (BYOL, arXiv 2006.07733; DiSSECT, arXiv 2509.18765.) It starts as an exact copy, keeps no reference to the student,
+    and is called like the student. Call :meth:`update_` once after each optimizer step.
+
+    Integer and boolean buffers are copied from the student. What becomes of floating buffers, such as BatchNorm's
+    running statistics, is ``buffers``:
+
+    - ``"ema"`` (default): they follow the student's by the same momentum. In eval mode the teacher's statistics then
+      belong to its weights, however old those are; in training mode the teacher's own forward passes update them as
+      well, and dominate.
+    - ``"copy"``: they become the student's at each update.
+    - ``"own"``: update_ leaves all buffers alone; only the teacher's own forward passes in training mode move them.
+      This is what lightly and solo-learn do. A teacher kept in eval mode would then keep its first statistics for
+      ever.
+
+    Args:
+        student: any module with parameters, also wrapped in DistributedDataParallel or ``torch.compile``.
+        momentum: m_0, or m throughout where ``total_steps`` is None.
+        final_momentum: m_T.
+        total_steps: T, the number of updates over which the momentum goes from m_0 to m_T; None keeps m_0.
+        buffers: see above.
+
+    Shape:
+        That of the student.
+
+    The number of updates so far is part of the state dict (as "extra state", a plain int), so a resumed run continues
+    the schedule where it was.
+
+    Raises:
+        TypeError: ``student`` is no module.
+        ValueError: the student has no parameters, or lazy ones that have no shape yet; an argument is out of range.
+
+    >>> import torch
+    >>> student = torch.nn.Linear(3, 2)
+    >>> teacher = MomentumTeacher(student, momentum=0.9)
+    >>> bool((teacher(torch.ones(1, 3)) == student(torch.ones(1, 3))).all()), teacher(torch.ones(1, 3)).requires_grad
+    (True, False)
+    >>> _ = student.weight.data.add_(1.0)
+    >>> teacher.update_(student)
+    >>> round((student.weight - teacher.module.weight).mean().item(), 4)
+    0.9
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        momentum: float = 0.996,
+        final_momentum: float = 1.0,
+        total_steps: int | None = None,
+        buffers: str = "ema",
+    ) -> None:
+        super().__init__()
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}")
+        check_range("momentum", momentum, 0, 1, rule="it weighs the teacher's old weights")
+        check_range("final_momentum", final_momentum, 0, 1, rule="it weighs the teacher's old weights")
+        if total_steps is not None:
+            check_positive_int("total_steps", total_steps)
+        if buffers not in BUFFER_POLICIES:
+            raise ValueError(f"buffers must be one of {', '.join(map(repr, BUFFER_POLICIES))}, got {buffers!r}")
+        student = _unwrapped(student)
+        parameters = dict(student.named_parameters())
+        if not parameters:
+            raise ValueError(
+                f"student must have parameters to follow, {type(student).__name__} has none: pass the module that trains"
+            )
+        lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(
+                f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then build "
+                "the teacher"
+            )
+        self.momentum = momentum
+        self.final_momentum = final_momentum
+        self.total_steps = total_steps
+        self.buffer_policy = buffers
+        self.step = 0
+        self.module = copy.deepcopy(student).requires_grad_(False)
+        for parameter in self.module.parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the student would return with the teacher's weights, without a graph."""
+        return self.module(*args, **kwargs)
+
+    def momentum_at(self, step: int) -> float:
+        """m_t, a plain float.
+
+        >>> teacher = MomentumTeacher(torch.nn.Linear(1, 1), momentum=0.99, total_steps=100)
+        >>> teacher.momentum_at(0), teacher.momentum_at(100)
+        (0.99, 1.0)
+        """
+        if self.total_steps is None:
+            return self.momentum
+        return cosine_momentum(step, self.total_steps, self.momentum, self.final_momentum)
+
+    @torch.no_grad()
+    def update_(self, student: nn.Module, step: int | None = None) -> None:
+        """Follow the student by one step.
+
+        With gradient accumulation, call it after each optimizer step only.
+
+        Args:
+            student: the module that this is a copy of, wrapped or not.
+            step: t for the schedule; None counts the calls.
+
+        Raises:
+            ValueError: the student's parameters or buffers have other names or shapes than the teacher's, or ``step``
+                is negative. Nothing has changed then.
+
+        >>> student = torch.nn.Linear(3, 2)
+        >>> teacher = MomentumTeacher(student)
+        >>> teacher.update_(student)
+        >>> teacher.step
+        1
+        """
+        student = _unwrapped(student)
+        followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
+        buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
+        t = self.step if step is None else step
+        momentum = self.momentum_at(t)
+
+        if self.buffer_policy == "ema":
+            floating = [buffer.is_floating_point() for buffer in buffers[0]]
+            followers += [buffer for buffer, floats in zip(buffers[0], floating, strict=True) if floats]
+            leaders += [buffer for buffer, floats in zip(buffers[1], floating, strict=True) if floats]
+        if followers:
+            leaders = [leader.detach().to(mine) for mine, leader in zip(followers, leaders, strict=True)]
+            torch._foreach_lerp_(followers, leaders, 1.0 - momentum)
+        if self.buffer_policy != "own":
+            for mine, theirs in zip(*buffers, strict=True):
+                if self.buffer_policy == "copy" or not mine.is_floating_point():
+                    mine.copy_(theirs)
+        self.step = t + 1
+
+    def backbone_state_dict(self, name: str = "") -> dict[str, Tensor]:
+        """The weights and buffers of a part of the teacher under the part's own names, ready for ``load_state_dict``.
+
+        Args:
+            name: of a submodule of the student, such as ``"encoder"`` or ``"encoder.layer4"``; "" is the whole student.
+
+        Returns:
+            Detached copies.
+
+        Raises:
+            ValueError: there is no submodule of that name.
+
+        >>> student = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+        >>> list(MomentumTeacher(student).backbone_state_dict("0"))
+        ['weight', 'bias']
+        """
+        try:
+            part = self.module.get_submodule(name)
+        except AttributeError:
+            children = ", ".join(repr(child) for child, _ in self.module.named_children())
+            raise ValueError(f"name must be a submodule of the student, got {name!r}: it has {children}") from None
+        return {key: value.detach().clone() for key, value in part.state_dict().items() if isinstance(value, Tensor)}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.step = int(state["step"])
+
+    def extra_repr(self) -> str:
+        if self.total_steps is None:
+            momentum = f"momentum={self.momentum:g}"
+        else:
+            momentum = f"momentum={self.momentum:g}..{self.final_momentum:g} over {self.total_steps} steps"
+        return f"{momentum}, buffers={self.buffer_policy!r}"
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(module, wrappers):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _paired(
+    kind: str, ours: Iterator[tuple[str, Tensor]], theirs: Iterator[tuple[str, Tensor]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors of teacher and student in one order, after making sure that they belong together."""
+    mine, other = dict(ours), dict(theirs)
+    for name in [*mine, *other]:
+        found = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (mine, other)]
+        if found[0] != found[1]:
+            raise ValueError(
+                f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} and "
+                f"the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
+            )
+    return list(mine.values()), [other[name] for name in mine]
