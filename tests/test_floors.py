@@ -17,7 +17,7 @@ PACKAGE = Path(vqssl.__file__).parent
 # always import its own submodules. A new part needs a line here.
 KERNELS = {"kernels"}
 MATHS = {"types", "checks", "kernels", "functional", "collectives"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection"}
+BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table"}
 MAY_IMPORT = {
     # F0
     "types": set(),
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "functional": {"types", "checks"} | KERNELS,
     "collectives": {"types", "checks"} | KERNELS,
     "projection": {"checks"},
+    "code_table": MATHS,
     "initialization": MATHS,
     "revival": MATHS,
     # F3

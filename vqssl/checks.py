@@ -51,6 +51,20 @@ def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -
         )
 
 
+def check_one_a_scale(name: str, values: Any, scales: int) -> None:
+    """``values`` is a sequence, not one tensor, with an entry for each scale."""
+    if isinstance(values, Tensor):
+        raise TypeError(
+            f"{name} must be a sequence with one entry for each of the {scales} scales, got one tensor of shape "
+            f"{tuple(values.shape)}: write [{name}]"
+        )
+    if len(values) != scales:
+        raise ValueError(
+            f"{name} must hold one entry for each of the {scales} scales, got {len(values)}: pass those maps that the "
+            "module was built for"
+        )
+
+
 def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
     """Every index is -1 (masked) or names a code. Waits for the device, so it stays out of hot paths and graphs."""
     if indices.numel() == 0 or indices.device.type == "meta" or torch.compiler.is_compiling():

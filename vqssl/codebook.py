@@ -4,35 +4,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.functional import normalize
 
 from vqssl import kernels
 from vqssl.checks import (
     by_name,
-    check_code_range,
-    check_floating,
     check_indices,
     check_mask,
-    check_positive_int,
     check_range,
     check_tokens,
 )
+from vqssl.code_table import CodeTable
 from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
 from vqssl.functional.ema import EMA_RULES, CodebookState, EMARule
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.losses import commitment_loss
-from vqssl.functional.random import random_normal
-from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
 from vqssl.revival import BatchRevival, NoRevival, Revival
-from vqssl.types import CodebookUsage, Quantized
+from vqssl.types import Quantized
 
 __all__ = ["EMACodebook"]
 
 
-class EMACodebook(nn.Module):
+class EMACodebook(CodeTable):
     r"""Replaces each token by the nearest of K codes, and moves the codes after the tokens.
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2, \qquad q_i = e_{k_i}, \qquad
@@ -87,12 +82,6 @@ class EMACodebook(nn.Module):
     EMACodebook(16, 4, decay=0.99)
     """
 
-    embed: Tensor
-    cluster_size: Tensor
-    embed_avg: Tensor
-    initialized: Tensor
-    rng: Tensor
-
     def __init__(
         self,
         codebook_size: int,
@@ -111,37 +100,19 @@ class EMACodebook(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_positive_int("codebook_size", codebook_size)
-        check_positive_int("dim", dim)
+        super().__init__(codebook_size, dim, metric=metric, seed=seed, device=device, dtype=dtype)
         check_range("decay", decay, 0, 1, rule="the share of the old statistics that a step keeps")
         check_range("eps", eps, 0, float("inf"))
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
-        if metric not in kernels.METRICS:
-            raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
-        self.codebook_size = codebook_size
-        self.dim = dim
         self.decay = decay
         self.eps = eps
-        self.metric = metric
         self.commitment_weight = commitment_weight
         self.ema = by_name("ema", ema, EMA_RULES)
         self.initialization = SampleInit() if initialization is None else initialization
         self.revival = NoRevival() if revival is None else revival
         self.estimator = by_name("estimator", estimator, ESTIMATORS)
-        self.seed = seed
         self.process_group = process_group
         self.frozen = False
-
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self.register_buffer("embed", torch.empty(codebook_size, dim, device=device, dtype=dtype))
-        self.register_buffer("cluster_size", torch.empty(codebook_size, device=device, dtype=dtype))
-        self.register_buffer("embed_avg", torch.empty(codebook_size, dim, device=device, dtype=dtype))
-        self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
-        self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
-        self._known_initialized = False
-        self.register_load_state_dict_post_hook(_forget_what_was_known)
-        self.reset_parameters()
 
     # ---- forward ----
 
@@ -192,41 +163,6 @@ class EMACodebook(nn.Module):
         if mask is not None:
             quantized = torch.where(mask[..., None], quantized, 0.0)
         return Quantized(quantized, indices, loss)
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """The codes at ``indices``, raw.
-
-        Args:
-            indices: integers of any shape; -1 (masked) gives zeros.
-
-        Returns:
-            ``(*indices.shape, D)`` in the dtype of the state.
-
-        Raises:
-            TypeError: ``indices`` is no integer tensor.
-            ValueError: an index is K or more, or below -1.
-
-        >>> import torch
-        >>> EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
-        torch.Size([2, 2])
-        """
-        check_indices("indices", indices)
-        check_code_range("indices", indices, self.codebook_size)
-        return self._codes(indices)
-
-    def usage(self, dead_below: float = 0.1) -> CodebookUsage:
-        """How evenly the codes are used, from the running counts, which are sums over all ranks.
-
-        Args:
-            dead_below: a code is dead that gets less than this fraction of the fair share.
-
-        Returns:
-            :class:`~vqssl.types.CodebookUsage` of detached scalars.
-
-        >>> EMACodebook(8, 4).usage().dead.item()
-        0
-        """
-        return codebook_usage(self.cluster_size, dead_below)
 
     # ---- state ----
 
@@ -306,7 +242,7 @@ class EMACodebook(nn.Module):
         check_mask(mask, x.shape[:-1])
         return None if self.frozen or self._known_initialized else self._first_codes(x, mask)
 
-    @torch.compiler.disable  # it waits for the device, once in a codebook's life
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it waits for the device, once in a codebook's life
     def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.initialized:
             self._known_initialized = True
@@ -321,38 +257,6 @@ class EMACodebook(nn.Module):
         codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
         return self.embed if codes is None else codes
 
-    @torch.no_grad()
-    def set_codes_(self, codes: Tensor) -> None:
-        """Replace the codes, and set counts and sums to match; the codebook counts as initialised then.
-
-        Args:
-            codes: ``(K, D)``, finite.
-
-        Raises:
-            TypeError: ``codes`` is no floating tensor.
-            ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
-
-        >>> import torch
-        >>> codebook = EMACodebook(3, 2)
-        >>> codebook.set_codes_(torch.eye(3, 2))
-        >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
-        1
-        """
-        check_floating("codes", codes)
-        if codes.shape != self.embed.shape:
-            raise ValueError(
-                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
-            )
-        if not torch.isfinite(codes).all():
-            raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
-        codes = self._tokens(codes.to(self.embed))
-        self.embed.copy_(codes)
-        self.embed_avg.copy_(codes)
-        self.cluster_size.fill_(1.0)
-        self.initialized.fill_(True)
-        self.rng[1] += 1
-        self._known_initialized = True
-
     def freeze(self, frozen: bool = True) -> "EMACodebook":
         """Stop updates, initialisation and revival, whatever the mode; ``freeze(False)`` lets them go on.
 
@@ -364,18 +268,6 @@ class EMACodebook(nn.Module):
         """
         self.frozen = frozen
         return self
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Start over: standard normal codes from ``seed``, counts of 1, not initialised."""
-        self.rng.copy_(self.rng.new_tensor([self.seed, 0]))
-        codes = random_normal(self.rng, self.codebook_size * self.dim, self.embed.dtype)
-        self.embed.copy_(self._tokens(codes.reshape(self.codebook_size, self.dim)))
-        self.embed_avg.copy_(self.embed)
-        self.cluster_size.fill_(1.0)
-        self.initialized.fill_(False)
-        self.rng[1] += 1
-        self._known_initialized = False
 
     def extra_repr(self) -> str:
         defaults = {"metric": "euclidean", "commitment_weight": 0.25}
@@ -397,18 +289,10 @@ class EMACodebook(nn.Module):
 
     # ---- parts ----
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """Tokens as they are compared: of length 1 where the metric is cosine."""
-        return normalize(x, dim=-1) if self.metric == "cosine" else x
-
     def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         flat = tokens.detach().reshape(-1, self.dim)
         indices = kernels.nearest_codeword(flat, self.embed, self.metric).reshape(tokens.shape[:-1])
         return indices if mask is None else torch.where(mask, indices, -1)
-
-    def _codes(self, indices: Tensor) -> Tensor:
-        known = (indices >= 0)[..., None]
-        return torch.where(known, torch.nn.functional.embedding(indices.clamp_min(0), self.embed), 0.0)
 
     def _state(self) -> CodebookState:
         return CodebookState(self.embed, self.cluster_size, self.embed_avg)
@@ -425,24 +309,9 @@ class EMACodebook(nn.Module):
         self.embed_avg.copy_(torch.where(where, state.embed_avg, self.embed_avg))
         self.rng[1] += where.long()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMACodebook":
-        # .half() and .bfloat16() move the rest of a model; statistics that add a hundredth a step need float32.
-        def at_least_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.dtype in (torch.float16, torch.bfloat16):
-                return tensor.to(applied.device)
-            return applied
-
-        return super()._apply(at_least_float32, recurse)
-
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized: ...
-
-
-def _forget_what_was_known(module: nn.Module, incompatible_keys: Any) -> None:
-    # A loaded `initialized` may be either; the next training step looks.
-    module._known_initialized = False  # type: ignore[assignment]
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -7,19 +7,19 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqssl.checks import check_floating, check_mask, check_positive_int, check_tokens
+from vqssl.checks import check_floating, check_mask, check_one_a_scale, check_positive_int, check_tokens
 from vqssl.functional.serf import OPERATORS, SERFOperator, masked_mean, spatial_attention_weights
 
 __all__ = ["SERFFusion"]
 
 
 class SERFFusion(nn.Module):
-    r"""Fuses quantised maps into an anchor, lets the embedding consult it, and maps the result to the refined target.
+    r"""Fuses quantised maps into an anchor, lets the embedding consult it, and maps the result to a refined target.
 
     .. math:: z_q = \mathrm{pool}\Big(\sum_s \alpha_s \psi_s(q^s)\Big), \qquad
         f = z_c + \mathrm{attention}(z_c, z_q), \qquad z_s = \mathrm{MLP}(f)
 
-    (DiSSECT, arXiv 2509.18765, section "Multi-scale fusion" and Eq. 6.) The maps psi and the sum are linear, so each map
+    (DiSSECT, arXiv 2509.18765, section "Multi-scale fusion" and Eq. 6.) The psi and the sum are linear, so each map
     is pooled first: the same anchor, and no common grid. The operator ``"spatial"`` attends over the tokens themselves.
     The MLP is Linear, BatchNorm, ReLU, Linear.
 
@@ -114,7 +114,7 @@ class SERFFusion(nn.Module):
         return self.mlp(self.refine(z_c, quantized, masks))
 
     def refine(self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> Tensor:
-        """f, the output before the MLP: ``(B, D)``, or ``(B, 2 D)`` for ``"concat"``. Arguments as in :meth:`forward`."""
+        """f, what goes into the MLP: ``(B, D)``, or ``(B, 2 D)`` for ``"concat"``. Arguments as in :meth:`forward`."""
         tokens, token_masks = self._tokens(z_c, quantized, masks)
         if self.operator.keys == "anchor":
             keys, mask = self._anchor(tokens, token_masks), None
@@ -135,7 +135,7 @@ class SERFFusion(nn.Module):
     def attention_maps(
         self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
     ) -> tuple[Tensor, ...]:
-        """Where ``"spatial"`` looks: S maps ``(B, *spatial_s)``, not negative, summing to 1 over all places of a sample.
+        """Where ``"spatial"`` looks: S maps ``(B, *spatial_s)`` of weights, which sum to 1 over all places of a sample.
 
         Arguments as in :meth:`forward`.
 
@@ -172,14 +172,9 @@ class SERFFusion(nn.Module):
         self, z_c: Tensor | None, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Maps as ``(B, N_s, D)`` and masks as ``(B, N_s)``, checked."""
-        if isinstance(quantized, Tensor) or len(quantized) != self.num_scales:
-            found = f"one tensor of shape {tuple(quantized.shape)}" if isinstance(quantized, Tensor) else len(quantized)
-            kind = TypeError if isinstance(quantized, Tensor) else ValueError
-            raise kind(f"quantized must be a sequence of num_scales = {self.num_scales} maps, got {found}")
-        if masks is None:
-            masks = [None] * self.num_scales
-        if isinstance(masks, Tensor) or len(masks) != self.num_scales:
-            raise ValueError(f"masks must hold one mask or None for each of {self.num_scales} scales, got {len(masks)}")
+        masks = [None] * self.num_scales if masks is None else masks
+        check_one_a_scale("quantized", quantized, self.num_scales)
+        check_one_a_scale("masks", masks, self.num_scales)
         batch = len(quantized[0])
         if z_c is not None:
             check_tokens("z_c", z_c, self.dim, "(B, dim)")

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqssl.checks import check_floating, check_mask, check_positive_int
+from vqssl.checks import check_floating, check_mask, check_one_a_scale, check_positive_int
 from vqssl.codebook import EMACodebook
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import MultiScaleQuantized, Quantized
@@ -182,22 +182,9 @@ class MultiScaleQuantizer(nn.Module):
         return quantized if self.channels_last else rearrange(quantized, "b ... c -> b c ...")
 
     def _check(self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
-        if isinstance(features, Tensor):
-            raise TypeError(
-                f"features must be a sequence of {self.num_scales} maps, got one tensor of shape "
-                f"{tuple(features.shape)}: write [features]"
-            )
-        if len(features) != self.num_scales:
-            raise ValueError(
-                f"features must hold one map for each of the {self.num_scales} scales of in_channels, got "
-                f"{len(features)}: pass those maps of the encoder that in_channels names"
-            )
-        if masks is None:
-            masks = [None] * self.num_scales
-        if isinstance(masks, Tensor) or len(masks) != self.num_scales:
-            raise ValueError(
-                f"masks must hold one mask or None for each of the {self.num_scales} scales, got {len(masks)}"
-            )
+        masks = [None] * self.num_scales if masks is None else masks
+        check_one_a_scale("features", features, self.num_scales)
+        check_one_a_scale("masks", masks, self.num_scales)
         layout = "(B, ..., C)" if self.channels_last else "(B, C, *spatial)"
         for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
             check_floating(f"features[{scale}]", feature)

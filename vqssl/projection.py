@@ -1,4 +1,4 @@
-"""From an encoder's channels to the common code width: what :class:`vqssl.MultiScaleQuantizer` puts before a codebook."""
+"""From an encoder's channels to the common code width: what a MultiScaleQuantizer puts before each codebook."""
 
 from collections.abc import Callable
 from typing import Any

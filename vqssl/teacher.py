@@ -86,13 +86,13 @@ class MomentumTeacher(nn.Module):
         parameters = dict(student.named_parameters())
         if not parameters:
             raise ValueError(
-                f"student must have parameters to follow, {type(student).__name__} has none: pass the module that trains"
+                f"student must have parameters to follow, {type(student).__name__} has none: pass the module you train"
             )
         lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
         if lazy:
             raise ValueError(
-                f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then build "
-                "the teacher"
+                f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then "
+                "build the teacher"
             )
         self.momentum = momentum
         self.final_momentum = final_momentum
@@ -216,7 +216,7 @@ def _paired(
         found = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (mine, other)]
         if found[0] != found[1]:
             raise ValueError(
-                f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} and "
-                f"the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
+                f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} "
+                f"and the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
             )
     return list(mine.values()), [other[name] for name in mine]

@@ -1,7 +1,7 @@
 """Generated frontal chest X-rays with two subtle findings, for runs that need no patient's data.
 
-An image is a sum of absorptions in chest coordinates: `across` runs from -1 (the patient's right, drawn on
-the left as on any frontal film) to 1, `down` from -1 at the neck to 1 in the abdomen. Brightness is
+An image is a sum of absorptions in chest coordinates: ``across`` runs from -1 (the patient's right, drawn on
+the left as on any frontal film) to 1, ``down`` from -1 at the neck to 1 in the abdomen. Brightness is
 absorption, as on film. Nothing here is calibrated: the phantoms copy what makes the task hard (anatomy,
 pose and exposure vary far more than the findings do), not any device.
 """
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from examples.dissect.data import ImageSet
+from examples.dissect.imageset import ImageSet
 
 FINDINGS = ("nodule", "effusion")
 NODULE, EFFUSION = 1, 2  # bits of the masks
@@ -22,20 +22,18 @@ NODULE, EFFUSION = 1, 2  # bits of the masks
 OVERSAMPLING = 2  # the render is this many times finer than the image, against jagged edges
 
 # Last words of the seeds. Images use [seed, image], which numpy reads as [seed, image, 0].
-_PATIENT, _VISITS, _FINDING = 1, 2, 3
+_PATIENT, _VISITS, _LABELS, _NODULES, _FLUID = 1, 2, 3, 4, 5
 
 Array = np.ndarray
 
 
-def make_phantoms(
-    count: int, image_size: int = 64, *, seed: int = 0, finding_rate: float = 0.35
-) -> ImageSet:
-    """Draws `count` phantoms; image i depends on `seed` and i only, never on `count`.
+def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_rate: float = 0.35) -> ImageSet:
+    """Draws ``count`` phantoms; image i depends on ``seed`` and i only, never on ``count``.
 
     Patients have one to three consecutive images, which share anatomy but not pose, exposure or findings.
     A nodule is one to three soft blobs in the lungs, each 3 to 8 % of the width across; an effusion is
     fluid in the angle between chest wall and diaphragm, on one or both sides. Each image has each finding
-    with probability `finding_rate`, independently, and without it would be the same image otherwise.
+    with probability ``finding_rate``, independently, and without it would be the same image otherwise.
 
     Args:
         count: number of images N.
@@ -44,12 +42,12 @@ def make_phantoms(
         finding_rate: probability of each finding, in [0, 1].
 
     Returns:
-        `images` (N, S, S) uint8; `labels` (N, 2) uint8, nodule and effusion; `masks` (N, S, S) uint8, 1 where
-        there is a nodule, 2 an effusion, 3 both; `groups` (N,) int64 patients. A finding that the labels
-        name has at least one pixel of its bit in the mask.
+        ``images`` (N, S, S) uint8; ``labels`` (N, 2) uint8, nodule and effusion; ``masks`` (N, S, S) uint8, 1 where
+        there is a nodule, 2 an effusion, 3 both; ``groups`` (N,) int64 patients. A finding that the labels
+        name has at least one pixel of its bit in the mask, and so has each single nodule.
 
     Raises:
-        TypeError: `count`, `image_size` or `seed` is no whole number.
+        TypeError: ``count``, ``image_size`` or ``seed`` is no whole number.
         ValueError: an argument is out of its range.
 
     >>> data = make_phantoms(3, image_size=32)
@@ -70,10 +68,12 @@ def make_phantoms(
     labels = np.empty((count, len(FINDINGS)), np.uint8)
     for i in range(count):
         patient = _draw_patient(np.random.default_rng([seed, int(groups[i]), _PATIENT]))
-        findings = np.random.default_rng([seed, i, _FINDING])
-        labels[i] = findings.random(2) < finding_rate
+        labels[i] = np.random.default_rng([seed, i, _LABELS]).random(2) < finding_rate
+        # a stream for each finding, so that one is drawn alike with the other and without it
+        nodules = np.random.default_rng([seed, i, _NODULES]) if labels[i, 0] else None
+        fluid = np.random.default_rng([seed, i, _FLUID]) if labels[i, 1] else None
         film = np.random.default_rng([seed, i])
-        images[i], masks[i] = _draw_image(patient, labels[i], film, findings, image_size)
+        images[i], masks[i] = _draw_image(patient, film, nodules, fluid, image_size)
     return ImageSet(images, labels, groups, masks, None, FINDINGS)
 
 
@@ -138,35 +138,39 @@ def _draw_patient(rng: np.random.Generator) -> Patient:
 
 
 def _draw_image(
-    patient: Patient, labels: Array, film: np.random.Generator, findings: np.random.Generator, size: int
+    patient: Patient,
+    film: np.random.Generator,
+    nodules: np.random.Generator | None,
+    effusion: np.random.Generator | None,
+    size: int,
 ) -> tuple[Array, Array]:
-    """One image and its mask, both `(size, size)` uint8."""
+    """One image and its mask, both ``(size, size)`` uint8; a finding without a generator is absent."""
     x, y = _grid(size * OVERSAMPLING)
     across, down = _pose(x, y, film)
     breath = film.uniform(-0.05, 0.05)  # a deeper breath lowers the diaphragm
     chest = Chest(patient, across, down, breath)
 
-    fluid = _draw_fluid(chest, findings) if labels[1] else None
+    fluid = None if effusion is None else _draw_fluid(chest, effusion)
     absorption = _absorption(chest, fluid)
     masks = []
-    if labels[0]:
-        blobs, inside = _draw_nodules(chest, x, y, findings)
+    if nodules is not None:
+        blobs, inside = _draw_nodules(chest, x, y, nodules)
         absorption += blobs
-        masks.append((NODULE, inside))
+        masks += [(NODULE, cover) for cover in inside]
     if fluid is not None:
         masks.append((EFFUSION, fluid * chest.lung))
 
     mask = np.zeros((size, size), np.uint8)
     for bit, cover in masks:
         share = _shrink(cover)
-        # a nodule of one pixel may lie across four: keep the most covered one then
+        # a nodule of one pixel may lie across four: keep the most covered one of them then
         mask |= np.where(share >= min(0.5, float(share.max())), bit, 0).astype(np.uint8)
     return _expose(absorption, film, size), mask
 
 
 @lru_cache(maxsize=4)
 def _grid(side: int) -> tuple[Array, Array]:
-    """`(1, side)` and `(side, 1)` pixel centres in [-1, 1]."""
+    """``(1, side)`` and ``(side, 1)`` pixel centres in [-1, 1]."""
     line = ((np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1).astype(np.float32)
     return line[None, :], line[:, None]
 
@@ -179,12 +183,12 @@ def _pose(x: Array, y: Array, film: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _ramp(distance: Array, width: float) -> Array:
-    """0 to 1 over `width`, one half where `distance` is 0: a soft edge."""
+    """0 to 1 over ``width``, one half where ``distance`` is 0: a soft edge."""
     return np.clip(distance * np.float32(1 / width) + np.float32(0.5), 0, 1)
 
 
 class Chest:
-    """The outlines of one chest, on the pixels of the render; all arrays are `(side, side)` float32."""
+    """The outlines of one chest, on the pixels of the render; all arrays are ``(side, side)`` float32."""
 
     def __init__(self, patient: Patient, across: Array, down: Array, breath: float) -> None:
         p = self.patient = patient
@@ -214,7 +218,7 @@ class Chest:
 
 
 def _absorption(chest: Chest, fluid: Array | None) -> Array:
-    """What the chest absorbs, about 0 to 1; `fluid` is 0 to 1 where it fills the lung's place."""
+    """What the chest absorbs, about 0 to 1; ``fluid`` is 0 to 1 where it fills the lung's place."""
     p, across, down, lateral = chest.patient, chest.across, chest.down, chest.lateral
     texture, ripple = _textures(p.seed, down.shape[0])
 
@@ -274,7 +278,7 @@ def _vessels(chest: Chest, ripple: Array) -> Array:
 
 @lru_cache(maxsize=4)  # the images of a patient follow each other
 def _textures(seed: int, side: int) -> tuple[Array, Array]:
-    """Two `(side, side)` maps of about unit range: cloudy over several octaves, and smooth."""
+    """Two ``(side, side)`` maps of about unit range: cloudy over several octaves, and smooth."""
     rng = np.random.default_rng(seed)
     smooth = _cloud(rng, 5, side)
     cloudy = 0.5 * _cloud(rng, 4, side) + 0.5 * _cloud(rng, 9, side) + 0.5 * _cloud(rng, 18, side)
@@ -290,7 +294,7 @@ def _cloud(rng: np.random.Generator, cells: int, side: int) -> Array:
 
 @lru_cache(maxsize=16)
 def _interpolation(cells: int, side: int) -> Array:
-    """`(side, cells)` weights that pass smoothly from knot to knot."""
+    """``(side, cells)`` weights that pass smoothly from knot to knot."""
     at = np.linspace(0, cells - 1, side)[:, None]
     away = np.clip(np.abs(at - np.arange(cells)), 0, 1)
     weights: Array = (1 - away**2 * (3 - 2 * away)).astype(np.float32)
@@ -312,9 +316,9 @@ def _draw_fluid(chest: Chest, rng: np.random.Generator) -> Array:
     return _ramp(chest.down - level, 0.1)
 
 
-def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """What the nodules absorb, and where they are."""
-    total, inside = np.zeros_like(chest.down), np.zeros_like(chest.down)
+def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, list[Array]]:
+    """What the nodules absorb, and where each of them is."""
+    total, inside = np.zeros_like(chest.down), []
     for _ in range(rng.integers(1, 4)):
         radius = rng.uniform(0.03, 0.08)  # in half-widths of the image: the diameter in widths
         room = np.flatnonzero((chest.depth > radius + 0.02) & (chest.heart_edge < -0.15))
@@ -322,11 +326,11 @@ def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) ->
         longer, turn = rng.uniform(1, 1.25), rng.uniform(0, np.pi)
         dx, dy = x - x[0, column], y - y[row, 0]
         cos, sin = np.cos(turn) / longer, np.sin(turn) / longer
-        # an ellipse within the circle of `radius`
+        # an ellipse within the circle of that radius
         off = ((dx * cos + dy * sin) * longer) ** 2 + ((dy * cos - dx * sin) * longer**2) ** 2
         off *= np.float32(1 / radius**2)
         total += np.float32(rng.uniform(0.1, 0.17)) * np.clip(1.3 * (1 - off), 0, 1)
-        inside = np.maximum(inside, _ramp(1 - off, 0.2))
+        inside.append(_ramp(1 - off, 0.2))
     return total, inside
 
 

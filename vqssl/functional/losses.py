@@ -35,8 +35,8 @@ def commitment_loss(x: Tensor, quantized: Tensor, mask: Tensor | None = None, we
     check_floating("x", x)
     if quantized.shape != x.shape:
         raise ValueError(
-            f"quantized must have the shape of x, {tuple(x.shape)}, got {tuple(quantized.shape)}: look the codes up with "
-            "the indices of these very tokens"
+            f"quantized must have the shape of x, {tuple(x.shape)}, got {tuple(quantized.shape)}: look the codes up "
+            "with the indices of these very tokens"
         )
     check_mask(mask, x.shape[:-1])
     dtype = torch.promote_types(x.dtype, torch.float32)

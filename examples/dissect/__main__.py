@@ -1,0 +1,172 @@
+"""DiSSECT pretraining and linear probes from one command; see `python3 examples --help`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+import vqssl
+from examples.dissect import pictures
+from examples.dissect.augment import to_float
+from examples.dissect.data import ImageSet, load_images, train_test_split
+from examples.dissect.model import METHODS, Encoder
+from examples.dissect.phantoms import make_phantoms
+from examples.dissect.presets import PRESETS, Experiment
+from examples.dissect.probe import FRACTIONS, linear_probe
+from examples.dissect.train import Pretraining, Run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0] not in PRESETS and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, "demo")  # the preset may be left out
+    config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python3 examples")
+    try:
+        experiment(config)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command with --resume goes on from the last whole epoch")
+
+
+def experiment(config: Experiment) -> dict:
+    """Pretrain with each method, probe, write table and pictures; returns what `table.json` holds."""
+    start = time.perf_counter()
+    check(config)
+    out = folder_of(config)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = images_of(config)
+    train_index, test_index = train_test_split(data, seed=config.seed)
+    train, test = data.subset(train_index), data.subset(test_index)
+    print(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
+
+    runs = {}
+    for method in config.methods:
+        pretraining = Pretraining(
+            method, config.model, config.augmentation, config.optimization, config.seed, device
+        )
+        run = Run(train, pretraining, out / method)
+        if config.resume and run.resume():
+            print(f"{method}: continuing after epoch {run.epoch}", flush=True)
+        run.train()
+        runs[method] = run
+
+    table = {}
+    if data.labels is None:
+        print("no labels, no probes: the encoders are in the checkpoints")
+    else:
+        table = probes(runs, train, test, config)
+    result = {
+        "command": " ".join(["python3 examples", *sys.argv[1:]]),
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "images": {"train": len(train), "test": len(test)},
+        "auc": table,
+        "runs": {method: {"seconds": run.seconds, "steps": run.epoch * run.steps_per_epoch, **run.rows[-1]} for method, run in runs.items()},
+        "versions": {"vqssl": vqssl.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    (out / "table.json").write_text(json.dumps(result, indent=2))
+    if table:
+        markdown = markdown_of(table)
+        (out / "table.md").write_text(markdown + "\n")
+        print(f"\nmacro AUC (%) of a linear probe on the frozen encoder, by share of labels\n\n{markdown}\n")
+    names = draw(runs, test, config, out)
+    print(f"pictures: {', '.join(str(out / name) for name in names)}")
+    print(f"done in {(time.perf_counter() - start) / 60:.1f} min")
+    return result
+
+
+def check(config: Experiment) -> None:
+    unknown = [method for method in config.methods if method not in METHODS]
+    if unknown or not config.methods:
+        raise ValueError(f"methods must be one or more of {', '.join(METHODS)}, got {' '.join(config.methods) or 'none'}")
+    if config.data is not None and not config.data.exists():
+        raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
+
+
+def folder_of(config: Experiment) -> Path:
+    """Where results go: a folder with a run in it is only ever continued, never overwritten."""
+    if config.out is not None:
+        if not config.resume and any(config.out.glob("*/checkpoint.pt")):
+            raise ValueError(f"{config.out} already holds a run: continue it with --resume, or give another --out")
+        config.out.mkdir(parents=True, exist_ok=True)
+        return config.out
+    root = Path("runs")
+    past = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{config.name}-*") if path.name[-1].isdigit()]
+    if config.resume and not past:
+        raise ValueError(f"nothing to resume under {root.absolute()}: say where the run is with --out")
+    number = max(past, default=0) + (not config.resume)
+    out = root / f"{config.name}-{number}"
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def images_of(config: Experiment) -> ImageSet:
+    if config.data is not None:
+        return load_images(config.data, config.image_size)
+    print(f"drawing {config.phantoms} thorax phantoms", flush=True)
+    return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
+
+
+def probes(runs: dict[str, Run], train: ImageSet, test: ImageSet, config: Experiment) -> dict[str, dict[str, list[float]]]:
+    """AUC by encoder and share of labels; "random" is an encoder as it was before pretraining."""
+    assert train.labels is not None and test.labels is not None
+    some_run = next(iter(runs.values()))
+    torch.manual_seed(config.seed)
+    untrained = Encoder(train.channels, config.model).to(some_run.config.device)
+    encoders = [("random", some_run, untrained)]
+    encoders += [(method, run, run.model.student.encoder) for method, run in runs.items()]
+    result = {}
+    for name, run, encoder in encoders:
+        sides = [
+            (run.encode(to_float(side.images), encoder)[0].numpy(), side.labels) for side in (train, test)
+        ]
+        scores = linear_probe(*sides, subsets=config.subsets, seed=config.seed)
+        result[name] = {f"{fraction:g}": values for fraction, values in scores.items()}
+    return result
+
+
+def markdown_of(table: dict[str, dict[str, list[float]]]) -> str:
+    shares = [f"{fraction:g}" for fraction in FRACTIONS]
+    lines = ["| encoder | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |", "|---|" + "---|" * len(shares)]
+    titles = {"random": "random", "byol": "BYOL", "dissect": "DiSSECT"}
+    for name, row in table.items():
+        cells = []
+        for share in shares:
+            scores = 100 * np.array(row[share])
+            spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+            cells.append(f"{scores.mean():.1f}{spread}")
+        lines.append(f"| {titles.get(name, name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def draw(runs: dict[str, Run], test: ImageSet, config: Experiment, out: Path) -> list[str]:
+    pictures.curves({method: run.rows for method, run in runs.items()}, config.model.codebook_size, out / "curves.png")
+    names = ["curves.png"]
+    run = runs.get("dissect")
+    if run is not None and run.model.quantizer is not None:
+        some = test.subset(slice(0, 512))
+        _, maps = run.encode(to_float(some.images), run.model.teacher.module.encoder)
+        quantizer = run.model.quantizer.eval()
+        device = run.config.device
+        indices = quantizer([scale.to(device) for scale in maps]).indices
+        by_scale = {scale: codes.cpu().numpy() for scale, codes in zip(config.model.scales, indices, strict=True)}
+        pictures.code_maps(some, by_scale, config.model.codebook_size, out / "code_maps.png")
+        pictures.code_patches(some, by_scale[config.model.scales[0]], out / "codes.png")
+        names += ["code_maps.png", "codes.png"]
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Named recipes. `python3 examples NAME --help` lists what can be changed about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from examples.dissect.augment import Augmentation
+from examples.dissect.model import Model
+from examples.dissect.train import Optimization
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Pretrain without labels, then probe the frozen encoders with few."""
+
+    name: str
+    """Of the preset; also of the folder under runs/ where nothing else is said."""
+    data: Path | None = None
+    """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of PNG, JPEG or DICOM. Phantoms if left out."""
+    out: Path | None = None
+    """Folder for checkpoints, logs, table and pictures. A new one under runs/ if left out."""
+    resume: bool = False
+    """Continue the run in --out, or the preset's latest under runs/."""
+    methods: tuple[str, ...] = ("byol", "dissect")
+    image_size: int = 64
+    phantoms: int = 2000
+    """How many phantoms to draw where there is no data."""
+    subsets: int = 5
+    """Random subsets of the labels for each share below 100%."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    model: Model = field(default_factory=Model)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimization: Optimization = field(default_factory=Optimization)
+
+
+SMALL_MODEL = Model(width=12, stem_stride=1, codebook_size=256, hidden_dim=512, teacher_momentum=0.99)
+
+PRESETS = {
+    "demo": (
+        "Generated phantoms, a few minutes on two CPU cores.",
+        Experiment(
+            "demo",
+            image_size=32,
+            phantoms=1600,
+            model=SMALL_MODEL,
+            optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=64, epochs=10, warmup_epochs=1),
+        ),
+    ),
+    "small": (
+        "For a CPU and real data: a narrow ResNet at 32 px, about 800 steps on 4,400 images.",
+        Experiment(
+            "small",
+            image_size=32,
+            model=SMALL_MODEL,
+            optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=128, epochs=24, warmup_epochs=2),
+        ),
+    ),
+    "paper": (
+        "The paper's: ResNet-18 at 224 px, three codebooks of 2048, LARS for 300 epochs. For a GPU.",
+        Experiment("paper", image_size=224),
+    ),
+}

@@ -1,0 +1,168 @@
+"""CodeTable: what a codebook holds, and how that stays consistent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vqssl import kernels
+from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int
+from vqssl.functional.random import random_normal
+from vqssl.functional.usage import codebook_usage
+from vqssl.types import CodebookUsage
+
+__all__ = ["CodeTable"]
+
+
+class CodeTable(nn.Module):
+    """The codes of an :class:`~vqssl.EMACodebook` with their running counts and sums: buffers, look-up and setters.
+
+    State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)``, ``embed_avg`` ``(K, D)``, at least float32
+    whatever the rest of the model is cast to; ``initialized`` (bool); ``rng`` (int64: seed and draws so far).
+
+    >>> table = CodeTable(8, 4, metric="euclidean", seed=0).half()
+    >>> table.embed.dtype, table.embed.shape
+    (torch.float32, torch.Size([8, 4]))
+    """
+
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    initialized: Tensor
+    rng: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        metric: str,
+        seed: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("codebook_size", codebook_size)
+        check_positive_int("dim", dim)
+        if metric not in kernels.METRICS:
+            raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.metric = metric
+        self.seed = seed
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("embed", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("cluster_size", torch.empty(codebook_size, device=device, dtype=dtype))
+        self.register_buffer("embed_avg", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
+        self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
+        # What `initialized` was last seen to be: asking the buffer at every step would wait for the device.
+        self._known_initialized = False
+        self.register_load_state_dict_post_hook(_forget_what_was_known)  # type: ignore[no-untyped-call]
+        self.reset_parameters()
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The codes at ``indices``, raw.
+
+        Args:
+            indices: integers of any shape; -1 (masked) gives zeros.
+
+        Returns:
+            ``(*indices.shape, D)`` in the dtype of the state.
+
+        Raises:
+            TypeError: ``indices`` is no integer tensor.
+            ValueError: an index is K or more, or below -1.
+
+        >>> import torch
+        >>> EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
+        torch.Size([2, 2])
+        """
+        check_indices("indices", indices)
+        check_code_range("indices", indices, self.codebook_size)
+        return self._codes(indices)
+
+    def usage(self, dead_below: float = 0.1) -> CodebookUsage:
+        """How evenly the codes are used, from the running counts, which are sums over all ranks.
+
+        Args:
+            dead_below: a code is dead that gets less than this fraction of the fair share.
+
+        Returns:
+            :class:`~vqssl.types.CodebookUsage` of detached scalars.
+
+        >>> EMACodebook(8, 4).usage().dead.item()
+        0
+        """
+        return codebook_usage(self.cluster_size, dead_below)
+
+    @torch.no_grad()
+    def set_codes_(self, codes: Tensor) -> None:
+        """Replace the codes, and set counts and sums to match; the codebook counts as initialised then.
+
+        Args:
+            codes: ``(K, D)``, finite.
+
+        Raises:
+            TypeError: ``codes`` is no floating tensor.
+            ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
+
+        >>> import torch
+        >>> codebook = EMACodebook(3, 2)
+        >>> codebook.set_codes_(torch.eye(3, 2))
+        >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
+        1
+        """
+        check_floating("codes", codes)
+        if codes.shape != self.embed.shape:
+            raise ValueError(
+                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
+            )
+        if not torch.isfinite(codes).all():
+            raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
+        codes = self._tokens(codes.to(self.embed))
+        self.embed.copy_(codes)
+        self.embed_avg.copy_(codes)
+        self.cluster_size.fill_(1.0)
+        self.initialized.fill_(True)
+        self.rng[1] += 1
+        self._known_initialized = True
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start over: standard normal codes from ``seed``, counts of 1, not initialised."""
+        self.rng.copy_(self.rng.new_tensor([self.seed, 0]))
+        codes = random_normal(self.rng, self.codebook_size * self.dim, self.embed.dtype)
+        self.embed.copy_(self._tokens(codes.reshape(self.codebook_size, self.dim)))
+        self.embed_avg.copy_(self.embed)
+        self.cluster_size.fill_(1.0)
+        self.initialized.fill_(False)
+        self.rng[1] += 1
+        self._known_initialized = False
+
+    # ---- parts ----
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Tokens as they are compared: of length 1 where the metric is cosine."""
+        return normalize(x, dim=-1) if self.metric == "cosine" else x
+
+    def _codes(self, indices: Tensor) -> Tensor:
+        known = (indices >= 0)[..., None]
+        return torch.where(known, torch.nn.functional.embedding(indices.clamp_min(0), self.embed), 0.0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":
+        # .half() and .bfloat16() move the rest of a model; statistics that add a hundredth a step need float32.
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(applied.device)
+            return applied
+
+        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+
+
+def _forget_what_was_known(module: nn.Module, incompatible_keys: Any) -> None:
+    # A loaded `initialized` may be either; the next training step looks.
+    module._known_initialized = False  # type: ignore[assignment]
