@@ -76,8 +76,8 @@ class CodeTable(nn.Module):
             TypeError: ``indices`` is no integer tensor.
             ValueError: an index is K or more, or below -1.
 
-        >>> import torch
-        >>> EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
+        >>> import torch, vqssl
+        >>> vqssl.EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
         torch.Size([2, 2])
         """
         check_indices("indices", indices)
@@ -93,7 +93,8 @@ class CodeTable(nn.Module):
         Returns:
             :class:`~vqssl.types.CodebookUsage` of detached scalars.
 
-        >>> EMACodebook(8, 4).usage().dead.item()
+        >>> import vqssl
+        >>> vqssl.EMACodebook(8, 4).usage().dead.item()
         0
         """
         return codebook_usage(self.cluster_size, dead_below)
@@ -109,8 +110,8 @@ class CodeTable(nn.Module):
             TypeError: ``codes`` is no floating tensor.
             ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
 
-        >>> import torch
-        >>> codebook = EMACodebook(3, 2)
+        >>> import torch, vqssl
+        >>> codebook = vqssl.EMACodebook(3, 2)
         >>> codebook.set_codes_(torch.eye(3, 2))
         >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
         1

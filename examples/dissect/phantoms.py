@@ -43,8 +43,8 @@ def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_ra
 
     Returns:
         ``images`` (N, S, S) uint8; ``labels`` (N, 2) uint8, nodule and effusion; ``masks`` (N, S, S) uint8, 1 where
-        there is a nodule, 2 an effusion, 3 both; ``groups`` (N,) int64 patients. A finding that the labels
-        name has at least one pixel of its bit in the mask, and so has each single nodule.
+        there is a nodule, 2 an effusion, 3 both; ``groups`` (N,) int64 patients. Each finding that the
+        labels name, and each nodule of several, has at least one pixel in the mask.
 
     Raises:
         TypeError: ``count``, ``image_size`` or ``seed`` is no whole number.
