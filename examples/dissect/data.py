@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -160,8 +160,13 @@ def _stratified(data: ImageSet, units: np.ndarray, test_fraction: float, seed: i
 
 
 def _load_npz(path: Path, size: int) -> ImageSet:
+    with path.open("rb") as file:  # numpy leaves a file that it opened itself open where it is no zip
+        return _open_npz(path, file, size)
+
+
+def _open_npz(path: Path, file: BinaryIO, size: int) -> ImageSet:
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = np.load(file, allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: not a readable .npz file (truncated, or of another format): "

@@ -158,8 +158,8 @@ def _folder_labels(folder: Path, names: list[str]) -> Labels:
 def _table_labels(table: Path, names: list[str]) -> Labels:
     with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         reader = csv.DictReader(file)
+        header = list(reader.fieldnames or ())
         rows = [(reader.line_num, row) for row in reader]
-    header = list(reader.fieldnames or ())
     columns = [column for column in header if column not in ("name", "group")]
     if "name" not in header or not columns or len(set(header)) < len(header):
         raise ValueError(

@@ -36,7 +36,9 @@ class Experiment:
     optimization: Optimization = field(default_factory=Optimization)
 
 
-SMALL_MODEL = Model(width=12, stem_stride=1, codebook_size=256, hidden_dim=512, teacher_momentum=0.99)
+SMALL_MODEL = Model(width=12, stem_stride=2, codebook_size=256, hidden_dim=512, teacher_momentum=0.99)
+# The paper's crop and flip alone leave brightness as a shortcut, which a small encoder takes.
+SMALL_AUGMENTATION = Augmentation(crop_scale=(0.4, 1.0), jitter=0.4)
 
 PRESETS = {
     "demo": (
@@ -46,6 +48,7 @@ PRESETS = {
             image_size=32,
             phantoms=1600,
             model=SMALL_MODEL,
+            augmentation=SMALL_AUGMENTATION,
             optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=64, epochs=10, warmup_epochs=1),
         ),
     ),
@@ -55,6 +58,7 @@ PRESETS = {
             "small",
             image_size=32,
             model=SMALL_MODEL,
+            augmentation=SMALL_AUGMENTATION,
             optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=128, epochs=24, warmup_epochs=2),
         ),
     ),

@@ -32,13 +32,13 @@ SMALL = PRESETS["small"][1]
 VARIANTS: dict[str, tuple[str, Model]] = {
     "BYOL": ("byol", SMALL.model),
     "spatial + residual, head predicts z_c, φ fixed": ("dissect", SMALL.model),
-    "channel + residual, gradients align (literal)": (
+    "channel, gradients of the alignment into head and φ (literal)": (
         "dissect",
-        replace(SMALL.model, operator="channel", refinement="align", projection="learned"),
+        replace(SMALL.model, operator="channel", residual=False, refinement="align", projection="learned"),
     ),
     "spatial + residual, head predicts z_c, φ learned": ("dissect", replace(SMALL.model, projection="learned")),
     "spatial, no residual, head predicts z_c, φ fixed": ("dissect", replace(SMALL.model, residual=False)),
-    "no attention, no residual, head predicts z_c, φ fixed": (
+    "pooled codes only, head predicts z_c, φ fixed": (
         "dissect",
         replace(SMALL.model, operator="pooled", residual=False),
     ),
@@ -53,7 +53,7 @@ class Study:
     out: Path = Path("runs/study")
     variants: tuple[int, ...] = tuple(range(len(VARIANTS)))
     """Which of the variants to run, by number."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Of pretraining; the split is the same for all."""
     epochs: int = SMALL.optimization.epochs
     subsets: int = 10
