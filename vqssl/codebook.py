@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from vqssl import kernels
 from vqssl.checks import (
     by_name,
+    check_code_range,
     check_indices,
     check_mask,
     check_range,
@@ -79,7 +80,7 @@ class EMACodebook(CodeTable):
     >>> quantized.shape, indices.shape, bool(loss >= 0)
     (torch.Size([2, 10, 4]), torch.Size([2, 10]), True)
     >>> codebook
-    EMACodebook(16, 4, decay=0.99)
+    EMACodebook(16, 4, decay=0.99, metric=euclidean, ...)
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class EMACodebook(CodeTable):
 
         Raises:
             TypeError: ``x`` is no floating or ``indices`` no integer tensor.
-            ValueError: the width of ``x`` is not D, or the shapes do not fit.
+            ValueError: the width of ``x`` is not D, the shapes do not fit, or (on CPU) an index is out of range.
 
         >>> import torch
         >>> codebook, x = EMACodebook(8, 4), torch.randn(32, 4)
@@ -189,6 +190,8 @@ class EMACodebook(CodeTable):
         """
         check_tokens("x", x, self.dim)
         check_indices("indices", indices, x.shape[:-1])
+        if indices.device.type == "cpu":  # elsewhere it would wait for the device, which has its own assertion
+            check_code_range("indices", indices, self.codebook_size)
         if self.frozen:
             return
         tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
@@ -270,22 +273,16 @@ class EMACodebook(CodeTable):
         return self
 
     def extra_repr(self) -> str:
-        defaults = {"metric": "euclidean", "commitment_weight": 0.25}
-        options = [f"decay={self.decay:g}"]
-        options += [
-            f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual
-        ]
-        if self.ema is not EMA_RULES["count_weighted"]:
-            options.append(f"ema={_name_of(self.ema)}")
-        if self.initialization != SampleInit():
-            options.append(f"initialization={self.initialization}")
-        if self.revival != BatchRevival():
-            options.append(f"revival={self.revival}")
-        if self.estimator is not ESTIMATORS["straight_through"]:
-            options.append(f"estimator={_name_of(self.estimator)}")
-        if self.frozen:
-            options.append("frozen")
-        return f"{self.codebook_size}, {self.dim}, {', '.join(options)}"
+        options = {
+            "decay": self.decay,
+            "metric": self.metric,
+            "ema": _name_of(self.ema),
+            "initialization": self.initialization,
+            "revival": self.revival,
+            "estimator": _name_of(self.estimator),
+        }
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        return f"{self.codebook_size}, {self.dim}, {listed}{', frozen' if self.frozen else ''}"
 
     # ---- parts ----
 

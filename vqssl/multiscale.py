@@ -130,7 +130,7 @@ class MultiScaleQuantizer(nn.Module):
         """The codebook of a scale, 0 to S - 1 in the order of ``in_channels``; the same one for all where shared.
 
         >>> MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).codebook(1)
-        EMACodebook(8, 4, decay=0.99)
+        EMACodebook(8, 4, decay=0.99, ...)
         """
         found = self.codebooks[0 if self.shared else scale]
         assert isinstance(found, EMACodebook)
