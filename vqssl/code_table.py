@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from vqssl import kernels
 from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int
+from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_normal
 from vqssl.functional.usage import codebook_usage
 from vqssl.types import CodebookUsage
@@ -152,6 +153,21 @@ class CodeTable(nn.Module):
     def _codes(self, indices: Tensor) -> Tensor:
         known = (indices >= 0)[..., None]
         return torch.where(known, torch.nn.functional.embedding(indices.clamp_min(0), self.embed), 0.0)
+
+    def _state(self) -> CodebookState:
+        return CodebookState(self.embed, self.cluster_size, self.embed_avg)
+
+    def _write(self, state: CodebookState, where: Tensor) -> None:
+        """Take ``state`` over, and count one draw, if the scalar ``where`` says so: without waiting for the device."""
+        embed = state.embed
+        if self.metric == "cosine":
+            # Tokens that cancel out leave no direction: the code keeps the one it had.
+            length = embed.norm(dim=-1, keepdim=True)
+            embed = torch.where(length > 0, embed / torch.where(length > 0, length, 1.0), self.embed)
+        self.embed.copy_(torch.where(where, embed, self.embed))
+        self.cluster_size.copy_(torch.where(where, state.cluster_size, self.cluster_size))
+        self.embed_avg.copy_(torch.where(where, state.embed_avg, self.embed_avg))
+        self.rng[1] += where.long()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":
         # .half() and .bfloat16() move the rest of a model; statistics that add a hundredth a step need float32.

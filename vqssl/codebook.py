@@ -18,7 +18,7 @@ from vqssl.checks import (
 )
 from vqssl.code_table import CodeTable
 from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
-from vqssl.functional.ema import EMA_RULES, CodebookState, EMARule
+from vqssl.functional.ema import EMA_RULES, EMARule
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.losses import commitment_loss
 from vqssl.initialization import Initialization, SampleInit
@@ -290,21 +290,6 @@ class EMACodebook(CodeTable):
         flat = tokens.detach().reshape(-1, self.dim)
         indices = kernels.nearest_codeword(flat, self.embed, self.metric).reshape(tokens.shape[:-1])
         return indices if mask is None else torch.where(mask, indices, -1)
-
-    def _state(self) -> CodebookState:
-        return CodebookState(self.embed, self.cluster_size, self.embed_avg)
-
-    def _write(self, state: CodebookState, where: Tensor) -> None:
-        """Take ``state`` over, and count one draw, if the scalar ``where`` says so: without waiting for the device."""
-        embed = state.embed
-        if self.metric == "cosine":
-            # Tokens that cancel out leave no direction: the code keeps the one it had.
-            length = embed.norm(dim=-1, keepdim=True)
-            embed = torch.where(length > 0, embed / torch.where(length > 0, length, 1.0), self.embed)
-        self.embed.copy_(torch.where(where, embed, self.embed))
-        self.cluster_size.copy_(torch.where(where, state.cluster_size, self.cluster_size))
-        self.embed_avg.copy_(torch.where(where, state.embed_avg, self.embed_avg))
-        self.rng[1] += where.long()
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
