@@ -32,7 +32,7 @@ class MomentumTeacher(nn.Module):
       belong to its weights, however old those are; in training mode the teacher's own forward passes update them as
       well, and dominate.
     - ``"copy"``: they become the student's at each update.
-    - ``"own"``: update_ leaves all buffers alone; only the teacher's own forward passes in training mode move them.
+    - ``"own"``: ``update_`` leaves all buffers alone; only the teacher's own forward passes in training mode move them.
       This is what lightly and solo-learn do. A teacher kept in eval mode would then keep its first statistics for
       ever.
 
