@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from examples.dissect.data import ImageSet, load_images, train_test_split
 from examples.dissect.model import METHODS, Encoder
 from examples.dissect.phantoms import make_phantoms
 from examples.dissect.presets import PRESETS, Experiment
-from examples.dissect.probe import FRACTIONS, linear_probe
+from examples.dissect.probe import FRACTIONS, probe_encoder
 from examples.dissect.train import Pretraining, Run
 
 
@@ -53,9 +53,7 @@ def experiment(config: Experiment) -> dict:
 
     runs = {}
     for method in config.methods:
-        pretraining = Pretraining(
-            method, config.model, config.augmentation, config.optimization, config.seed, device
-        )
+        pretraining = Pretraining(method, config.model, config.augmentation, config.optimization, config.seed, device)
         run = Run(train, pretraining, out / method)
         if config.resume and run.resume():
             print(f"{method}: continuing after epoch {run.epoch}", flush=True)
@@ -72,7 +70,10 @@ def experiment(config: Experiment) -> dict:
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "images": {"train": len(train), "test": len(test)},
         "auc": table,
-        "runs": {method: {"seconds": run.seconds, "steps": run.epoch * run.steps_per_epoch, **run.rows[-1]} for method, run in runs.items()},
+        "runs": {
+            method: {"seconds": run.seconds, "steps": run.epoch * run.steps_per_epoch, **run.rows[-1]}
+            for method, run in runs.items()
+        },
         "versions": {"vqssl": vqssl.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     (out / "table.json").write_text(json.dumps(result, indent=2))
@@ -89,7 +90,9 @@ def experiment(config: Experiment) -> dict:
 def check(config: Experiment) -> None:
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown or not config.methods:
-        raise ValueError(f"methods must be one or more of {', '.join(METHODS)}, got {' '.join(config.methods) or 'none'}")
+        raise ValueError(
+            f"methods must be one or more of {', '.join(METHODS)}, got {' '.join(config.methods) or 'none'}"
+        )
     if config.data is not None and not config.data.exists():
         raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
 
@@ -118,27 +121,27 @@ def images_of(config: Experiment) -> ImageSet:
     return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
 
 
-def probes(runs: dict[str, Run], train: ImageSet, test: ImageSet, config: Experiment) -> dict[str, dict[str, list[float]]]:
+def probes(
+    runs: dict[str, Run], train: ImageSet, test: ImageSet, config: Experiment
+) -> dict[str, dict[str, list[float]]]:
     """AUC by encoder and share of labels; "random" is an encoder as it was before pretraining."""
-    assert train.labels is not None and test.labels is not None
     some_run = next(iter(runs.values()))
     torch.manual_seed(config.seed)
     untrained = Encoder(train.channels, config.model).to(some_run.config.device)
     encoders = [("random", some_run, untrained)]
     encoders += [(method, run, run.model.student.encoder) for method, run in runs.items()]
-    result = {}
-    for name, run, encoder in encoders:
-        sides = [
-            (run.encode(to_float(side.images), encoder)[0].numpy(), side.labels) for side in (train, test)
-        ]
-        scores = linear_probe(*sides, subsets=config.subsets, seed=config.seed)
-        result[name] = {f"{fraction:g}": values for fraction, values in scores.items()}
-    return result
+    return {
+        name: probe_encoder(run, encoder, train, test, subsets=config.subsets, seed=config.seed)
+        for name, run, encoder in encoders
+    }
 
 
 def markdown_of(table: dict[str, dict[str, list[float]]]) -> str:
     shares = [f"{fraction:g}" for fraction in FRACTIONS]
-    lines = ["| encoder | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |", "|---|" + "---|" * len(shares)]
+    lines = [
+        "| encoder | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |",
+        "|---|" + "---|" * len(shares),
+    ]
     titles = {"random": "random", "byol": "BYOL", "dissect": "DiSSECT"}
     for name, row in table.items():
         cells = []
@@ -157,7 +160,7 @@ def draw(runs: dict[str, Run], test: ImageSet, config: Experiment, out: Path) ->
     run = runs.get("dissect")
     if run is not None and run.model.quantizer is not None:
         some = test.subset(slice(0, 512))
-        _, maps = run.encode(to_float(some.images), run.model.teacher.module.encoder)
+        _, maps = run.encode(to_float(some.images), run.model.teacher.module.get_submodule("encoder"))
         quantizer = run.model.quantizer.eval()
         device = run.config.device
         indices = quantizer([scale.to(device) for scale in maps]).indices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from monai.networks.nets import ResNet
+from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 import vqssl
@@ -24,7 +24,7 @@ class Model:
     width: int = 64
     """Channels of the encoder's first stage; a ResNet-18 has 64."""
     stem_stride: Literal[1, 2, 4] = 4
-    """4 is the usual stem, 7 x 7 with stride 2 and max-pooling; 1 and 2, for small images, are 3 x 3 without pooling."""
+    """4 is the usual stem, 7 x 7 with stride 2 and max-pooling; 1 and 2, for small images, are 3 x 3 and no pooling."""
     scales: tuple[str, ...] = ("layer2", "layer3", "layer4")
     """Which stages are quantised."""
     dim: int = 128

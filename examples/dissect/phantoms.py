@@ -31,7 +31,7 @@ def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_ra
     """Draws ``count`` phantoms; image i depends on ``seed`` and i only, never on ``count``.
 
     Patients have one to three consecutive images, which share anatomy but not pose, exposure or findings.
-    A nodule is one to three soft blobs in the lungs, each 3 to 8 % of the width across; an effusion is
+    A nodule is one to three soft blobs in the lungs, each 5 to 10 % of the width across; an effusion is
     fluid in the angle between chest wall and diaphragm, on one or both sides. Each image has each finding
     with probability ``finding_rate``, independently, and without it would be the same image otherwise.
 
@@ -150,8 +150,8 @@ def _draw_image(
     breath = film.uniform(-0.05, 0.05)  # a deeper breath lowers the diaphragm
     chest = Chest(patient, across, down, breath)
 
-    fluid = None if effusion is None else _draw_fluid(chest, effusion)
-    absorption = _absorption(chest, fluid)
+    fluid, lost = (None, 0.0) if effusion is None else _draw_fluid(chest, effusion)
+    absorption = _absorption(chest, lost)
     masks = []
     if nodules is not None:
         blobs, inside = _draw_nodules(chest, x, y, nodules)
@@ -217,8 +217,8 @@ class Chest:
         self.heart_edge = 1 - np.sqrt(((cos * dx + sin * dy) / long) ** 2 + ((cos * dy - sin * dx) / short) ** 2)
 
 
-def _absorption(chest: Chest, fluid: Array | None) -> Array:
-    """What the chest absorbs, about 0 to 1; ``fluid`` is 0 to 1 where it fills the lung's place."""
+def _absorption(chest: Chest, lost: Array | float) -> Array:
+    """What the chest absorbs, about 0 to 1; ``lost`` is the share of air whose place fluid has taken."""
     p, across, down, lateral = chest.patient, chest.across, chest.down, chest.lateral
     texture, ripple = _textures(p.seed, down.shape[0])
 
@@ -228,10 +228,8 @@ def _absorption(chest: Chest, fluid: Array | None) -> Array:
     arch = _ramp(p.aorta - np.hypot(across - 0.12, down + 0.26), 0.05)
     below = _ramp(down - chest.diaphragm, 0.06)
 
-    # what is left of the air: the heart and the arch lie within the lungs' outlines, fluid takes their place
-    air = chest.lung * (1 - 0.8 * np.maximum(heart, arch))
-    if fluid is not None:
-        air = air * (1 - 0.62 * fluid)
+    # what is left of the air: the heart and the arch lie within the lungs' outlines
+    air = chest.lung * (1 - 0.8 * np.maximum(heart, arch)) * (1 - lost)
     # thinner towards the wall, and more blood in the bases of an upright lung
     air = air * (0.82 + 0.5 * np.clip(chest.depth, 0, 0.3) - 0.1 * down + 0.12 * texture)
 
@@ -301,26 +299,27 @@ def _interpolation(cells: int, side: int) -> Array:
     return weights
 
 
-def _draw_fluid(chest: Chest, rng: np.random.Generator) -> Array:
-    """0 to 1: below a level that climbs at the chest wall, as a meniscus does."""
+def _draw_fluid(chest: Chest, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Where fluid is, below a level that climbs at the chest wall as a meniscus does, and the air lost to it."""
     p = chest.patient
     side = rng.integers(3)  # right, left, both
     level = np.empty_like(chest.down)
     for left in (False, True):
         angle = p.dome[left] + p.dome_drop  # where diaphragm and wall meet
-        height = rng.uniform(0.13, 0.26)
+        height = rng.uniform(0.12, 0.24)
         climb, width = rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.14)
         surface = angle - height - climb * np.exp((chest.lateral - chest.outer) / np.float32(width))
         present = side == 2 or side == int(left)
         level = np.where(chest.left == left, surface if present else 2, level)
-    return _ramp(chest.down - level, 0.1)
+    fluid = _ramp(chest.down - level, 0.1)
+    return fluid, fluid * np.float32(rng.uniform(0.35, 0.6))  # part of the lung in front and behind stays clear
 
 
 def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, list[Array]]:
     """What the nodules absorb, and where each of them is."""
     total, inside = np.zeros_like(chest.down), []
     for _ in range(rng.integers(1, 4)):
-        radius = rng.uniform(0.03, 0.08)  # in half-widths of the image: the diameter in widths
+        radius = rng.uniform(0.05, 0.1)  # in half-widths of the image: the diameter in widths
         room = np.flatnonzero((chest.depth > radius + 0.02) & (chest.heart_edge < -0.15))
         row, column = divmod(int(room[rng.integers(len(room))]), x.shape[1])
         longer, turn = rng.uniform(1, 1.25), rng.uniform(0, np.pi)
@@ -329,7 +328,7 @@ def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) ->
         # an ellipse within the circle of that radius
         off = ((dx * cos + dy * sin) * longer) ** 2 + ((dy * cos - dx * sin) * longer**2) ** 2
         off *= np.float32(1 / radius**2)
-        total += np.float32(rng.uniform(0.1, 0.17)) * np.clip(1.3 * (1 - off), 0, 1)
+        total += np.float32(rng.uniform(0.15, 0.28)) * np.clip(1.3 * (1 - off), 0, 1)
         inside.append(_ramp(1 - off, 0.2))
     return total, inside
 

@@ -17,7 +17,7 @@ class Experiment:
     name: str
     """Of the preset; also of the folder under runs/ where nothing else is said."""
     data: Path | None = None
-    """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of PNG, JPEG or DICOM. Phantoms if left out."""
+    """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of PNG, JPEG or DICOM; else phantoms."""
     out: Path | None = None
     """Folder for checkpoints, logs, table and pictures. A new one under runs/ if left out."""
     resume: bool = False

@@ -7,10 +7,33 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from examples.dissect.augment import to_float
+from examples.dissect.imageset import ImageSet
+from examples.dissect.train import Run
 
 FRACTIONS = (0.01, 0.05, 1.0)
 STRENGTH = 0.1
 """Inverse L2 penalty of the probe, the same for every method and share of labels."""
+
+
+def probe_encoder(
+    run: Run,
+    encoder: nn.Module,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    fractions: tuple[float, ...] = FRACTIONS,
+    subsets: int = 3,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """:func:`linear_probe` of an encoder on the images that `run` knows how to normalise; keys are "0.01" and so on."""
+    if train.labels is None or test.labels is None:
+        raise ValueError("a linear probe needs labels, and these images have none: see load_images for where they go")
+    features = [run.encode(to_float(side.images), encoder)[0].numpy() for side in (train, test)]
+    scores = linear_probe((features[0], train.labels), (features[1], test.labels), fractions, subsets, seed)
+    return {f"{fraction:g}": values for fraction, values in scores.items()}
 
 
 def linear_probe(
@@ -46,7 +69,7 @@ def linear_probe(
 
 
 def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Sorted indices of a random subset in which every class, or both values of every finding, occurs at least twice."""
+    """Sorted indices of a random subset that holds every class, or both values of every finding, at least twice."""
     if fraction == 1:
         return np.arange(len(labels))
     columns = labels[:, None] if labels.ndim == 1 else labels

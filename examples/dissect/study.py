@@ -20,11 +20,10 @@ import torch
 import tyro
 
 import vqssl
-from examples.dissect.augment import to_float
-from examples.dissect.data import load_images, train_test_split
+from examples.dissect.data import ImageSet, load_images, train_test_split
 from examples.dissect.model import Encoder, Model
 from examples.dissect.presets import PRESETS
-from examples.dissect.probe import linear_probe
+from examples.dissect.probe import probe_encoder
 from examples.dissect.train import Pretraining, Run
 
 SMALL = PRESETS["small"][1]
@@ -67,16 +66,16 @@ def main(study: Study) -> None:
     if study.data is not None:
         torch.set_num_threads(1)
         data = load_images(study.data, SMALL.image_size)
-        sides = [data.subset(index) for index in train_test_split(data)]
+        train, test = (data.subset(index) for index in train_test_split(data))
         for seed in study.seeds:
             for number in study.variants:
-                one(study, list(VARIANTS)[number], seed, *sides)
-            random_encoder(study, seed, *sides)
+                one(study, list(VARIANTS)[number], seed, train, test)
+            random_encoder(study, seed, train, test)
     if study.table is not None:
         write_table(study)
 
 
-def one(study: Study, name: str, seed: int, train, test) -> None:
+def one(study: Study, name: str, seed: int, train: ImageSet, test: ImageSet) -> None:
     method, model = VARIANTS[name]
     result = study.out / f"{list(VARIANTS).index(name)}-seed{seed}.json"
     if result.exists():
@@ -90,7 +89,7 @@ def one(study: Study, name: str, seed: int, train, test) -> None:
     keep(result, name, seed, run, run.model.student.encoder, study, train, test, run.rows[-1])
 
 
-def random_encoder(study: Study, seed: int, train, test) -> None:
+def random_encoder(study: Study, seed: int, train: ImageSet, test: ImageSet) -> None:
     result = study.out / f"random-seed{seed}.json"
     if not result.exists():
         run = Run(train, Pretraining("byol", SMALL.model, optimization=SMALL.optimization, seed=seed), study.out)
@@ -100,12 +99,10 @@ def random_encoder(study: Study, seed: int, train, test) -> None:
 
 
 def keep(result: Path, name: str, seed: int, run: Run, encoder, study: Study, train, test, row: dict) -> None:
-    sides = [(run.encode(to_float(side.images), encoder)[0].numpy(), side.labels) for side in (train, test)]
-    scores = linear_probe(*sides, subsets=study.subsets)
     record = {
         "variant": name,
         "seed": seed,
-        "auc": {f"{share:g}": values for share, values in scores.items()},
+        "auc": probe_encoder(run, encoder, train, test, subsets=study.subsets),
         "last_epoch": row,
         "steps": run.epoch * run.steps_per_epoch,
         "config": asdict(run.config),
@@ -124,7 +121,8 @@ def write_table(study: Study) -> None:
     records.sort(key=lambda record: (order.index(record["variant"]), record["seed"]))
     study.table.write_text(json.dumps(records, indent=1) + "\n")
     lines = [
-        "| run | seeds | AUC 1% | 5% | 100% | L(p,z_c) | L(p,z_s) | target spread | perplexity fine / medium / coarse |",
+        "| run | seeds | AUC 1% | 5% | 100% | L(p,z_c) | L(p,z_s) | target spread "
+        "| perplexity fine / medium / coarse |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in order:

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,17 +100,16 @@ class Run:
     def _epoch(self, images: Tensor, quiet: bool) -> dict[str, float]:
         # Every epoch has its own generators: what a resumed run draws does not depend on what came before.
         torch.manual_seed(self.config.seed * 100_003 + self.epoch + 1)
-        sums: dict[str, float] = defaultdict(float)
+        sums = torch.zeros(len(MEASURES), device=self.config.device)
         title = f"{self.config.method} {self.epoch + 1}/{self.config.optimization.epochs}"
         batches = list(self._batches(len(images)))
         bar = tqdm(batches, desc=title, leave=False, disable=True if quiet else None, mininterval=0.5)
         for number, index in enumerate(bar, 1):
             batch = images[index].to(self.config.device, non_blocking=True)
-            step = self._step(batch)
-            for name, value in measures(step).items():
-                sums[name] += value
-            bar.set_postfix(loss=f"{sums['loss'] / number:.3f}", refresh=False)
-        row = {"epoch": self.epoch + 1, **{name: total / len(batches) for name, total in sums.items()}}
+            sums += measures(self._step(batch))
+            if number % 10 == 0:  # reading a figure waits for the device
+                bar.set_postfix(loss=f"{sums[0].item() / number:.3f}", refresh=False)
+        row = {"epoch": self.epoch + 1, **dict(zip(MEASURES, (sums / len(batches)).tolist(), strict=True))}
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["teacher_momentum"] = self.model.teacher.momentum_at(self.model.teacher.step)
         if self.model.quantizer is not None:
@@ -192,7 +190,7 @@ class Run:
 
     @torch.no_grad()
     def encode(self, images: Tensor, encoder: nn.Module | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Pooled features and maps of `(N, C, S, S)` images in [0, 1], by the student's encoder unless told otherwise."""
+        """Pooled features and maps of `(N, C, S, S)` images in [0, 1]; by the student's encoder if not told."""
         encoder = self.model.student.encoder if encoder is None else encoder
         encoder.eval()
         parts = [encoder(self.normalize(batch.to(self.config.device))) for batch in images.split(256)]
@@ -225,21 +223,21 @@ def make_schedule(optimizer: Optimizer, config: Optimization, steps_per_epoch: i
     return SequentialLR(optimizer, [ramp, cosine], milestones=[warmup])
 
 
-def measures(step: Step) -> dict[str, float]:
-    loss = step.loss
-    return {
-        "loss": loss.total.item(),
-        "alignment_global": loss.alignment_global.item(),
-        "alignment_refined": loss.alignment_refined.item(),
-        "refinement": loss.refinement.item(),
-        "commitment": loss.commitment.item(),
-        "target_spread": vqssl.functional.target_spread(step.targets).item(),
-    }
+MEASURES = ("loss", "alignment_global", "alignment_refined", "refinement", "commitment", "target_spread")
+
+
+def measures(step: Step) -> Tensor:
+    """The figures of a step by the names above, `(6,)`, still on the device."""
+    return torch.stack([*step.loss, vqssl.functional.target_spread(step.targets)]).detach()
 
 
 def line_of(method: str, row: dict[str, float], epochs: int) -> str:
     """One epoch in one line."""
-    parts = [f"{method} {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.3f}", f"L(p,z_c) {row['alignment_global']:.3f}"]
+    parts = [
+        f"{method} {row['epoch']:.0f}/{epochs}",
+        f"loss {row['loss']:.3f}",
+        f"L(p,z_c) {row['alignment_global']:.3f}",
+    ]
     if method == "dissect":
         parts.append(f"L(p,z_s) {row['alignment_refined']:.3f}")
     parts.append(f"spread {row['target_spread']:.2f}")
