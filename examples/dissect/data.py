@@ -218,9 +218,7 @@ def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> 
     labels: np.ndarray | None = None
     names: tuple[str, ...] = ()
     if "labels" in keys:
-        raw = read("labels")
-        check_length("labels", raw, len(images))
-        labels, names = _array_labels(raw)
+        labels, names = _array_labels(read("labels"))
     groups = read("groups") if "groups" in keys else None
     masks = read("masks") if "masks" in keys else None
     if masks is not None:
