@@ -54,6 +54,8 @@ def run(extras: "Iterable[str]", argv: "Sequence[str]", cwd: "str | Path | None"
     python = ensure(extras)
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    # Threads that spin while they wait make torch twenty times slower as soon as anything else wants the cores.
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = [str(python), "-P", *argv]
     if cwd is not None:
         os.chdir(cwd)

@@ -41,7 +41,10 @@ def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> No
 
 
 def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -> None:
-    if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+    integer = isinstance(indices, Tensor) and not (
+        indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool
+    )
+    if not integer:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"{name} must be an integer tensor of code numbers, got {found}: write {name}.long()")
     if shape is not None and indices.shape != shape:

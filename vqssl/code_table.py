@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from vqssl import kernels
 from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int
 from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_normal
 from vqssl.functional.usage import codebook_usage
+from vqssl.functional.vectors import unit
 from vqssl.types import CodebookUsage
 
 __all__ = ["CodeTable"]
@@ -122,9 +122,10 @@ class CodeTable(nn.Module):
             raise ValueError(
                 f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
             )
+        codes = codes.to(self.embed)  # first: what is finite in float64 may not be here
         if not torch.isfinite(codes).all():
             raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
-        codes = self._tokens(codes.to(self.embed))
+        codes = self._tokens(codes)
         self.embed.copy_(codes)
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
@@ -148,7 +149,7 @@ class CodeTable(nn.Module):
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Tokens as they are compared: of length 1 where the metric is cosine."""
-        return normalize(x, dim=-1) if self.metric == "cosine" else x
+        return unit(x) if self.metric == "cosine" else x
 
     def _codes(self, indices: Tensor) -> Tensor:
         known = (indices >= 0)[..., None]

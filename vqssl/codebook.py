@@ -143,8 +143,8 @@ class EMACodebook(CodeTable):
         """The pure half of forward: nearest code, look-up, gradient estimator and commitment. Changes nothing.
 
         A masked token gets index -1 and zeros, and no part in the loss, whatever it holds. A token with NaN or an
-        infinity that is not masked gets index -1 too, and makes its output and the loss NaN, where a gradient scaler
-        or anomaly check will see it; the statistics never do. An empty or fully masked batch has loss 0.
+        infinity that is not masked gets index -1 too, and makes its output NaN and the loss NaN or infinite, where a
+        gradient scaler or anomaly check sees it; the statistics never do. An empty or fully masked batch has loss 0.
 
         Args and errors are those of :meth:`forward`.
 
@@ -156,7 +156,8 @@ class EMACodebook(CodeTable):
         """
         check_tokens("x", x, self.dim)
         check_mask(mask, x.shape[:-1])
-        tokens = self._tokens(x)
+        # Zeros in place of what is masked: a gradient of zero times a NaN in it would still be NaN.
+        tokens = self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
         indices = self._nearest(tokens, mask)
         codes = self._codes(indices)
         loss = commitment_loss(tokens, codes, mask, self.commitment_weight)
@@ -195,7 +196,8 @@ class EMACodebook(CodeTable):
         if self.frozen:
             return
         tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
-        indices = indices.reshape(-1)
+        # Also what is finite in float64 alone: revival would make a code of it.
+        indices = torch.where(torch.isfinite(tokens).all(-1), indices.reshape(-1), -1)
         counts, sums, per_rank = all_reduce_sum(
             [
                 *kernels.code_sums(tokens, indices, self.codebook_size),

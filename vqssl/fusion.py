@@ -119,7 +119,7 @@ class SERFFusion(nn.Module):
         if self.operator.keys == "anchor":
             keys, mask = self._anchor(tokens, token_masks), None
         else:
-            keys, mask = self._places(tokens), _joined(token_masks, tokens)
+            keys, mask = self._places(tokens, token_masks), _joined(token_masks, tokens)
         f = self.operator.function(z_c, keys, mask)
         return z_c + f if self.residual else f
 
@@ -148,10 +148,10 @@ class SERFFusion(nn.Module):
         >>> [tuple(m.shape) for m in maps]
         [(4, 6, 6), (4, 3, 3)]
         """
-        if self.operator is not OPERATORS["spatial"]:
+        if self.operator != OPERATORS["spatial"]:
             raise ValueError(f"attention maps need operator 'spatial', got {self.operator_name!r}: it has no places")
         tokens, token_masks = self._tokens(z_c, quantized, masks)
-        weights = spatial_attention_weights(z_c, self._places(tokens), _joined(token_masks, tokens))
+        weights = spatial_attention_weights(z_c, self._places(tokens, token_masks), _joined(token_masks, tokens))
         per_scale = weights.split([z.shape[1] for z in tokens], dim=1)
         shapes = [q.shape[1:-1] if self.channels_last else q.shape[2:] for q in quantized]
         return tuple(w.reshape(len(w), *shape) for w, shape in zip(per_scale, shapes, strict=True))
@@ -165,7 +165,11 @@ class SERFFusion(nn.Module):
         pooled = [masked_mean(z, mask) for z, mask in zip(tokens, masks, strict=True)]
         return torch.stack([a * psi(z) for a, psi, z in zip(self.alpha, self.psi, pooled, strict=True)]).sum(0)
 
-    def _places(self, tokens: list[Tensor]) -> Tensor:
+    def _places(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+        # What stands under a mask must not reach psi: a NaN there would make the gradient of its weight NaN.
+        tokens = [
+            z if mask is None else torch.where(mask[..., None], z, 0.0) for z, mask in zip(tokens, masks, strict=True)
+        ]
         return torch.cat([a * psi(z) for a, psi, z in zip(self.alpha, self.psi, tokens, strict=True)], dim=1)
 
     def _tokens(
@@ -192,8 +196,8 @@ class SERFFusion(nn.Module):
                 )
             places = q.shape[1:-1] if self.channels_last else q.shape[2:]
             check_mask(mask, q.shape[:1] + places, f"masks[{scale}]")
-            tokens.append(q.reshape(batch, -1, self.dim) if self.channels_last else rearrange_tokens(q))
-            token_masks.append(None if mask is None else mask.reshape(batch, -1))
+            tokens.append(_in_a_row(q if self.channels_last else rearrange(q, "b d ... -> b ... d")))
+            token_masks.append(None if mask is None else _in_a_row(mask[..., None]).squeeze(-1))
         return tokens, token_masks
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
@@ -203,9 +207,9 @@ class SERFFusion(nn.Module):
         ) -> Tensor: ...
 
 
-def rearrange_tokens(maps: Tensor) -> Tensor:
-    """``(B, D, *spatial) -> (B, N, D)``."""
-    return rearrange(maps.flatten(2) if maps.ndim > 2 else maps[..., None], "b d n -> b n d")
+def _in_a_row(x: Tensor) -> Tensor:
+    """``(B, *spatial, D) -> (B, N, D)``, also for B = 0 and for maps without spatial axes."""
+    return x[:, None] if x.ndim == 2 else x.flatten(1, -2)
 
 
 def _joined(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:

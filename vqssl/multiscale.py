@@ -110,8 +110,8 @@ class MultiScaleQuantizer(nn.Module):
         """
         masks = self._check(features, masks)
         tokens = [
-            project(feature if self.channels_last else rearrange(feature, "b c ... -> b ... c"))
-            for project, feature in zip(self.projections, features, strict=True)
+            project(self._tokens(feature, mask))
+            for project, feature, mask in zip(self.projections, features, masks, strict=True)
         ]
         if self.training:
             self._initialize(tokens, masks)
@@ -177,6 +177,11 @@ class MultiScaleQuantizer(nn.Module):
 
     def _joined(self, tokens: list[Tensor]) -> Tensor:
         return torch.cat([z.reshape(-1, self.dim) for z in tokens])
+
+    def _tokens(self, feature: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = feature if self.channels_last else rearrange(feature, "b c ... -> b ... c")
+        # What stands under a mask must not reach the projection: a NaN there would make its weights' gradient NaN.
+        return tokens if mask is None else torch.where(mask[..., None], tokens, 0.0)
 
     def _layout(self, quantized: Tensor) -> Tensor:
         return quantized if self.channels_last else rearrange(quantized, "b ... c -> b c ...")

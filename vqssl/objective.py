@@ -92,7 +92,7 @@ class DiSSECTObjective(nn.Module):
             :class:`~vqssl.types.DiSSECTLoss`; call ``backward`` on ``total``.
 
         Raises:
-            TypeError: an entry is no floating tensor.
+            TypeError: an entry is no floating tensor, or one tensor came instead of a sequence.
             ValueError: fewer than two views, another number of targets than predictions, shapes that differ, or a
                 commitment loss that is no scalar.
         """
@@ -151,6 +151,16 @@ def _same_view(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tens
 def _check_views(
     predictions: Sequence[Tensor], global_targets: Sequence[Tensor], refined_targets: Sequence[Tensor] | None
 ) -> None:
+    for name, tensors in (
+        ("predictions", predictions),
+        ("global_targets", global_targets),
+        ("refined_targets", refined_targets),
+    ):
+        if isinstance(tensors, Tensor):
+            raise TypeError(
+                f"{name} must be a sequence of one (B, D) tensor a view, got one tensor of shape "
+                f"{tuple(tensors.shape)}: write {name}.unbind() if its first axis is the views"
+            )
     views = len(predictions)
     if views < 2:
         raise ValueError(

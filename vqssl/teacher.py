@@ -1,6 +1,7 @@
 """MomentumTeacher: a frozen copy of any module that follows it by momentum."""
 
 import copy
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,14 +95,13 @@ class MomentumTeacher(nn.Module):
                 f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then "
                 "build the teacher"
             )
-        self.momentum = momentum
-        self.final_momentum = final_momentum
+        # Plain numbers, whatever came: a checkpoint with numpy's scalars is refused by torch.load.
+        self.momentum = float(momentum)
+        self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.buffer_policy = buffers
         self.step = 0
         self.module = copy.deepcopy(student).requires_grad_(False)
-        for parameter in self.module.parameters():
-            parameter.grad = None
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +130,7 @@ class MomentumTeacher(nn.Module):
             step: t for the schedule; None counts the calls.
 
         Raises:
+            TypeError: ``step`` is no integer.
             ValueError: the student's parameters or buffers have other names or shapes than the teacher's, or ``step``
                 is negative. Nothing has changed then.
 
@@ -142,7 +143,9 @@ class MomentumTeacher(nn.Module):
         student = _unwrapped(student)
         followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
-        t = self.step if step is None else step
+        t = self.step if step is None else operator.index(step)
+        if t < 0:
+            raise ValueError(f"step must not be negative, got {t}: count from 0")
         momentum = self.momentum_at(t)
 
         if self.buffer_policy == "ema":
@@ -175,7 +178,7 @@ class MomentumTeacher(nn.Module):
         ['weight', 'bias']
         """
         try:
-            part = self.module.get_submodule(name)
+            part = _unwrapped(self.module.get_submodule(name))
         except AttributeError:
             children = ", ".join(repr(child) for child, _ in self.module.named_children())
             raise ValueError(f"name must be a submodule of the student, got {name!r}: it has {children}") from None

@@ -31,8 +31,8 @@ def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_ra
     """Draws ``count`` phantoms; image i depends on ``seed`` and i only, never on ``count``.
 
     Patients have one to three consecutive images, which share anatomy but not pose, exposure or findings.
-    A nodule is one to three soft blobs in the lungs, each 5 to 10 % of the width across; an effusion is
-    fluid in the angle between chest wall and diaphragm, on one or both sides. Each image has each finding
+    Nodules are one to five soft blobs in the lungs, each 5 to 12 % of the width across; an effusion is
+    fluid in the angle between chest wall and diaphragm, on one or both sides, a little of it or much. Each image has each finding
     with probability ``finding_rate``, independently, and without it would be the same image otherwise.
 
     Args:
@@ -306,20 +306,20 @@ def _draw_fluid(chest: Chest, rng: np.random.Generator) -> tuple[Array, Array]:
     level = np.empty_like(chest.down)
     for left in (False, True):
         angle = p.dome[left] + p.dome_drop  # where diaphragm and wall meet
-        height = rng.uniform(0.12, 0.24)
+        height = rng.uniform(0.14, 0.55)
         climb, width = rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.14)
         surface = angle - height - climb * np.exp((chest.lateral - chest.outer) / np.float32(width))
         present = side == 2 or side == int(left)
         level = np.where(chest.left == left, surface if present else 2, level)
     fluid = _ramp(chest.down - level, 0.1)
-    return fluid, fluid * np.float32(rng.uniform(0.35, 0.6))  # part of the lung in front and behind stays clear
+    return fluid, fluid * np.float32(rng.uniform(0.5, 0.9))  # part of the lung in front and behind stays clear
 
 
 def _draw_nodules(chest: Chest, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, list[Array]]:
     """What the nodules absorb, and where each of them is."""
     total, inside = np.zeros_like(chest.down), []
-    for _ in range(rng.integers(1, 4)):
-        radius = rng.uniform(0.05, 0.1)  # in half-widths of the image: the diameter in widths
+    for _ in range(rng.integers(1, 6)):
+        radius = rng.uniform(0.05, 0.12)  # in half-widths of the image: the diameter in widths
         room = np.flatnonzero((chest.depth > radius + 0.02) & (chest.heart_edge < -0.15))
         row, column = divmod(int(room[rng.integers(len(room))]), x.shape[1])
         longer, turn = rng.uniform(1, 1.25), rng.uniform(0, np.pi)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vqssl.functional.vectors import unit
+
 __all__ = ["ESTIMATORS", "rotation_trick", "straight_through"]
 
 
@@ -58,12 +60,24 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     q = quantized.detach().to(z.dtype)
     length_z, length_q = z.detach().norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
     directed = (length_z > 0) & (length_q > 0)
-    unit_z = z.detach() / torch.where(directed, length_z, 1.0)
-    unit_q = q / torch.where(directed, length_q, 1.0)
-    bisector = torch.nn.functional.normalize(unit_z + unit_q, dim=-1)
+    unit_z, unit_q = unit(z.detach()), unit(q)
+    bisector = _unit_bisector(unit_z, unit_q)
     turned = z - 2 * (z * bisector).sum(-1, keepdim=True) * bisector + 2 * (z * unit_z).sum(-1, keepdim=True) * unit_q
     carried = torch.where(directed, length_q / torch.where(directed, length_z, 1.0) * turned, z)
     return (q + (carried - carried.detach())).to(x.dtype)
+
+
+def _unit_bisector(u: Tensor, v: Tensor) -> Tensor:
+    """Of two unit vectors; zeros where they are opposite to within rounding: the map is then a reflection."""
+    bisector, chord = u + v, u - v
+    # A bisector stands upright on its chord. Past a right angle cancellation eats away at that, and without it the
+    # map is no rotation; so what lies along the chord is taken out.
+    along = (bisector * chord).sum(-1, keepdim=True) / chord.square().sum(-1, keepdim=True).clamp_min(1.0)
+    obtuse = (u * v).sum(-1, keepdim=True) < 0
+    bisector = torch.where(obtuse, bisector - along * chord, bisector)
+    length = bisector.norm(dim=-1, keepdim=True)
+    known = length > 4 * torch.finfo(length.dtype).eps
+    return torch.where(known, bisector / torch.where(known, length, 1.0), 0.0)
 
 
 ESTIMATORS = {"straight_through": straight_through, "rotation": rotation_trick}

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vqssl.checks import check_floating, check_mask
+from vqssl.functional.vectors import unit
 
 __all__ = ["commitment_loss", "cosine_regression_loss"]
 
@@ -81,5 +81,5 @@ def cosine_regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
             f"cosine_regression_loss needs at least one pair, got shape {tuple(prediction.shape)}: skip an empty batch"
         )
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    p, t = normalize(prediction.to(dtype), dim=-1), normalize(target.to(dtype), dim=-1)
+    p, t = unit(prediction.to(dtype)), unit(target.to(dtype))
     return 2 - 2 * (p * t).sum(-1).mean()

@@ -74,4 +74,4 @@ def random_positions(rng: Tensor, count: int, total: Tensor) -> Tensor:
     order = bits[:count].argsort(stable=True)
     low = order * total // count
     width = ((order + 1) * total // count - low).clamp_min(1)
-    return (low + bits[count:] % width).clamp(max=(total - 1).clamp_min(0))
+    return low + bits[count:] % width

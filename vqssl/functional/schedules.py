@@ -34,4 +34,4 @@ def cosine_momentum(step: int, total_steps: int, start: float = 0.996, end: floa
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}: count from 0")
     progress = min(step / total_steps, 1.0)
-    return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+    return float(end - (end - start) * (math.cos(math.pi * progress) + 1) / 2)

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vqssl.checks import check_mask, check_tokens
+from vqssl.functional.vectors import unit
 
 __all__ = [
     "OPERATORS",
@@ -106,6 +106,8 @@ def spatial_attention(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -
     [[1.0, 1.0]]
     """
     weights = spatial_attention_weights(z_c, tokens, mask)
+    if mask is not None:
+        tokens = torch.where(mask[..., None], tokens, 0.0)  # a weight of 0 does not silence a NaN
     return (weights[:, None, :] @ tokens).squeeze(1)
 
 
@@ -123,7 +125,9 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
             "flatten maps with einops.rearrange(maps, 'b d ... -> b (...) d')"
         )
     check_mask(mask, tokens.shape[:-1])
-    cosine = (normalize(tokens, dim=-1) @ normalize(z_c, dim=-1)[:, :, None]).squeeze(-1)
+    if mask is not None:
+        tokens = torch.where(mask[..., None], tokens, 0.0)
+    cosine = (unit(tokens) @ unit(z_c)[:, :, None]).squeeze(-1)
     logits = cosine * z_c.shape[-1] ** 0.5
     if mask is None:
         return logits.softmax(-1)
@@ -164,10 +168,12 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     if tokens.ndim != 3:
         raise ValueError(f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}")
     check_mask(mask, tokens.shape[:-1])
+    # Summed in float32 at least: float16 ends at 65504, which a map of a few thousand places reaches.
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
-        return tokens.mean(1)
-    total = torch.where(mask[..., None], tokens, 0.0).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp_min(1)
+        return (tokens.sum(1, dtype=dtype) / max(tokens.shape[1], 1)).to(tokens.dtype)
+    total = torch.where(mask[..., None], tokens, 0.0).sum(1, dtype=dtype)
+    return (total / mask.sum(1, keepdim=True).clamp_min(1)).to(tokens.dtype)
 
 
 class SERFOperator(NamedTuple):

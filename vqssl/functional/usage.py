@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int, check_range
+from vqssl.functional.vectors import unit
 from vqssl.types import CodebookUsage
 
 __all__ = ["code_counts", "codebook_usage", "target_spread"]
@@ -95,5 +95,5 @@ def target_spread(targets: Tensor) -> Tensor:
     check_floating("targets", targets)
     if targets.ndim != 2 or len(targets) < 2:
         raise ValueError(f"targets must be (B, D) with B >= 2, got shape {tuple(targets.shape)}")
-    unit = normalize(targets.detach().to(torch.promote_types(targets.dtype, torch.float32)), dim=-1)
-    return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
+    directions = unit(targets.detach().to(torch.promote_types(targets.dtype, torch.float32)))
+    return directions.std(0, correction=0).mean() * targets.shape[1] ** 0.5

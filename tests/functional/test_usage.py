@@ -1,0 +1,190 @@
+"""Counts, perplexity and spread: numbers one can work out, and the formulas in Python."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqssl.functional import code_counts, codebook_usage, target_spread
+
+seeds = st.integers(0, 2**31 - 1)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+# ---- counts ----
+
+
+@given(indices=st.lists(st.integers(-1, 6), max_size=30), dtype=st.sampled_from(INTEGERS[1:]))
+def test_counts_are_counts(indices, dtype):
+    counts = code_counts(torch.tensor(indices, dtype=dtype), 7)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [Counter(indices)[k] for k in range(7)]
+
+
+def test_counts_of_any_shape_and_stride():
+    indices = torch.randint(-1, 5, (3, 4, 5))
+    assert code_counts(indices.permute(2, 0, 1), 5).equal(code_counts(indices.reshape(-1), 5))
+    assert code_counts(torch.tensor([0, 255], dtype=torch.uint8), 256)[[0, 255]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "indices", "size"),
+    [
+        (TypeError, "integer tensor", torch.tensor([1.0]), 3),
+        (TypeError, "integer tensor", torch.tensor([True]), 3),
+        (TypeError, "integer tensor", torch.tensor([1j]), 3),
+        (TypeError, "integer tensor", [1], 3),
+        (ValueError, "got 0 to 3", torch.tensor([0, 3]), 3),
+        (ValueError, "got -2 to 0", torch.tensor([0, -2]), 3),
+        (ValueError, "codebook_size must be at least 1", torch.tensor([0]), 0),
+        (TypeError, "codebook_size must be an int", torch.tensor([0]), 3.0),
+    ],
+)
+def test_counts_refuse(error, says, indices, size):
+    with pytest.raises(error, match=says):
+        code_counts(indices, size)
+
+
+# ---- usage ----
+
+
+@given(size=st.integers(1, 3000), count=st.integers(1, 2**40))
+def test_even_use_has_perplexity_k(size, count):
+    usage = codebook_usage(torch.full((size,), count))
+    assert usage.perplexity.item() == pytest.approx(size, rel=1e-6)
+    assert usage.fraction.item() == 1
+    assert usage.dead.item() == 0
+
+
+@given(size=st.integers(1, 300), data=st.data())
+def test_one_code_has_perplexity_one(size, data):
+    counts = torch.zeros(size)
+    counts[data.draw(st.integers(0, size - 1))] = 17
+    usage = codebook_usage(counts)
+    assert usage.perplexity.item() == 1
+    assert usage.fraction.item() == pytest.approx(1 / size, rel=1e-6)
+    assert usage.dead.item() == size - 1
+
+
+@given(
+    counts=st.lists(st.integers(0, 1000), min_size=1, max_size=20),
+    dead_below=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    dtype=st.sampled_from([torch.int64, torch.float32, torch.float64]),
+)
+def test_usage_is_its_formula(counts, dead_below, dtype):
+    usage = codebook_usage(torch.tensor(counts, dtype=dtype), dead_below)
+    total = sum(counts)
+    entropy = -sum(n / total * math.log(n / total) for n in counts if n)
+    fair = total / len(counts)
+    alive = [n > 0 and n >= dead_below * fair for n in counts]
+    assert usage.perplexity.item() == pytest.approx(math.exp(entropy) if total else 0, rel=1e-6)
+    assert usage.fraction.item() == pytest.approx(sum(alive) / len(counts), rel=1e-6)
+    assert usage.dead.item() == len(counts) - sum(alive)
+    assert usage.dead.dtype == torch.int64
+
+
+def test_splitting_and_scaling_laws():
+    counts = torch.tensor([5, 1, 0, 9])
+    perplexity = codebook_usage(counts).perplexity
+    torch.testing.assert_close(codebook_usage(counts * 1000).perplexity, perplexity)
+    torch.testing.assert_close(codebook_usage(counts[[2, 0, 3, 1]]).perplexity, perplexity)
+    # Each code in two equal halves: twice as many effective codes.
+    torch.testing.assert_close(codebook_usage(counts.repeat(2)).perplexity, 2 * perplexity)
+
+
+def test_usage_is_detached():
+    assert not any(t.requires_grad for t in codebook_usage(torch.ones(3, requires_grad=True)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "dead_below", "says"),
+    [
+        (torch.ones(2, 2), 0.0, r"\(K,\)"),
+        (torch.ones(0), 0.0, r"\(K,\)"),
+        (torch.tensor(1), 0.0, r"\(K,\)"),
+        (torch.ones(3), 1.5, "dead_below"),
+        (torch.ones(3), -0.5, "dead_below"),
+    ],
+)
+def test_usage_refuses(counts, dead_below, says):
+    with pytest.raises(ValueError, match=says):
+        codebook_usage(counts, dead_below)
+
+
+# ---- spread ----
+
+
+def slow_spread(targets):
+    rows = [[v / math.hypot(*row) for v in row] for row in targets.tolist()]
+    deviations = []
+    for column in zip(*rows, strict=True):
+        mean = sum(column) / len(column)
+        deviations.append(math.sqrt(sum((v - mean) ** 2 for v in column) / len(column)))
+    return math.sqrt(len(deviations)) * sum(deviations) / len(deviations)
+
+
+@given(seed=seeds, batch=st.integers(2, 9), dim=st.integers(1, 6))
+def test_spread_is_its_formula(seed, batch, dim):
+    targets = torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = target_spread(targets).item()
+    assert found == pytest.approx(slow_spread(targets), rel=1e-11, abs=1e-14)
+    # Jensen: no cloud of unit vectors is wider than the isotropic one.
+    assert 0 <= found <= 1 + 1e-12
+
+
+@given(seed=seeds, dim=st.integers(1, 8), lengths=st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
+def test_one_direction_is_collapse(seed, dim, lengths):
+    direction = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    targets = torch.tensor(lengths, dtype=torch.float64)[:, None] * direction
+    assert target_spread(targets).item() < 1e-14
+
+
+@pytest.mark.parametrize("dim", [1, 2, 16])
+def test_axes_in_both_directions_are_isotropic(dim):
+    eye = torch.eye(dim, dtype=torch.float64)
+    torch.testing.assert_close(target_spread(torch.cat([eye, -3 * eye])).item(), 1.0, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dim", [2, 32, 256])
+def test_gaussian_targets_are_isotropic_and_a_common_part_lowers_it(dim):
+    isotropic = torch.randn(8192, dim)
+    assert target_spread(isotropic).item() == pytest.approx(1, abs=0.02)
+    # With a common part as long as the noise, half of each squared length varies (exactly so in many dimensions).
+    shifted = target_spread(isotropic + 1.0).item()
+    assert shifted < 0.8
+    if dim == 256:
+        assert shifted == pytest.approx(math.sqrt(0.5), abs=0.01)
+
+
+def test_spread_against_lightlys_gauge():
+    """lightly.utils.debug.std_of_l2_normalized: normalize, std(dim=0) with Bessel's correction, mean: 1/sqrt(D)."""
+    targets = torch.randn(50, 16, dtype=torch.float64) + 0.3
+    lightly = torch.nn.functional.normalize(targets, dim=1).std(dim=0).mean()
+    torch.testing.assert_close(target_spread(targets), lightly * math.sqrt(16) * math.sqrt(49 / 50))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_targets_are_measured_in_float32(dtype):
+    targets = (torch.randn(64, 8) * 300).to(dtype)
+    found = target_spread(targets.requires_grad_())
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    torch.testing.assert_close(found, target_spread(targets.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "targets"),
+    [
+        (TypeError, torch.ones(4, 3).long()),
+        (TypeError, [[1.0]]),
+        (ValueError, torch.ones(1, 3)),
+        (ValueError, torch.ones(4)),
+        (ValueError, torch.ones(4, 3, 2)),
+    ],
+)
+def test_spread_refuses(error, targets):
+    with pytest.raises(error, match="targets must"):
+        target_spread(targets)

@@ -1,0 +1,82 @@
+"""code_sums against a loop over tokens in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqssl import kernels
+
+
+def slow(x, indices, size):
+    counts, sums = [0] * size, torch.zeros(size, x.shape[1], dtype=torch.float64)
+    for row, k in zip(x.double(), indices.tolist(), strict=True):
+        if k >= 0:
+            counts[k] += 1
+            sums[k] += row
+    return counts, sums
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.sampled_from(["plain", "transposed", "strided"]),
+    st.sampled_from([float("nan"), float("inf"), 1.0]),
+    st.integers(0, 2**20),
+)
+def test_is_the_loop(n, size, dim, dtype, layout, ignored, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=generator).to(dtype)
+    if layout == "transposed":
+        x = x.T.contiguous().T
+    elif layout == "strided":
+        x = torch.stack([x, x], 1).reshape(-1, dim)[::2]
+    indices = torch.randint(-1, size, (n,), generator=generator)
+    x[indices < 0] = ignored
+    counts, sums = kernels.code_sums(x, indices, size)
+    expected_counts, expected_sums = slow(x, indices, size)
+    assert counts.tolist() == expected_counts
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert counts.dtype == sums.dtype == wide
+    assert sums.shape == (size, dim)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(sums.double(), expected_sums, rtol=tolerance, atol=tolerance)
+
+
+def test_half_tokens_are_not_summed_in_half():
+    x = torch.ones(5000, 1, dtype=torch.float16)  # float16 stops counting at 2048
+    counts, sums = kernels.code_sums(x, torch.zeros(5000, dtype=torch.int64), 1)
+    assert counts.item() == sums.item() == 5000
+
+
+def test_counts_beyond_what_float32_counts_one_by_one():
+    n = 2**24 + 4
+    counts, _ = kernels.code_sums(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), 1)
+    assert counts.item() == n
+
+
+def test_junk_stays_with_its_code():
+    x = torch.tensor([[1.0], [float("nan")], [2.0]])
+    counts, sums = kernels.code_sums(x, torch.tensor([0, 1, 0]), 3)
+    assert counts.tolist() == [2, 1, 0]
+    assert sums[0].item() == 3
+    assert sums[1].isnan()
+    assert sums[2].item() == 0
+
+
+def test_equal_input_gives_equal_bits():
+    x, indices = torch.randn(5000, 16), torch.randint(-1, 64, (5000,))
+    first = kernels.code_sums(x, indices, 64)
+    for _ in range(3):
+        again = kernels.code_sums(x.clone(), indices.clone(), 64)
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 9])
+def test_is_a_proper_operator(dtype, n):
+    x, indices = torch.randn(n, 3).to(dtype), torch.randint(-1, 4, (n,))
+    torch.library.opcheck(torch.ops.vqssl.code_sums.default, (x, indices, 4))

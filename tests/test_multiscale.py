@@ -1,0 +1,252 @@
+"""MultiScaleQuantizer: the laws, apart and shared, and against codebooks called by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.laws import QuantizerLaws, assert_differs, assert_same_bits, state_of
+from vqssl import EMACodebook, KMeansInit, LearnedProjection, MultiScaleQuantizer, OrthogonalProjection
+
+
+def identity(in_channels, dim):
+    return nn.Identity()
+
+
+class PyramidLaws(QuantizerLaws):
+    shapes = ((3, 4, 5), (3, 7))
+    options = {}  # noqa: RUF012 (never changed)
+
+    def make(self, **options):
+        torch.manual_seed(11)  # of the projections
+        options = {"decay": 0.7, "projection": identity, "channels_last": True, **self.options, **options}
+        return MultiScaleQuantizer(
+            self.widths or [self.dim] * len(self.shapes), self.codebook_size, self.dim, **options
+        )
+
+    def codebooks(self, module):
+        return [module.codebook(scale) for scale in range(module.num_scales)]
+
+    def pack(self, maps):
+        return list(maps)
+
+    def unpack(self, tree):
+        return list(tree)
+
+    def test_losses_of_the_scales_add_up(self):
+        out = self.trained()(self.batch(7))
+        assert len(out.commitment_losses) == len(self.shapes)
+        assert out.commitment_loss.item() == pytest.approx(sum(loss.item() for loss in out.commitment_losses))
+
+
+class TestApart(PyramidLaws):
+    pass
+
+
+class TestShared(PyramidLaws):
+    options = {"shared": True}  # noqa: RUF012
+
+
+class TestSharedCosineKMeans(PyramidLaws):
+    options = {"shared": True, "metric": "cosine", "initialization": KMeansInit(3)}  # noqa: RUF012
+
+    def projected(self, module, tokens):
+        return [z / z.norm(dim=-1, keepdim=True) for z in tokens]
+
+
+class TestProjected(PyramidLaws):
+    """Channels first, behind the default projections, whose product may round differently for other row counts."""
+
+    options = {"projection": OrthogonalProjection, "channels_last": False}  # noqa: RUF012
+    widths = (8, 6)
+    bitwise = False
+
+    def from_tokens(self, maps):
+        return [z.movedim(-1, 1) for z in maps]
+
+    def to_tokens(self, tree):
+        return [z.movedim(1, -1) for z in tree]
+
+    def projected(self, module, tokens):
+        return [project(z) for project, z in zip(module.projections, tokens, strict=True)]
+
+    def of_codes(self, module, scale, codes):
+        # The rows of W are orthonormal, and the codes so young that the layer norm leaves them in their places.
+        return codes @ module.projections[scale].weight
+
+    def ready_for(self, module, dtype):
+        return module.to(dtype)
+
+
+class TestLearned(TestProjected):
+    options = {"projection": LearnedProjection, "channels_last": False, "shared": True}  # noqa: RUF012
+
+    def of_codes(self, module, scale, codes):
+        linear = module.projections[scale][0]
+        return torch.linalg.lstsq(linear.weight, (codes - linear.bias).T).solution.T
+
+
+# ---- against codebooks called by hand ----
+
+
+def pyramid(step, batch=4):
+    generator = torch.Generator().manual_seed(step)
+    shapes = [(batch, 5, 6), (batch, 6, 4, 5), (batch, 7, 2, 3, 2)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def tokens_of(quantizer, features):
+    """By location, in a loop."""
+    found = []
+    for project, feature in zip(quantizer.projections, features, strict=True):
+        rows = [feature[b][:, None].flatten(2).squeeze(1).T for b in range(len(feature))]
+        found.append(project(torch.stack(rows)))
+    return found
+
+
+def by_hand(quantizer, codebooks, features, masks, shared):
+    """What the quantiser should do, with the public halves of a codebook: outputs as tokens, and the updates."""
+    tokens = tokens_of(quantizer, features)
+    masks = [
+        torch.ones(z.shape[:-1], dtype=torch.bool) if mask is None else mask.flatten(1)
+        for z, mask in zip(tokens, masks, strict=True)
+    ]
+    if shared:
+        codebook = codebooks[0]
+        joined = torch.cat([z.flatten(0, 1) for z in tokens])
+        codebook.initialize_(joined, torch.cat([mask.flatten() for mask in masks]))
+        out = [codebook.quantize(z, mask) for z, mask in zip(tokens, masks, strict=True)]
+        codebook.update_(joined, torch.cat([result.indices.flatten() for result in out]))
+        return out
+    return [codebook(z, mask) for codebook, z, mask in zip(codebooks, tokens, masks, strict=True)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_is_its_codebooks(shared, masked):
+    options = {"decay": 0.6, "commitment_weight": 0.5}
+    sizes = 9 if shared else [8, 9, 10]
+    quantizer = MultiScaleQuantizer([5, 6, 7], sizes, dim=4, shared=shared, seed=3, **options)
+    codebooks = [EMACodebook(size, 4, seed=3 + s, **options) for s, size in enumerate([9] if shared else sizes)]
+    for step in range(6):
+        features = pyramid(step)
+        masks = [None, torch.rand(4, 4, 5) < 0.5, torch.rand(4, 2, 3, 2) < 0.5] if masked else [None] * 3
+        expected = by_hand(quantizer, codebooks, features, masks, shared)
+        out = quantizer(features, masks if masked else None)
+        for feature, q, k, loss, want in zip(
+            features, out.quantized, out.indices, out.commitment_losses, expected, strict=True
+        ):
+            assert q.shape == (4, 4, *feature.shape[2:])
+            assert k.shape == (4, *feature.shape[2:])
+            assert_same_bits(k.flatten(1), want.indices)
+            torch.testing.assert_close(q.flatten(2).mT, want.quantized, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(loss, want.commitment_loss, rtol=1e-5, atol=0)
+        for found, want in zip(quantizer.codebooks, codebooks, strict=True):
+            torch.testing.assert_close(state_of(found), state_of(want), rtol=1e-5, atol=1e-6)
+
+
+def test_layouts_agree():
+    first = MultiScaleQuantizer([5, 6, 7], 8, dim=4)
+    last = MultiScaleQuantizer([5, 6, 7], 8, dim=4, channels_last=True)
+    last.load_state_dict(first.state_dict())
+    for step in range(3):
+        features = pyramid(step)
+        found = last([feature.movedim(1, -1) for feature in features])
+        expected = first(features)
+        assert_same_bits(found.indices, expected.indices)
+        torch.testing.assert_close([q.movedim(-1, 1) for q in found.quantized], list(expected.quantized))
+
+
+def test_scales_draw_differently():
+    quantizer = MultiScaleQuantizer([4, 4], 8, dim=4)
+    x = torch.randn(2, 4, 6, 6)
+    quantizer.projections[1].load_state_dict(quantizer.projections[0].state_dict())
+    quantizer([x, x])
+    assert not torch.equal(quantizer.codebook(0).embed, quantizer.codebook(1).embed)
+
+
+def test_codebook_of_a_scale():
+    apart = MultiScaleQuantizer([4, 4], [8, 9], dim=4)
+    assert [apart.codebook(s).codebook_size for s in range(2)] == [8, 9]
+    shared = MultiScaleQuantizer([4, 4], 8, dim=4, shared=True)
+    assert shared.codebook(0) is shared.codebook(1)
+    assert len(shared.codebooks) == 1
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shared", [False, True])
+def test_masked_junk_does_not_reach_the_projection(shared, junk):
+    quantizer = MultiScaleQuantizer([5, 6], 8, dim=4, shared=shared, projection=LearnedProjection)
+    features = [torch.randn(3, 5, 6), torch.randn(3, 6, 4, 4)]
+    masks = [torch.rand(3, 6) < 0.5, torch.rand(3, 4, 4) < 0.5]
+    for feature, mask in zip(features, masks, strict=True):
+        feature.movedim(1, -1)[~mask] = junk
+    out = quantizer(features, masks)
+    (out.commitment_loss + sum(q.square().sum() for q in out.quantized)).backward()
+    for parameter in quantizer.parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().sum() > 0
+
+
+# ---- refusals ----
+
+GOOD = [torch.randn(2, 5, 6), torch.randn(2, 6, 3, 3)]
+REFUSALS = {
+    "one tensor": ((GOOD[0],), TypeError, "features must be a sequence.*got one tensor"),
+    "too few": ((GOOD[:1],), ValueError, "features must hold one entry for each of the 2 scales, got 1"),
+    "too many": (([*GOOD, GOOD[0]],), ValueError, "2 scales, got 3"),
+    "order": ((GOOD[::-1],), ValueError, r"features\[0\] must be \(B, C, \*spatial\) with C = 5.*order of the maps"),
+    "second": (([GOOD[0], torch.randn(2, 3, 3, 6)],), ValueError, r"features\[1\].*channels_last = False"),
+    "rank": (([torch.randn(5), GOOD[1]],), ValueError, r"features\[0\]"),
+    "integers": (([GOOD[0], GOOD[1].long()],), TypeError, r"features\[1\] must have a floating dtype"),
+    "one mask": ((GOOD, torch.ones(2, 6, dtype=torch.bool)), TypeError, "masks must be a sequence"),
+    "few masks": ((GOOD, [None]), ValueError, "masks must hold one entry for each of the 2 scales, got 1"),
+    "mask shape": (
+        (GOOD, [None, torch.ones(2, 3, dtype=torch.bool)]),
+        ValueError,
+        r"masks\[1\] must have one entry for each token, shape \(2, 3, 3\)",
+    ),
+    "mask dtype": ((GOOD, [None, torch.ones(2, 3, 3)]), TypeError, r"masks\[1\] must be a boolean tensor"),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_name_the_rule_and_leave_the_state(case, shared, steps):
+    arguments, error, message = REFUSALS[case]
+    quantizer = MultiScaleQuantizer([5, 6], 4, dim=3, shared=shared, decay=0.7)
+    for _ in range(steps):
+        quantizer(GOOD)
+    before = state_of(quantizer)
+    with pytest.raises(error, match=message):
+        quantizer(*arguments)
+    assert_same_bits(state_of(quantizer), before)
+    quantizer(GOOD)
+    assert_differs(state_of(quantizer), before)
+
+
+def test_an_initialisation_that_refuses_one_scale_leaves_all():
+    quantizer = MultiScaleQuantizer([5, 6], 10, dim=3, initialization=KMeansInit())
+    before = state_of(quantizer)
+    with pytest.raises(ValueError, match="k-means needs at least as many tokens as codes, got 9 valid tokens"):
+        quantizer([GOOD[0], GOOD[1][:1]])
+    assert_same_bits(state_of(quantizer), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"in_channels": 5}, TypeError, r"in_channels must be a sequence.*write \[5\]"),
+        ({"in_channels": []}, ValueError, "at least one scale"),
+        ({"in_channels": [5, 0]}, ValueError, "each of in_channels must be at least 1"),
+        ({"codebook_size": 0}, ValueError, "codebook_size must be at least 1"),
+        ({"codebook_size": [4]}, ValueError, "one for each of the 2 scales"),
+        ({"codebook_size": [4, 4], "shared": True}, ValueError, "a shared codebook has one codebook_size"),
+        ({"dim": 0}, ValueError, "dim must be at least 1"),
+        ({"metric": "dot"}, ValueError, "metric must be one of"),
+        ({"no_such_option": 1}, TypeError, "no_such_option"),
+    ],
+)
+def test_construction_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MultiScaleQuantizer(**{"in_channels": [5, 6], "codebook_size": 4, "dim": 3, **arguments})

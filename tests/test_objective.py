@@ -1,0 +1,245 @@
+"""The objective against pair-by-pair loops; who gets a gradient; that the parts add up."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqssl import DiSSECTLoss, DiSSECTObjective
+
+MODES = ("predict", "align", "detached")
+seeds = st.integers(0, 2**31 - 1)
+
+
+def setting(seed=0, views=2, batch=3, dim=4, dtype=torch.float64):
+    """p, z_c, z_s: each a list of leaves, one a view."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(3, views, batch, dim, generator=generator, dtype=torch.float64).to(dtype)
+    return [[t.clone().requires_grad_() for t in group] for group in draws]
+
+
+def slow_regression(p, t):
+    """The mean squared distance of unit vectors, in Python floats."""
+    total = 0.0
+    for a, b in zip(p.tolist(), t.tolist(), strict=True):
+        lengths = math.hypot(*a), math.hypot(*b)
+        total += sum((x / lengths[0] - y / lengths[1]) ** 2 for x, y in zip(a, b, strict=True))
+    return total / len(p)
+
+
+def slow_objective(p, z_c, z_s, commitment, weights, commitment_weight, mode):
+    views = range(len(p))
+    pairs = [(v, w) for v in views for w in views if v != w]
+    to_global = sum(slow_regression(p[v], z_c[w]) for v, w in pairs) / len(pairs)
+    to_refined = sum(slow_regression(p[v], z_s[w]) for v, w in pairs) / len(pairs)
+    refinement = sum(slow_regression(z_s[v], z_c[v]) for v in views) / len(p) if mode == "predict" else 0.0
+    total = weights[0] * to_global + weights[1] * to_refined + refinement + commitment_weight * commitment
+    return [total, to_global, to_refined, refinement, commitment]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("views", [2, 3, 4])
+@given(
+    seed=seeds,
+    batch=st.integers(1, 4),
+    dim=st.integers(1, 5),
+    weights=st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.5, 1.0])),
+    commitment_weight=st.sampled_from([0.0, 1.0, 3.0]),
+)
+def test_objective_is_its_formula(mode, views, seed, batch, dim, weights, commitment_weight):
+    p, z_c, z_s = setting(seed, views, batch, dim)
+    objective = DiSSECTObjective(target_weights=weights, commitment_weight=commitment_weight, refinement=mode)
+    found = objective(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64))
+    assert type(found) is DiSSECTLoss
+    expected = slow_objective(p, z_c, z_s, 0.7, weights, commitment_weight, mode)
+    assert [part.item() for part in found] == pytest.approx(expected, rel=1e-11, abs=1e-12)
+
+
+def test_defaults_are_the_papers():
+    p, z_c, z_s = setting()
+    found = DiSSECTObjective()(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64))
+    expected = slow_objective(p, z_c, z_s, 0.7, (0.5, 0.5), 1.0, "predict")
+    assert [part.item() for part in found] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("views", [2, 3])
+def test_without_refined_targets_it_is_byol(mode, views):
+    """Also with other weights: BYOL's loss has weight 1."""
+    p, z_c, _ = setting(views=views)
+    found = DiSSECTObjective(target_weights=(0.3, 0.9), refinement=mode)(p, z_c)
+    pairs = list(itertools.permutations(range(views), 2))
+    # BYOL's own: sum over ordered pairs of 2 - 2 cos, here averaged.
+    cosine = torch.nn.functional.cosine_similarity
+    byol = sum((2 - 2 * cosine(p[v], z_c[w], dim=-1)).mean() for v, w in pairs) / len(pairs)
+    torch.testing.assert_close(found.total, byol, rtol=1e-13, atol=0)
+    assert found.total.equal(found.alignment_global)
+    assert [part.item() for part in found[2:]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("commitment", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_add_up_to_the_total(mode, commitment):
+    p, z_c, z_s = setting()
+    objective = DiSSECTObjective(target_weights=(0.3, 0.9), commitment_weight=2.0, refinement=mode)
+    loss = objective(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64) if commitment else None)
+    expected = 0.3 * loss.alignment_global + 0.9 * loss.alignment_refined + loss.refinement + 2.0 * loss.commitment
+    torch.testing.assert_close(loss.total, expected, rtol=1e-14, atol=0)
+    assert all(part.shape == () for part in loss)
+
+
+# ---- who gets a gradient ----
+
+
+def gradients(part, tensors):
+    return torch.autograd.grad(part, tensors, allow_unused=True) if part.requires_grad else [None] * len(tensors)
+
+
+@pytest.mark.parametrize(
+    ("mode", "alignment_reaches_head", "head_is_trained"),
+    [("predict", False, True), ("align", True, True), ("detached", False, False)],
+)
+def test_who_gets_a_gradient(mode, alignment_reaches_head, head_is_trained):
+    p, z_c, z_s = setting(views=3)
+
+    def loss():
+        return DiSSECTObjective(refinement=mode)(p, z_c, z_s)
+
+    def reached(part, tensors):
+        found = {g is not None and bool(g.abs().sum() > 0) for g in gradients(getattr(loss(), part), tensors)}
+        assert len(found) == 1  # all views alike
+        return found.pop()
+
+    assert reached("total", p)
+    assert reached("alignment_global", p)
+    assert reached("alignment_refined", p)
+    assert not reached("refinement", p)
+    for part in ("total", "alignment_global", "alignment_refined", "refinement"):
+        assert not reached(part, z_c)
+    assert reached("total", z_s) == head_is_trained
+    assert not reached("alignment_global", z_s)
+    assert reached("alignment_refined", z_s) == alignment_reaches_head
+    assert reached("refinement", z_s) == (mode == "predict")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_those_of_the_formula(mode):
+    p, z_c, z_s = setting(views=3)
+    DiSSECTObjective(refinement=mode)(p, z_c, z_s).total.backward()
+    q, targets, refined = setting(views=3)
+
+    def cosine_loss(a, b):
+        return (a / a.norm(dim=-1, keepdim=True) - b / b.norm(dim=-1, keepdim=True)).square().sum(-1).mean()
+
+    pairs = list(itertools.permutations(range(3), 2))
+    seen = refined if mode == "align" else [t.detach() for t in refined]
+    expected = sum(
+        0.5 * cosine_loss(q[v], targets[w].detach()) + 0.5 * cosine_loss(q[v], seen[w]) for v, w in pairs
+    ) / len(pairs)
+    if mode == "predict":
+        expected = expected + sum(cosine_loss(refined[v], targets[v].detach()) for v in range(3)) / 3
+    expected.backward()
+    for found, wanted in zip(p + z_s, q + refined, strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-11, atol=1e-13)
+
+
+def test_one_target_only():
+    p, z_c, z_s = setting()
+    first = DiSSECTObjective(target_weights=(1, 0), refinement="detached")(p, z_c, z_s)
+    assert first.total.equal(first.alignment_global)
+    assert first.total.equal(DiSSECTObjective()(p, z_c).total)
+    second = DiSSECTObjective(target_weights=(0, 1), refinement="detached")(p, z_c, z_s)
+    assert second.total.equal(second.alignment_refined)
+    assert second.total.equal(DiSSECTObjective()(p, z_s).total)
+
+
+def test_commitment_carries_its_gradient_times_lambda():
+    p, z_c, z_s = setting()
+    commitment = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    loss = DiSSECTObjective(commitment_weight=3.0)(p, z_c, z_s, commitment)
+    loss.total.backward()
+    assert commitment.grad.item() == 3
+    assert loss.commitment.item() == 0.7
+
+
+def test_a_view_is_not_its_own_target():
+    p, z_c, z_s = setting()
+    objective = DiSSECTObjective(refinement="detached")
+    # Perfect on the same view, opposite on the other.
+    z_c = [p[0].detach(), -p[0].detach()]
+    loss = objective([p[0], -p[0]], z_c, z_s)
+    assert loss.alignment_global.item() == pytest.approx(4, rel=1e-13)
+
+
+def test_order_of_views_does_not_matter():
+    p, z_c, z_s = setting(views=4)
+    order = [2, 0, 3, 1]
+    permuted = ([group[v] for v in order] for group in (p, z_c, z_s))
+    torch.testing.assert_close(tuple(DiSSECTObjective()(*permuted)), tuple(DiSSECTObjective()(p, z_c, z_s)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    p, z_c, z_s = setting(dtype=dtype)
+    loss = DiSSECTObjective()(p, z_c, z_s)
+    exact = DiSSECTObjective()(*([t.double() for t in group] for group in (p, z_c, z_s)))
+    assert all(part.dtype == torch.float32 for part in loss)
+    torch.testing.assert_close(tuple(part.double() for part in loss), tuple(exact), rtol=1e-5, atol=1e-6)
+    loss.total.backward()
+    assert all(t.grad.dtype == dtype and t.grad.isfinite().all() for t in p + z_s)
+
+
+def test_no_state_and_a_repr_that_says_everything():
+    objective = DiSSECTObjective(target_weights=(1, 0), commitment_weight=2, refinement="align")
+    assert objective.state_dict() == {}
+    assert repr(objective) == ("DiSSECTObjective(target_weights=(1.0, 0.0), commitment_weight=2, refinement='align')")
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "arguments"),
+    [
+        (ValueError, "refinement must be one of 'predict', 'align', 'detached'", {"refinement": "none"}),
+        (ValueError, "two numbers", {"target_weights": (1.0,)}),
+        (ValueError, "target_weights must be from 0", {"target_weights": (1.0, -0.5)}),
+        (ValueError, "target_weights must be from 0", {"target_weights": (math.nan, 0.5)}),
+        (TypeError, "target_weights must be a number", {"target_weights": ("1", 0.5)}),
+        (ValueError, "commitment_weight must be from 0", {"commitment_weight": -1}),
+    ],
+)
+def test_refuses_options(error, says, arguments):
+    with pytest.raises(error, match=says):
+        DiSSECTObjective(**arguments)
+
+
+def z(*shape):
+    return torch.ones(shape or (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "arguments"),
+    [
+        (ValueError, "at least 2 views, got 1", ([z()], [z()])),
+        (ValueError, "at least 2 views, got 0", ([], [])),
+        (ValueError, "global_targets must hold one", ([z(), z()], [z()])),
+        (ValueError, "refined_targets must hold one", ([z(), z()], [z(), z()], [z()])),
+        (ValueError, "same output width", ([z(), z(3, 5)], [z(), z()])),
+        (ValueError, "same output width", ([z(), z()], [z(), z()], [z(), z(2, 4)])),
+        (ValueError, "at least one pair", ([z(0, 4)] * 2, [z(0, 4)] * 2)),
+        (TypeError, "floating", ([z().long(), z()], [z(), z()])),
+        (ValueError, "commitment_loss must be a scalar", ([z(), z()], [z(), z()], None, z())),
+        (TypeError, "commitment_loss must be a torch.Tensor", ([z(), z()], [z(), z()], None, 0.5)),
+        # One tensor has a length too: its samples would pass for views.
+        (TypeError, "predictions must be a sequence", (z(), [z()] * 3)),
+        (TypeError, "global_targets must be a sequence", ([z()] * 3, z())),
+        (TypeError, "refined_targets must be a sequence", ([z()] * 3, [z()] * 3, z())),
+    ],
+)
+def test_refuses_input(error, says, arguments):
+    with pytest.raises(error, match=says):
+        DiSSECTObjective()(*arguments)

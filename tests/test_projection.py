@@ -1,0 +1,130 @@
+"""Projections: orthogonal where promised, normalised always, trained only where promised."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vqssl import LearnedProjection, OrthogonalProjection
+
+PROJECTIONS = (OrthogonalProjection, LearnedProjection)
+WIDTHS = [(3, 8), (6, 6), (8, 3), (1, 4), (4, 2)]
+
+
+def slow_layer_norm(row):
+    mean = sum(row) / len(row)
+    variance = sum((v - mean) ** 2 for v in row) / len(row)
+    return [(v - mean) / (variance + 1e-5) ** 0.5 for v in row]
+
+
+@pytest.mark.parametrize(("channels", "dim"), WIDTHS)
+def test_orthogonal_on_its_shorter_side(channels, dim):
+    weight = OrthogonalProjection(channels, dim, dtype=torch.float64).weight
+    assert weight.shape == (dim, channels)
+    gram = weight.T @ weight if channels <= dim else weight @ weight.T
+    torch.testing.assert_close(gram, torch.eye(min(channels, dim), dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_orthogonal_is_drawn_from_torchs_generator(seed):
+    torch.manual_seed(seed)
+    first = OrthogonalProjection(4, 6)
+    torch.manual_seed(seed)
+    assert OrthogonalProjection(4, 6).weight.equal(first.weight)
+    before = first.weight.clone()
+    first.reset_parameters()
+    assert not first.weight.equal(before)
+
+
+@pytest.mark.parametrize("cls", PROJECTIONS)
+@pytest.mark.parametrize(("channels", "dim"), WIDTHS)
+def test_output_is_the_layer_norm_of_the_map(cls, channels, dim):
+    projection = cls(channels, dim, dtype=torch.float64)
+    x = torch.randn(2, 5, channels, dtype=torch.float64)
+    linear = projection[0] if cls is LearnedProjection else nn.Linear(channels, dim, bias=False, dtype=torch.float64)
+    if cls is OrthogonalProjection:
+        linear.weight.data.copy_(projection.weight)
+    expected = [[slow_layer_norm(row) for row in sample] for sample in linear(x).tolist()]
+    found = projection(x)
+    assert found.shape == (2, 5, dim)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("cls", PROJECTIONS)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_tokens_cannot_shrink(cls, scale):
+    """Whatever the scale of the features, a token's length is about sqrt(dim)."""
+    z = cls(16, 9, dtype=torch.float64)(torch.randn(50, 16, dtype=torch.float64) * scale)
+    torch.testing.assert_close(z.mean(-1), torch.zeros(50, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (z.norm(dim=-1) <= 3 + 1e-12).all()
+    assert z.norm(dim=-1).mean() > 2.9
+
+
+def test_orthogonal_trains_nothing_but_passes_gradients():
+    projection = OrthogonalProjection(6, 4)
+    assert list(projection.parameters()) == []
+    x = torch.randn(3, 6, requires_grad=True)
+    (projection(x) * torch.randn(3, 4)).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_learned_trains_its_map_and_nothing_else():
+    projection = LearnedProjection(6, 4)
+    (projection(torch.randn(3, 6)) * torch.randn(3, 4)).sum().backward()
+    assert {name: tuple(p.shape) for name, p in projection.named_parameters()} == {"0.weight": (4, 6), "0.bias": (4,)}
+    assert projection[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("cls", PROJECTIONS)
+def test_state_dict_carries_the_map(cls):
+    torch.manual_seed(1)
+    there = cls(6, 4)
+    torch.manual_seed(2)
+    back = cls(6, 4)
+    x = torch.randn(3, 6)
+    assert not back(x).equal(there(x))
+    back.load_state_dict(there.state_dict())
+    assert back(x).equal(there(x))
+    assert copy.deepcopy(there)(x).equal(there(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", PROJECTIONS)
+def test_half_precision(cls, dtype):
+    made, cast = cls(6, 4, dtype=dtype), cls(6, 4).to(dtype)
+    x = torch.randn(3, 6).to(dtype)
+    for projection in (made, cast):
+        assert projection(x).dtype == dtype
+        # LN divides by a deviation of rounded values: a few units in the last place of values up to sqrt(3).
+        exact = copy.deepcopy(projection).double()(x.double())
+        torch.testing.assert_close(projection(x).double(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+def test_half_orthogonal_is_orthogonal_to_within_rounding():
+    weight = OrthogonalProjection(6, 4, dtype=torch.bfloat16).weight.double()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4, dtype=torch.float64), rtol=0, atol=2**-7)
+
+
+@pytest.mark.parametrize("cls", PROJECTIONS)
+def test_meta_device(cls):
+    assert cls(6, 4, device="meta")(torch.empty(2, 3, 6, device="meta")).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("cls", PROJECTIONS)
+@pytest.mark.parametrize(
+    ("error", "says", "widths"),
+    [
+        (ValueError, "in_channels must be at least 1", (0, 4)),
+        (ValueError, "dim must be at least 1", (4, -1)),
+        (TypeError, "in_channels must be an int", (4.0, 4)),
+        (TypeError, "dim must be an int", (4, True)),
+    ],
+)
+def test_refuses(cls, error, says, widths):
+    with pytest.raises(error, match=says):
+        cls(*widths)
+
+
+def test_repr():
+    assert repr(OrthogonalProjection(6, 4)) == "OrthogonalProjection(6, 4)"
