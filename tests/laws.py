@@ -49,8 +49,8 @@ class QuantizerLaws:
 
     dim = 6
     codebook_size = 12
-    shapes = ((5, 9),)
-    widths = None
+    shapes: tuple[tuple[int, ...], ...] = ((5, 9),)
+    widths: tuple[int, ...] | None = None
     """Channels of each map where they are not `dim`."""
     bitwise = True
     """False where a matrix product before the codes may round differently for another number of rows."""

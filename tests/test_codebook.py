@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vqssl import BatchRevival, EMACodebook, KMeansInit
 
 
 class CodebookLaws(QuantizerLaws):
-    options = {}  # noqa: RUF012 (never changed)
+    options: ClassVar[dict[str, object]] = {}
 
     def make(self, **options):
         options = {"decay": 0.7, **self.options, **options}

@@ -141,9 +141,7 @@ import vqssl
 print(json.dumps([name.partition(".")[0] for name in set(sys.modules) - before]))
 """
     root = str(PACKAGE.parent)
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     theirs = {"torch", "einops", "numpy"}
     ours = set(json.loads(printed)) - set(sys.stdlib_module_names) - theirs
     assert ours == {"vqssl"}

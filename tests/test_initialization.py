@@ -1,5 +1,6 @@
 """Where codes start: drawn from the tokens, once, in training, and from the codebook's own generator."""
 
+import itertools
 import random
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_k_means_goes_down(metric, seed):
     for iterations in (1, 2, 4, 8):
         codes = first_codes(x, 12, metric=metric, initialization=KMeansInit(iterations))
         steps.append(distortion(x, codes, metric))
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(steps))
     assert steps[-1] < 0.98 * steps[0]
 
 

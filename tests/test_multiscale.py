@@ -1,5 +1,7 @@
 """MultiScaleQuantizer: the laws, apart and shared, and against codebooks called by hand."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def identity(in_channels, dim):
 
 class PyramidLaws(QuantizerLaws):
     shapes = ((3, 4, 5), (3, 7))
-    options = {}  # noqa: RUF012 (never changed)
+    options: ClassVar[dict[str, object]] = {}
 
     def make(self, **options):
         torch.manual_seed(11)  # of the projections

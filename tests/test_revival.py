@@ -181,5 +181,5 @@ def test_a_batch_smaller_than_the_dead():
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_threshold_outside_its_range(threshold):
-    with pytest.raises(ValueError, match="threshold must be from 0 to 1.*fraction of the fair share"):
+    with pytest.raises(ValueError, match=r"threshold must be from 0 to 1.*fraction of the fair share"):
         BatchRevival(threshold)

@@ -1,4 +1,4 @@
-"""The example as a user runs it: the whole path on phantoms, resume to the bit, refusals, and a short run on real data."""
+"""The example as a user runs it: the whole path on phantoms, resume to the bit, refusals, a short real run."""
 
 import csv
 import json

@@ -37,7 +37,8 @@ def brute(x, codes, metric="euclidean"):
         if not torch.isfinite(row).all() or not torch.isfinite(codes).all(-1).any():
             found.append(-1)
             continue
-        found.append(min(range(len(codes)), key=lambda k, s=scored.tolist(): (-s[k], k)))
+        best = max(scored.tolist())
+        found.append(scored.tolist().index(best))
     return torch.tensor(found, dtype=torch.int64)
 
 
