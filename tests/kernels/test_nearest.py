@@ -68,7 +68,8 @@ def material(kind, n, k, d, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x, codes = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (n, k))
     if kind == "clustered":  # all scores are close to each other
-        x, codes = 1e-3 * x + x[:1], 1e-3 * codes + x[:1]
+        centre = torch.randn(1, d, generator=generator, dtype=torch.float64)
+        x, codes = 1e-3 * x + centre, 1e-3 * codes + centre
     elif kind == "duplicated":
         codes = codes[torch.randint(max(1, k // 3), (k,), generator=generator)]
     elif kind == "far mean":
