@@ -37,8 +37,9 @@ class Experiment:
 
 
 SMALL_MODEL = Model(width=12, stem_stride=2, codebook_size=256, hidden_dim=512, teacher_momentum=0.99)
-# The paper's crop and flip alone leave brightness as a shortcut, which a small encoder takes.
-SMALL_AUGMENTATION = Augmentation(crop_scale=(0.4, 1.0), jitter=0.4)
+# The paper's crop and flip alone leave brightness as a shortcut, which a small encoder takes. Harder views than these
+# (crops from 0.4, jitter 0.4) are not learnt in 800 steps, and the features fall behind the random encoder's.
+SMALL_AUGMENTATION = Augmentation(crop_scale=(0.6, 1.0), jitter=0.2)
 
 PRESETS = {
     "demo": (
@@ -60,7 +61,7 @@ PRESETS = {
             image_size=32,
             model=SMALL_MODEL,
             augmentation=SMALL_AUGMENTATION,
-            optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=128, epochs=24, warmup_epochs=2),
+            optimization=Optimization("adamw", lr=2e-3, weight_decay=1e-4, batch_size=64, epochs=12, warmup_epochs=1),
         ),
     ),
     "paper": (

@@ -298,7 +298,11 @@ def test_the_probe_tells_signal_from_noise():
 
 @pytest.mark.slow
 def test_a_short_run_on_real_radiographs_learns(real_data, tmp_path):
-    """The loss falls, no codebook collapses, and the probe on 1% and 5% of labels beats the random encoder's."""
+    """The loss falls, no codebook collapses, and the probe on 1% and 5% of labels beats the random encoder's.
+
+    Half the preset's epochs. The probe gained 7.8 points here when this was written; rounding differs between machines,
+    and three points are left to it.
+    """
     small = PRESETS["small"][1]
     data = load_images(real_data / "kermany_cxr_64.npz", 32)
     train_index, test_index = train_test_split(data)
@@ -316,8 +320,8 @@ def test_a_short_run_on_real_radiographs_learns(real_data, tmp_path):
     before = mean_auc()
     run.train(quiet=True)
     losses = [row["alignment_global"] + row["alignment_refined"] for row in run.rows]
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.65 * losses[0]
     assert all(run.rows[-1][f"perplexity_{scale}"] > small.model.codebook_size / 4 for scale in small.model.scales)
     assert run.rows[-1]["target_spread"] > 0.3
-    assert mean_auc() > before + 0.01
+    assert mean_auc() > before + 0.03
     assert vqssl.functional.target_spread(run.encode(to_float(test.images))[0]) > 0
