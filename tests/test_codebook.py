@@ -398,10 +398,27 @@ def test_lookup():
 X = torch.randn(2, 5, 4)
 REFUSALS = {
     "width": (lambda c: c(torch.randn(2, 5, 3)), ValueError, r"dim = 4 in its last axis.*\(2, 5, 3\)"),
+    "channels first": (lambda c: c(torch.randn(2, 4, 5)), ValueError, "write einops.rearrange.x, 'b c ... -> b ... c'"),
     "scalar": (lambda c: c(torch.tensor(1.0)), ValueError, "dim = 4 in its last axis"),
     "integers": (lambda c: c(torch.ones(2, 4, dtype=torch.int64)), TypeError, "floating dtype.*float()"),
     "complex": (lambda c: c(torch.ones(2, 4, dtype=torch.complex64)), TypeError, "floating dtype"),
     "numpy": (lambda c: c(X.numpy()), TypeError, "must be a torch.Tensor, got ndarray"),
+    "device": (lambda c: c(X.to("meta")), ValueError, r"device of the codes, cpu, got meta: write x.to\('cpu'\)"),
+    "update device": (
+        lambda c: c.update_(X.to("meta"), torch.zeros(2, 5, dtype=torch.int64)),
+        ValueError,
+        "device of the codes",
+    ),
+    "state of another size": (
+        lambda c: c.load_state_dict(EMACodebook(6, 4).state_dict()),
+        ValueError,
+        r"shapes of this EMACodebook: embed \(8, 4\), got \(6, 4\); cluster_size \(8,\), got \(6,\)",
+    ),
+    "state of another width": (
+        lambda c: c.load_state_dict(EMACodebook(8, 3).state_dict(), strict=False),
+        ValueError,
+        r"embed \(8, 4\), got \(8, 3\).*build the module with the sizes",
+    ),
     "mask shape": (
         lambda c: c(X, torch.ones(2, 4, dtype=torch.bool)),
         ValueError,
@@ -463,6 +480,13 @@ def test_refusals_name_the_rule_and_leave_the_state(case, steps):
         ({"metric": "dot"}, ValueError, "metric must be one of 'euclidean', 'cosine', got 'dot'"),
         ({"ema": "mean"}, ValueError, "ema must be one of 'count_weighted', 'batch_mean', or a callable, got 'mean'"),
         ({"ema": 3}, TypeError, "ema must be a name"),
+        (
+            {"initialization": "kmeans"},
+            TypeError,
+            r"must be an object, got 'kmeans': write .*KMeansInit\(\)",
+        ),
+        ({"initialization": KMeansInit}, TypeError, "must be an object, got the class KMeansInit"),
+        ({"revival": 0.1}, TypeError, r"revival must be an object, got 0.1: write revival=BatchRevival\(\)"),
         ({"estimator": "gumbel"}, ValueError, "estimator must be one of 'straight_through', 'rotation'"),
     ],
 )

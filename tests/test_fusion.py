@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
+from tests.laws import assert_same_bits, state_of
 from vqssl import SERFFusion
 from vqssl.functional import OPERATORS, SERFOperator, pooled_codes, spatial_attention, spatial_attention_weights
+from vqssl.types import MultiScaleQuantized
 
 DIM = 4
 # Spatial sizes of three maps, finest first; each divides the first.
@@ -410,6 +412,7 @@ GOOD = [z(3, 4, 2, 2), z(3, 4, 1, 1)]
         (TypeError, "quantized must be a sequence", (z(3, 4), z(2, 4, 2, 2))),
         (ValueError, "quantized must hold one entry for each of the 2 scales, got 1", (z(3, 4), GOOD[:1])),
         (ValueError, r"quantized\[1\] must be \(B, dim, \*spatial\)", (z(3, 4), [GOOD[0], z(3, 5, 1, 1)])),
+        (TypeError, "write its .quantized", (z(3, 4), MultiScaleQuantized(tuple(GOOD), (), z(), ()))),
         (ValueError, r"quantized\[0\] .* with B = 2", (z(2, 4), GOOD)),
         (ValueError, r"quantized\[0\] must be", (z(3, 4), [z(3), z(3)])),
         (TypeError, r"quantized\[1\] must have a floating", (z(3, 4), [GOOD[0], GOOD[1].long()])),
@@ -427,6 +430,14 @@ def test_refuses_input(error, says, arguments):
     for call in (fusion, fusion.refine, fusion.attention_maps):
         with pytest.raises(error, match=says):
             call(*arguments)
+
+
+def test_a_state_of_another_width_is_refused_and_nothing_changes():
+    fusion, other = SERFFusion(4, 2, hidden_dim=8), SERFFusion(4, 2, hidden_dim=6)
+    before = state_of(fusion)
+    with pytest.raises(ValueError, match=r"shapes of this SERFFusion: mlp.0.weight \(8, 4\), got \(6, 4\).*and 4 more"):
+        fusion.load_state_dict(other.state_dict())
+    assert_same_bits(state_of(fusion), before)
 
 
 def test_anchor_refuses_maps_of_different_batches():

@@ -200,6 +200,7 @@ REFUSALS = {
     "second": (([GOOD[0], torch.randn(2, 3, 3, 6)],), ValueError, r"features\[1\].*channels_last = False"),
     "rank": (([torch.randn(5), GOOD[1]],), ValueError, r"features\[0\]"),
     "integers": (([GOOD[0], GOOD[1].long()],), TypeError, r"features\[1\] must have a floating dtype"),
+    "device": (([GOOD[0], GOOD[1].to("meta")],), ValueError, r"features\[1\] must be on the device of the codes"),
     "one mask": ((GOOD, torch.ones(2, 6, dtype=torch.bool)), TypeError, "masks must be a sequence"),
     "few masks": ((GOOD, [None]), ValueError, "masks must hold one entry for each of the 2 scales, got 1"),
     "mask shape": (
@@ -235,6 +236,16 @@ def test_an_initialisation_that_refuses_one_scale_leaves_all():
     assert_same_bits(state_of(quantizer), before)
 
 
+@pytest.mark.parametrize("change", [{"in_channels": [5, 7]}, {"codebook_size": [4, 8]}, {"dim": 2}])
+def test_a_state_that_fits_one_scale_only_changes_none(change):
+    sizes = {"in_channels": [5, 6], "codebook_size": [4, 4], "dim": 3}
+    quantizer, other = MultiScaleQuantizer(**sizes), MultiScaleQuantizer(**{**sizes, **change}, seed=9)
+    before = state_of(quantizer)
+    with pytest.raises(ValueError, match=r"must have the shapes of this MultiScaleQuantizer: .*, got"):
+        quantizer.load_state_dict(other.state_dict())
+    assert_same_bits(state_of(quantizer), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -245,6 +256,11 @@ def test_an_initialisation_that_refuses_one_scale_leaves_all():
         ({"codebook_size": [4]}, ValueError, "one for each of the 2 scales"),
         ({"codebook_size": [4, 4], "shared": True}, ValueError, "a shared codebook has one codebook_size"),
         ({"dim": 0}, ValueError, "dim must be at least 1"),
+        (
+            {"projection": "learned"},
+            TypeError,
+            "projection must be a function .*got 'learned'",
+        ),
         ({"metric": "dot"}, ValueError, "metric must be one of"),
         ({"no_such_option": 1}, TypeError, "no_such_option"),
     ],

@@ -415,7 +415,22 @@ def test_backbone_refuses_what_is_no_submodule(name):
         MomentumTeacher(Student()).backbone_state_dict(name)
 
 
+def test_backbone_of_a_student_without_parts():
+    with pytest.raises(ValueError, match="got 'encoder': it has none: leave name out"):
+        MomentumTeacher(nn.Linear(2, 2)).backbone_state_dict("encoder")
+
+
 # ---- errors ----
+
+
+def test_a_state_of_another_student_is_refused_and_nothing_changes():
+    teacher, other = (MomentumTeacher(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, d))) for d in (3, 4))
+    other.step = 5
+    before = everything(teacher.module)
+    with pytest.raises(ValueError, match=r"module.1.weight \(3, 2\), got \(4, 2\)"):
+        teacher.load_state_dict(other.state_dict())
+    assert_same(everything(teacher.module), before)
+    assert teacher.step == 0
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Checks of input that several parts share: the rule, what was received, what to write instead."""
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -13,9 +15,12 @@ def check_tokens(name: str, x: Tensor, dim: int, layout: str = "(*batch, dim)") 
     """``x`` is a real floating tensor whose last axis has ``dim`` entries."""
     check_floating(name, x)
     if x.ndim < 1 or x.shape[-1] != dim:
+        if x.ndim > 2 and x.shape[1] == dim:
+            cure = f"for maps with channels first, write einops.rearrange({name}, 'b c ... -> b ... c')"
+        else:
+            cure = "project it to that width first, or build the module with its width"
         raise ValueError(
-            f"{name} must be {layout} with dim = {dim} in its last axis, got shape {tuple(x.shape)}: for maps with "
-            f"channels first, write einops.rearrange({name}, 'b c ... -> b ... c')"
+            f"{name} must be {layout} with dim = {dim} in its last axis, got shape {tuple(x.shape)}: {cure}"
         )
 
 
@@ -24,6 +29,14 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}: write torch.as_tensor({name})")
     if not x.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write {name}.float()")
+
+
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(
+            f"{name} must be on the device of the codes, {device}, got {x.device}: write {name}.to({str(device)!r}) "
+            "or move the module"
+        )
 
 
 def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> None:
@@ -46,7 +59,9 @@ def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -
     )
     if not integer:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"{name} must be an integer tensor of code numbers, got {found}: write {name}.long()")
+        raise TypeError(
+            f"{name} must be an integer tensor of code numbers, got {found}: write torch.as_tensor({name}).long()"
+        )
     if shape is not None and indices.shape != shape:
         raise ValueError(
             f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(indices.shape)}: "
@@ -92,6 +107,29 @@ def check_range(name: str, value: float, low: float, high: float, *, rule: str =
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}{rule and ': '}{rule}")
+
+
+def check_object(name: str, value: Any, example: str) -> None:
+    """``value`` is an object to call, not the name or the class of one."""
+    if not callable(value) or isinstance(value, type):
+        found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
+
+
+def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """A pre-hook of ``load_state_dict``: nothing is loaded where a shape differs, instead of everything else."""
+    differ = []
+    for name, ours in chain(module.named_parameters(), module.named_buffers()):
+        theirs = state_dict.get(prefix + name)
+        # A scalar takes a vector of one entry, as everywhere in torch; a lazy parameter takes any shape.
+        if isinstance(theirs, Tensor) and not is_lazy(ours) and ours.ndim > 0 and theirs.shape != ours.shape:
+            differ.append(f"{name} {tuple(ours.shape)}, got {tuple(theirs.shape)}")
+    if differ:
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ValueError(
+            f"state_dict must have the shapes of this {type(module).__name__}: {'; '.join(differ[:3])}{more}: build "
+            "the module with the sizes that the checkpoint was written with"
+        )
 
 
 def by_name(kind: str, choice: str | T, table: Mapping[str, T]) -> T:

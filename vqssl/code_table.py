@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from vqssl import kernels
-from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int
+from vqssl.checks import (
+    check_code_range,
+    check_device,
+    check_floating,
+    check_indices,
+    check_mask,
+    check_positive_int,
+    check_state_fits,
+    check_tokens,
+)
 from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_normal
 from vqssl.functional.usage import codebook_usage
@@ -61,6 +70,7 @@ class CodeTable(nn.Module):
         self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
         # What `initialized` was last seen to be: asking the buffer at every step would wait for the device.
         self._known_initialized = False
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forget_what_was_known)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
@@ -146,6 +156,11 @@ class CodeTable(nn.Module):
         self._known_initialized = False
 
     # ---- parts ----
+
+    def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        check_tokens("x", x, self.dim)
+        check_device("x", x, self.embed.device)
+        check_mask(mask, x.shape[:-1])
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Tokens as they are compared: of length 1 where the metric is cosine."""

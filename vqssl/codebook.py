@@ -8,14 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import (
-    by_name,
-    check_code_range,
-    check_indices,
-    check_mask,
-    check_range,
-    check_tokens,
-)
+from vqssl.checks import by_name, check_code_range, check_indices, check_object, check_range
 from vqssl.code_table import CodeTable
 from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
 from vqssl.functional.ema import EMA_RULES, EMARule
@@ -111,6 +104,8 @@ class EMACodebook(CodeTable):
         self.ema = by_name("ema", ema, EMA_RULES)
         self.initialization = SampleInit() if initialization is None else initialization
         self.revival = NoRevival() if revival is None else revival
+        check_object("initialization", self.initialization, "KMeansInit()")
+        check_object("revival", self.revival, "BatchRevival()")
         self.estimator = by_name("estimator", estimator, ESTIMATORS)
         self.process_group = process_group
         self.frozen = False
@@ -129,8 +124,8 @@ class EMACodebook(CodeTable):
 
         Raises:
             TypeError: ``x`` is no floating tensor, or the mask is not boolean.
-            ValueError: the width of ``x`` is not D, the mask is not ``(*batch,)``, or the initialisation refuses the
-                batch. The state is then as it was.
+            ValueError: the width of ``x`` is not D, it is on another device, the mask is not ``(*batch,)``, or the
+                initialisation refuses the batch. The state is then as it was.
         """
         if self.training:
             self.initialize_(x, mask)
@@ -154,8 +149,7 @@ class EMACodebook(CodeTable):
         >>> codebook.quantize(x, mask=torch.tensor([True, True, False])).indices[2].item()
         -1
         """
-        check_tokens("x", x, self.dim)
-        check_mask(mask, x.shape[:-1])
+        self._check(x, mask)
         # Zeros in place of what is masked: a gradient of zero times a NaN in it would still be NaN.
         tokens = self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
         indices = self._nearest(tokens, mask)
@@ -189,7 +183,7 @@ class EMACodebook(CodeTable):
         >>> round(codebook.cluster_size.sum().item(), 2)  # 0.99 * 8 + 0.01 * 32
         8.24
         """
-        check_tokens("x", x, self.dim)
+        self._check(x)
         check_indices("indices", indices, x.shape[:-1])
         if indices.device.type == "cpu":  # elsewhere it would wait for the device, which has its own assertion
             check_code_range("indices", indices, self.codebook_size)
@@ -243,8 +237,7 @@ class EMACodebook(CodeTable):
         >>> codebook.first_codes(torch.randn(32, 4)).shape, codebook.initialized.item()
         (torch.Size([8, 4]), False)
         """
-        check_tokens("x", x, self.dim)
-        check_mask(mask, x.shape[:-1])
+        self._check(x, mask)
         return None if self.frozen or self._known_initialized else self._first_codes(x, mask)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it waits for the device, once in a codebook's life

@@ -7,8 +7,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqssl.checks import check_floating, check_mask, check_one_a_scale, check_positive_int, check_tokens
+from vqssl.checks import (
+    check_floating,
+    check_mask,
+    check_one_a_scale,
+    check_positive_int,
+    check_state_fits,
+    check_tokens,
+)
 from vqssl.functional.serf import OPERATORS, SERFOperator, masked_mean, spatial_attention_weights
+from vqssl.types import MultiScaleQuantized
 
 __all__ = ["SERFFusion"]
 
@@ -84,6 +92,7 @@ class SERFFusion(nn.Module):
         self.residual = fits if residual is None else residual
         self.hidden_dim = hidden_dim
         self.channels_last = channels_last
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
         self.psi = nn.ModuleList(nn.Linear(dim, dim, device=device, dtype=dtype) for _ in range(num_scales))
         self.alpha = nn.Parameter(torch.full((num_scales,), 1 / num_scales, device=device, dtype=dtype))
         self.mlp: nn.Module = nn.Identity()
@@ -176,6 +185,10 @@ class SERFFusion(nn.Module):
         self, z_c: Tensor | None, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Maps as ``(B, N_s, D)`` and masks as ``(B, N_s)``, checked."""
+        if isinstance(quantized, MultiScaleQuantized):
+            raise TypeError(
+                "quantized must be a sequence of maps, got the whole MultiScaleQuantized: write its .quantized"
+            )
         masks = [None] * self.num_scales if masks is None else masks
         check_one_a_scale("quantized", quantized, self.num_scales)
         check_one_a_scale("masks", masks, self.num_scales)

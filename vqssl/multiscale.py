@@ -7,7 +7,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqssl.checks import check_floating, check_mask, check_one_a_scale, check_positive_int
+from vqssl.checks import (
+    check_device,
+    check_floating,
+    check_mask,
+    check_one_a_scale,
+    check_positive_int,
+    check_state_fits,
+)
 from vqssl.codebook import EMACodebook
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import MultiScaleQuantized, Quantized
@@ -39,7 +46,8 @@ class MultiScaleQuantizer(nn.Module):
 
     Shape:
         Input: a sequence of S maps ``(B, C_s, *spatial_s)``, and optionally a sequence of S masks ``(B, *spatial_s)``
-        (True where a token counts; an entry may be None). Output: :class:`~vqssl.types.MultiScaleQuantized`.
+        (True where a token counts; an entry may be None). Scales are quantised independently of each other, so that B
+        may differ between them. Output: :class:`~vqssl.types.MultiScaleQuantized`.
 
     Raises:
         TypeError: an argument of another type than above.
@@ -71,6 +79,11 @@ class MultiScaleQuantizer(nn.Module):
             raise TypeError(
                 f"in_channels must be a sequence, one number a scale, got {in_channels}: write [{in_channels}]"
             )
+        if not callable(projection):
+            raise TypeError(
+                f"projection must be a function (in_channels, dim) -> module, got {projection!r}: write "
+                "projection=LearnedProjection"
+            )
         self.in_channels = tuple(in_channels)
         if not self.in_channels:
             raise ValueError("in_channels must name at least one scale, got none: give the channels of each map")
@@ -87,6 +100,7 @@ class MultiScaleQuantizer(nn.Module):
             EMACodebook(size, dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
             for scale, size in enumerate(sizes)
         )
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
 
     @property
     def num_scales(self) -> int:
@@ -105,8 +119,8 @@ class MultiScaleQuantizer(nn.Module):
 
         Raises:
             TypeError: a map is no floating tensor, a mask is not boolean, or one tensor came instead of a sequence.
-            ValueError: another number of maps or masks than scales, the wrong channels, or a mask of another shape.
-                No codebook has changed then.
+            ValueError: another number of maps or masks than scales, the wrong channels or device, or a mask of another
+                shape. No codebook has changed then.
         """
         masks = self._check(features, masks)
         tokens = [
@@ -199,6 +213,7 @@ class MultiScaleQuantizer(nn.Module):
                     f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: check "
                     f"the order of the maps, and channels_last = {self.channels_last}"
                 )
+            check_device(f"features[{scale}]", feature, self.codebook(scale).embed.device)
             shape = feature.shape[:-1] if self.channels_last else feature.shape[:1] + feature.shape[2:]
             check_mask(masks[scale], shape, f"masks[{scale}]")
         return masks

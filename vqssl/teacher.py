@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from vqssl.checks import check_positive_int, check_range
+from vqssl.checks import check_positive_int, check_range, check_state_fits
 from vqssl.functional.schedules import cosine_momentum
 
 __all__ = ["MomentumTeacher"]
@@ -102,6 +102,7 @@ class MomentumTeacher(nn.Module):
         self.buffer_policy = buffers
         self.step = 0
         self.module = copy.deepcopy(student).requires_grad_(False)
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,6 +144,8 @@ class MomentumTeacher(nn.Module):
         student = _unwrapped(student)
         followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
+        if step is not None and not hasattr(step, "__index__"):
+            raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
         t = self.step if step is None else operator.index(step)
         if t < 0:
             raise ValueError(f"step must not be negative, got {t}: count from 0")
@@ -180,7 +183,7 @@ class MomentumTeacher(nn.Module):
         try:
             part = _unwrapped(self.module.get_submodule(name))
         except AttributeError:
-            children = ", ".join(repr(child) for child, _ in self.module.named_children())
+            children = ", ".join(repr(child) for child, _ in self.module.named_children()) or "none: leave name out"
             raise ValueError(f"name must be a submodule of the student, got {name!r}: it has {children}") from None
         return {key: value.detach().clone() for key, value in part.state_dict().items() if isinstance(value, Tensor)}
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vqssl import kernels
-from vqssl.checks import check_floating, check_tokens
+from vqssl.checks import check_floating
 
 __all__ = ["nearest_codeword"]
 
@@ -45,7 +45,12 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> 
         raise ValueError(
             f"codebook must be (K, D) with at least one code of at least one entry, got shape {tuple(codebook.shape)}"
         )
-    check_tokens("x", x, codebook.shape[1], "(*batch, D)")
+    check_floating("x", x)
+    if x.ndim < 1 or x.shape[-1] != codebook.shape[1]:
+        raise ValueError(
+            f"x and codebook must have one width D in their last axis, got shapes {tuple(x.shape)} and "
+            f"{tuple(codebook.shape)}: maps with channels first have to be rearranged, 'b c ... -> b ... c'"
+        )
     if x.device != codebook.device:
         raise ValueError(
             f"x and codebook must be on one device, got {x.device} and {codebook.device}: write codebook.to(x.device)"
