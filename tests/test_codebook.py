@@ -472,6 +472,8 @@ def test_refusals_name_the_rule_and_leave_the_state(case, steps):
         ({"codebook_size": 2.0}, TypeError, "codebook_size must be an int"),
         ({"codebook_size": True}, TypeError, "codebook_size must be an int"),
         ({"dim": 0}, ValueError, "dim must be at least 1"),
+        ({"seed": 1.0}, TypeError, "seed must be an int"),
+        ({"dtype": torch.int64}, TypeError, "dtype must be a floating dtype, got torch.int64"),
         ({"decay": 1.5}, ValueError, "decay must be from 0 to 1.*share of the old statistics"),
         ({"decay": "0.9"}, TypeError, "decay must be a number"),
         ({"eps": -1.0}, ValueError, "eps must be from 0"),

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     # F2: pure maths, the distributed calls, and the small policies made of them
     "functional": {"types", "checks"} | KERNELS,
     "collectives": {"types", "checks"} | KERNELS,
-    "projection": {"checks"},
+    "projection": MATHS,
     "code_table": MATHS,
     "initialization": MATHS,
     "revival": MATHS,

@@ -158,6 +158,16 @@ def test_layouts_agree():
         torch.testing.assert_close([q.movedim(-1, 1) for q in found.quantized], list(expected.quantized))
 
 
+def test_construction_depends_on_the_seed_alone():
+    """Ranks that seeded torch differently hold the same maps and codes."""
+    torch.manual_seed(1)
+    first = MultiScaleQuantizer([4, 4], 8, dim=4)
+    torch.manual_seed(2)
+    assert_same_bits(state_of(MultiScaleQuantizer([4, 4], 8, dim=4)), state_of(first))
+    assert_differs(state_of(MultiScaleQuantizer([4, 4], 8, dim=4, seed=5)), state_of(first))
+    assert not torch.equal(first.projections[0].weight, first.projections[1].weight)
+
+
 def test_scales_draw_differently():
     quantizer = MultiScaleQuantizer([4, 4], 8, dim=4)
     x = torch.randn(2, 4, 6, 6)
@@ -169,6 +179,9 @@ def test_scales_draw_differently():
 def test_codebook_of_a_scale():
     apart = MultiScaleQuantizer([4, 4], [8, 9], dim=4)
     assert [apart.codebook(s).codebook_size for s in range(2)] == [8, 9]
+    for scale in (-1, 2):
+        with pytest.raises(ValueError, match=f"scale must be from 0 to 1, got {scale}"):
+            apart.codebook(scale)
     shared = MultiScaleQuantizer([4, 4], 8, dim=4, shared=True)
     assert shared.codebook(0) is shared.codebook(1)
     assert len(shared.codebooks) == 1
@@ -194,6 +207,8 @@ def test_masked_junk_does_not_reach_the_projection(shared, junk):
 GOOD = [torch.randn(2, 5, 6), torch.randn(2, 6, 3, 3)]
 REFUSALS = {
     "one tensor": ((GOOD[0],), TypeError, "features must be a sequence.*got one tensor"),
+    "dict": (({"a": GOOD[0], "b": GOOD[1]},), TypeError, r"got dict: write list\(features.values\(\)\)"),
+    "generator": (((x for x in GOOD),), TypeError, r"got generator: write list\(features\)"),
     "too few": ((GOOD[:1],), ValueError, "features must hold one entry for each of the 2 scales, got 1"),
     "too many": (([*GOOD, GOOD[0]],), ValueError, "2 scales, got 3"),
     "order": ((GOOD[::-1],), ValueError, r"features\[0\] must be \(B, C, \*spatial\) with C = 5.*order of the maps"),
@@ -261,6 +276,10 @@ def test_a_state_that_fits_one_scale_only_changes_none(change):
             TypeError,
             "projection must be a function .*got 'learned'",
         ),
+        ({"projection": LearnedProjection(5, 3)}, TypeError, r"(?s)for tokens .* or a lambda that returns your module"),
+        ({"seed": None}, TypeError, "seed must be an int, got None"),
+        ({"seed": 2**63}, ValueError, "seed must fit 64 bits"),
+        ({"dtype": torch.int32}, TypeError, "dtype"),
         ({"metric": "dot"}, ValueError, "metric must be one of"),
         ({"no_such_option": 1}, TypeError, "no_such_option"),
     ],

@@ -206,6 +206,7 @@ def test_no_state_and_a_repr_that_says_everything():
     [
         (ValueError, "refinement must be one of 'predict', 'align', 'detached'", {"refinement": "none"}),
         (ValueError, "two numbers", {"target_weights": (1.0,)}),
+        (ValueError, "two numbers, for z_c and z_s, got 0.5", {"target_weights": 0.5}),
         (ValueError, "target_weights must be from 0", {"target_weights": (1.0, -0.5)}),
         (ValueError, "target_weights must be from 0", {"target_weights": (math.nan, 0.5)}),
         (TypeError, "target_weights must be a number", {"target_weights": ("1", 0.5)}),

@@ -27,14 +27,32 @@ def test_orthogonal_on_its_shorter_side(channels, dim):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_orthogonal_is_drawn_from_torchs_generator(seed):
-    torch.manual_seed(seed)
-    first = OrthogonalProjection(4, 6)
-    torch.manual_seed(seed)
-    assert OrthogonalProjection(4, 6).weight.equal(first.weight)
+def test_orthogonal_is_drawn_from_its_seed_alone(seed):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = OrthogonalProjection(4, 6, seed=seed)
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    assert OrthogonalProjection(4, 6, seed=seed).weight.equal(first.weight)
+    assert not OrthogonalProjection(4, 6, seed=seed + 1).weight.equal(first.weight)
     before = first.weight.clone()
+    first.weight.zero_()
     first.reset_parameters()
-    assert not first.weight.equal(before)
+    assert first.weight.equal(before)
+
+
+def test_orthogonal_maps_are_uniform():
+    """Over seeds, the mean of each entry is 0 and of its square 1 / n; without the sign it would not be."""
+    weights = torch.stack([OrthogonalProjection(3, 3, seed=seed, dtype=torch.float64).weight for seed in range(2000)])
+    torch.testing.assert_close(weights.mean(0), torch.zeros(3, 3, dtype=torch.float64), rtol=0, atol=0.06)
+    torch.testing.assert_close(weights.square().mean(0), torch.full((3, 3), 1 / 3).double(), rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_orthogonal_takes_any_dtype(dtype):
+    projection, x = OrthogonalProjection(6, 4), torch.randn(3, 6).to(dtype)
+    assert projection(x).dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(projection(x).double(), projection.double()(x.double()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
@@ -78,10 +96,10 @@ def test_learned_trains_its_map_and_nothing_else():
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
 def test_state_dict_carries_the_map(cls):
-    torch.manual_seed(1)
-    there = cls(6, 4)
-    torch.manual_seed(2)
-    back = cls(6, 4)
+    there, back = cls(6, 4), cls(6, 4)
+    for tensor in back.state_dict().values():
+        tensor.mul_(0.5)
+        tensor[0] += 1.0
     x = torch.randn(3, 6)
     assert not back(x).equal(there(x))
     back.load_state_dict(there.state_dict())

@@ -506,6 +506,12 @@ def test_another_student_is_refused_and_nothing_changes(student, says, policy):
     assert teacher.step == 1
 
 
+def test_a_student_that_is_no_module_is_refused():
+    teacher = MomentumTeacher(Student())
+    with pytest.raises(TypeError, match=r"student must be a torch\.nn\.Module, got generator"):
+        teacher.update_(Student().parameters())
+
+
 @pytest.mark.parametrize("total_steps", [None, 10])
 @pytest.mark.parametrize(("error", "step"), [(ValueError, -1), (TypeError, 1.5), (TypeError, "1")])
 def test_a_bad_step_is_refused_and_nothing_changes(error, step, total_steps):

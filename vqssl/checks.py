@@ -1,6 +1,6 @@
 """Checks of input that several parts share: the rule, what was received, what to write instead."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -39,6 +39,15 @@ def check_device(name: str, x: Tensor, device: torch.device) -> None:
         )
 
 
+def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """``x`` is of the parameters' dtype, unless autocast sees to that."""
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name} must have the dtype of the module's parameters, {dtype}, got {x.dtype}: write {name}.to({dtype}) "
+            "or call it under torch.autocast"
+        )
+
+
 def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> None:
     """``mask`` is None, or boolean and of exactly ``shape``; True keeps a token."""
     if mask is None:
@@ -71,10 +80,15 @@ def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -
 
 def check_one_a_scale(name: str, values: Any, scales: int) -> None:
     """``values`` is a sequence, not one tensor, with an entry for each scale."""
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) or not isinstance(values, Sequence):
+        if isinstance(values, Tensor):
+            found = f"one tensor of shape {tuple(values.shape)}"
+            cure = f"[{name}]" if scales == 1 else f"a list of {scales} tensors"
+        else:
+            found = type(values).__name__
+            cure = f"list({name}.values())" if isinstance(values, Mapping) else f"list({name})"
         raise TypeError(
-            f"{name} must be a sequence with one entry for each of the {scales} scales, got one tensor of shape "
-            f"{tuple(values.shape)}: write [{name}]"
+            f"{name} must be a sequence with one entry for each of the {scales} scales, got {found}: write {cure}"
         )
     if len(values) != scales:
         raise ValueError(
@@ -100,6 +114,13 @@ def check_positive_int(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit 64 bits, got {seed}: write seed % 2**63")
 
 
 def check_range(name: str, value: float, low: float, high: float, *, rule: str = "") -> None:

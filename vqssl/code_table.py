@@ -14,6 +14,7 @@ from vqssl.checks import (
     check_indices,
     check_mask,
     check_positive_int,
+    check_seed,
     check_state_fits,
     check_tokens,
 )
@@ -58,6 +59,9 @@ class CodeTable(nn.Module):
         check_positive_int("dim", dim)
         if metric not in kernels.METRICS:
             raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+        check_seed(seed)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, got {dtype}: write torch.float32 or torch.float64")
         self.codebook_size = codebook_size
         self.dim = dim
         self.metric = metric
@@ -97,6 +101,10 @@ class CodeTable(nn.Module):
 
     def usage(self, dead_below: float = 0.1) -> CodebookUsage:
         """How evenly the codes are used, from the running counts, which are sums over all ranks.
+
+        Counts start out even and forget by ``decay`` a step: in the first few times 1 / (1 - decay) steps this says
+        too much, K and none dead before any. For one batch write
+        ``functional.codebook_usage(functional.code_counts(indices, K))``.
 
         Args:
             dead_below: a code is dead that gets less than this fraction of the fair share.

@@ -61,7 +61,8 @@ class EMACodebook(CodeTable):
         ``(*batch, D)`` in the input's dtype, ``indices`` ``(*batch,)`` int64, ``commitment_loss`` a scalar.
 
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)`` in tokens a step, ``embed_avg`` ``(K, D)``,
-    ``initialized`` (bool) and ``rng`` (int64: seed, draws so far); a loaded state continues bit for bit.
+    ``initialized`` (bool) and ``rng`` (int64: seed, draws so far); a loaded state continues bit for bit. In eval mode
+    or frozen, a codebook that was neither trained nor loaded quantises by random codes: ``initialized`` is False then.
 
     Raises:
         TypeError: an argument of another type than above.

@@ -8,12 +8,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqssl.checks import (
+    check_dtype,
     check_floating,
     check_mask,
     check_one_a_scale,
     check_positive_int,
     check_state_fits,
-    check_tokens,
 )
 from vqssl.functional.serf import OPERATORS, SERFOperator, masked_mean, spatial_attention_weights
 from vqssl.types import MultiScaleQuantized
@@ -117,7 +117,8 @@ class SERFFusion(nn.Module):
             z_s, ``(B, D)``.
 
         Raises:
-            TypeError: an input is no floating tensor, a mask is not boolean, or one tensor came instead of a sequence.
+            TypeError: an input is no floating tensor or of another dtype than the parameters (outside autocast), a mask
+                is not boolean, or one tensor came instead of a sequence.
             ValueError: the shapes do not fit ``dim``, ``num_scales`` or each other.
         """
         return self.mlp(self.refine(z_c, quantized, masks))
@@ -194,9 +195,13 @@ class SERFFusion(nn.Module):
         check_one_a_scale("masks", masks, self.num_scales)
         batch = len(quantized[0])
         if z_c is not None:
-            check_tokens("z_c", z_c, self.dim, "(B, dim)")
-            if z_c.ndim != 2:
-                raise ValueError(f"z_c must be (B, dim), one embedding a sample, got shape {tuple(z_c.shape)}")
+            check_floating("z_c", z_c)
+            if z_c.ndim != 2 or z_c.shape[1] != self.dim:
+                raise ValueError(
+                    f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
+                    f"{tuple(z_c.shape)}: write z_c.flatten(1) for (B, dim, 1, 1), and pool or project what is larger"
+                )
+            check_dtype("z_c", z_c, self.alpha.dtype)
             batch = len(z_c)
         axis, layout = (-1, "(B, ..., dim)") if self.channels_last else (1, "(B, dim, *spatial)")
         tokens, token_masks = [], []
@@ -207,6 +212,7 @@ class SERFFusion(nn.Module):
                     f"quantized[{scale}] must be {layout} with B = {batch} and dim = {self.dim}, got shape "
                     f"{tuple(q.shape)}; channels_last is {self.channels_last}"
                 )
+            check_dtype(f"quantized[{scale}]", q, self.alpha.dtype)
             places = q.shape[1:-1] if self.channels_last else q.shape[2:]
             check_mask(mask, q.shape[:1] + places, f"masks[{scale}]")
             tokens.append(_in_a_row(q if self.channels_last else rearrange(q, "b d ... -> b ... d")))

@@ -13,6 +13,7 @@ from vqssl.checks import (
     check_mask,
     check_one_a_scale,
     check_positive_int,
+    check_seed,
     check_state_fits,
 )
 from vqssl.codebook import EMACodebook
@@ -38,8 +39,9 @@ class MultiScaleQuantizer(nn.Module):
         shared: whether all scales use one codebook, updated once a step with the tokens of all scales.
         channels_last: False for maps with channels first and any number of spatial axes, ``(B, C, T)``,
             ``(B, C, H, W)``, ``(B, C, D, H, W)``; True for tokens ``(B, ..., C)``. Outputs come in the same layout.
-        projection: ``(in_channels, dim) -> module`` for tokens: :class:`~vqssl.OrthogonalProjection` (default, fixed),
-            :class:`~vqssl.LearnedProjection`, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
+        projection: ``(in_channels, dim) -> module`` for tokens, channels last: None (default) is a fixed
+            :class:`~vqssl.OrthogonalProjection` drawn from ``seed + s``; else :class:`~vqssl.LearnedProjection`, whose
+            parameters want an optimizer, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
         device, dtype: of projections and codebooks.
         **codebook_options: what :class:`~vqssl.EMACodebook` takes by name: ``decay``, ``metric``,
             ``commitment_weight``, ``revival`` and so on. Scale s gets ``seed + s``.
@@ -69,7 +71,7 @@ class MultiScaleQuantizer(nn.Module):
         *,
         shared: bool = False,
         channels_last: bool = False,
-        projection: Projection = OrthogonalProjection,
+        projection: Projection | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **codebook_options: Any,
@@ -79,10 +81,10 @@ class MultiScaleQuantizer(nn.Module):
             raise TypeError(
                 f"in_channels must be a sequence, one number a scale, got {in_channels}: write [{in_channels}]"
             )
-        if not callable(projection):
+        if projection is not None and (isinstance(projection, nn.Module) or not callable(projection)):
             raise TypeError(
-                f"projection must be a function (in_channels, dim) -> module, got {projection!r}: write "
-                "projection=LearnedProjection"
+                f"projection must be a function (in_channels, dim) -> module for tokens (*batch, in_channels), got "
+                f"{projection!r}: write projection=LearnedProjection, or a lambda that returns your module"
             )
         self.in_channels = tuple(in_channels)
         if not self.in_channels:
@@ -94,7 +96,11 @@ class MultiScaleQuantizer(nn.Module):
         self.channels_last = channels_last
         sizes = _sizes(codebook_size, len(self.in_channels), shared)
         seed = codebook_options.pop("seed", 0)
-        self.projections = nn.ModuleList(projection(channels, dim) for channels in self.in_channels)
+        check_seed(seed)
+        self.projections = nn.ModuleList(
+            OrthogonalProjection(channels, dim, seed=seed + scale) if projection is None else projection(channels, dim)
+            for scale, channels in enumerate(self.in_channels)
+        )
         self.projections.to(device=device, dtype=dtype)
         self.codebooks = nn.ModuleList(
             EMACodebook(size, dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
@@ -143,9 +149,14 @@ class MultiScaleQuantizer(nn.Module):
     def codebook(self, scale: int) -> EMACodebook:
         """The codebook of a scale, 0 to S - 1 in the order of ``in_channels``; the same one for all where shared.
 
+        Raises:
+            ValueError: there is no such scale.
+
         >>> MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).codebook(1)
         EMACodebook(8, 4, decay=0.99, ...)
         """
+        if not 0 <= scale < self.num_scales:
+            raise ValueError(f"scale must be from 0 to {self.num_scales - 1}, got {scale}: scales count from 0")
         found = self.codebooks[0 if self.shared else scale]
         assert isinstance(found, EMACodebook)
         return found

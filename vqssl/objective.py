@@ -24,7 +24,7 @@ class DiSSECTObjective(nn.Module):
         L(p, t) = 2 - 2 \left\langle \tfrac{p}{\lVert p \rVert}, \tfrac{t}{\lVert t \rVert} \right\rangle
 
     (DiSSECT, arXiv 2509.18765, Eq. 7; weights of one half each.) With two views this is BYOL's symmetric loss, with a
-    second target. Gradients never pass to z_c. Who trains the head that makes z_s is ``refinement``:
+    second target. The objective detaches z_c. Who trains the head that makes z_s is ``refinement``:
 
     - ``"predict"`` (default): the head predicts z_c. The student sees z_s detached, and the sum over views of
       L(z_s, sg[z_c]) / V is added to the total. The head cannot make its target easy for the student.
@@ -42,7 +42,8 @@ class DiSSECTObjective(nn.Module):
         :class:`~vqssl.types.DiSSECTLoss` of scalars.
 
     Raises:
-        ValueError: a negative weight, or an unknown ``refinement``.
+        TypeError: a weight is no number.
+        ValueError: not two weights, a negative one, or an unknown ``refinement``.
 
     >>> import torch
     >>> p, z_c, z_s = (torch.randn(2, 4, 8) for _ in range(3))
@@ -62,7 +63,7 @@ class DiSSECTObjective(nn.Module):
         refinement: str = "predict",
     ) -> None:
         super().__init__()
-        if len(target_weights) != 2:
+        if not isinstance(target_weights, tuple | list) or len(target_weights) != 2:
             raise ValueError(f"target_weights must be two numbers, for z_c and z_s, got {target_weights!r}")
         for weight in target_weights:
             check_range("each of target_weights", weight, 0, float("inf"))

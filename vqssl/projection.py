@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from vqssl.checks import check_positive_int
+from vqssl.checks import check_positive_int, check_seed
+from vqssl.functional.random import random_normal
 
 __all__ = ["LearnedProjection", "OrthogonalProjection", "Projection"]
 
@@ -26,7 +27,8 @@ class OrthogonalProjection(nn.Module):
     Args:
         in_channels: C, width of the features.
         dim: D, width of the codes.
-        device, dtype: of the map, a buffer drawn from torch's global generator.
+        seed: the map is drawn from it alone, so that ranks agree whatever torch's generators are.
+        device, dtype: of the map, a buffer.
 
     Shape:
         ``(*batch, C) -> (*batch, D)``.
@@ -43,25 +45,32 @@ class OrthogonalProjection(nn.Module):
         in_channels: int,
         dim: int,
         *,
+        seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
+        check_seed(seed)
         self.in_channels = in_channels
         self.dim = dim
+        self.seed = seed
         self.register_buffer("weight", torch.empty(dim, in_channels, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the map anew."""
-        # LAPACK and its kin know no half precision.
-        drawn = torch.empty_like(self.weight, dtype=torch.promote_types(self.weight.dtype, torch.float32))
-        self.weight.copy_(nn.init.orthogonal_(drawn))
+        """Draw the map from ``seed``, the same one every time."""
+        # On the CPU and in float64, to be the same on every device. A codebook of that seed counts from 0 upwards.
+        rng = torch.tensor([self.seed, -1], device="cpu")
+        tall = sorted((self.in_channels, self.dim), reverse=True)
+        q, r = torch.linalg.qr(random_normal(rng, self.in_channels * self.dim, torch.float64).reshape(tall))
+        q = q * r.diagonal().sign()  # uniform over orthogonal maps (Mezzadri 2007, arXiv math-ph/0609050)
+        self.weight.copy_(q if self.dim >= self.in_channels else q.T)
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(linear(x, self.weight), (self.dim,))
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return layer_norm(linear(x.to(dtype), self.weight.to(dtype)), (self.dim,))
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.dim}"

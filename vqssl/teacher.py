@@ -131,7 +131,7 @@ class MomentumTeacher(nn.Module):
             step: t for the schedule; None counts the calls.
 
         Raises:
-            TypeError: ``step`` is no integer.
+            TypeError: ``student`` is no module, or ``step`` no integer.
             ValueError: the student's parameters or buffers have other names or shapes than the teacher's, or ``step``
                 is negative. Nothing has changed then.
 
@@ -141,6 +141,8 @@ class MomentumTeacher(nn.Module):
         >>> teacher.step
         1
         """
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}: pass the module itself")
         student = _unwrapped(student)
         followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())

@@ -11,6 +11,11 @@ __all__ = ["CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
 class Quantized(NamedTuple):
     """What a codebook makes of a batch of tokens.
 
+    Attributes:
+        quantized: ``(*batch, dim)``, the input's dtype: the nearest code of each token; zeros where masked.
+        indices: ``(*batch,)`` int64: which code; -1 where the token is masked or not finite.
+        commitment_loss: scalar float32, already weighted by beta.
+
     >>> import torch, vqssl
     >>> quantized, indices, loss = vqssl.EMACodebook(8, 4).quantize(torch.zeros(2, 3, 4))
     >>> quantized.shape, indices.shape, loss.shape
@@ -18,15 +23,18 @@ class Quantized(NamedTuple):
     """
 
     quantized: Tensor
-    """``(*batch, dim)``, the input's dtype: the nearest code of each token; zeros where masked."""
     indices: Tensor
-    """``(*batch,)`` int64: which code; -1 where the token is masked or not finite."""
     commitment_loss: Tensor
-    """Scalar float32, already weighted by beta."""
 
 
 class MultiScaleQuantized(NamedTuple):
     """What :class:`vqssl.MultiScaleQuantizer` makes of a pyramid of feature maps, one entry a scale.
+
+    Attributes:
+        quantized: per scale ``(B, dim, *spatial)``, or ``(B, N, dim)`` for tokens.
+        indices: per scale ``(B, *spatial)`` int64; -1 where masked or not finite.
+        commitment_loss: scalar: the sum of ``commitment_losses``.
+        commitment_losses: per scale: the scalar of Eq. 5.
 
     >>> import torch, vqssl
     >>> out = vqssl.MultiScaleQuantizer([8, 16], codebook_size=4, dim=8)(
@@ -37,17 +45,20 @@ class MultiScaleQuantized(NamedTuple):
     """
 
     quantized: tuple[Tensor, ...]
-    """Per scale ``(B, dim, *spatial)``, or ``(B, N, dim)`` for tokens."""
     indices: tuple[Tensor, ...]
-    """Per scale ``(B, *spatial)`` int64; -1 where masked or not finite."""
     commitment_loss: Tensor
-    """Scalar: the sum of ``commitment_losses``."""
     commitment_losses: tuple[Tensor, ...]
-    """Per scale: the scalar of Eq. 5."""
 
 
 class DiSSECTLoss(NamedTuple):
     """The objective and its parts; ``total`` is what to call ``backward`` on.
+
+    Attributes:
+        total: the weighted sum of the others.
+        alignment_global: L(p, z_c), averaged over ordered pairs of views; unweighted.
+        alignment_refined: L(p, z_s), averaged over ordered pairs of views; unweighted.
+        refinement: L(z_s, sg[z_c]), what trains the fusion head; 0 where the objective does not use it.
+        commitment: L_VQ as it was given; unweighted by lambda.
 
     >>> import torch, vqssl
     >>> z = [torch.randn(4, 8) for _ in range(2)]
@@ -57,17 +68,18 @@ class DiSSECTLoss(NamedTuple):
 
     total: Tensor
     alignment_global: Tensor
-    """L(p, z_c), averaged over ordered pairs of views; unweighted."""
     alignment_refined: Tensor
-    """L(p, z_s), averaged over ordered pairs of views; unweighted."""
     refinement: Tensor
-    """L(z_s, sg[z_c]), what trains the fusion head; 0 where the objective does not use it."""
     commitment: Tensor
-    """L_VQ as it was given; unweighted by lambda."""
 
 
 class CodebookUsage(NamedTuple):
     """How evenly the codes are used. All fields are detached scalars.
+
+    Attributes:
+        perplexity: exp of the entropy (nats) of the code frequencies: 1 (one code) to K (all alike).
+        fraction: share of codes that are alive, 0 to 1.
+        dead: int64: how many codes are dead.
 
     >>> import vqssl
     >>> vqssl.EMACodebook(8, 4).usage().perplexity.item()
@@ -75,11 +87,8 @@ class CodebookUsage(NamedTuple):
     """
 
     perplexity: Tensor
-    """exp of the entropy (nats) of the code frequencies: 1 (one code) to K (all alike)."""
     fraction: Tensor
-    """Share of codes that are alive, 0 to 1."""
     dead: Tensor
-    """int64: how many codes are dead."""
 
 
 # torch.export.save refuses named tuples that it was not told about.

@@ -14,7 +14,7 @@ import vqssl
 
 METHODS = ("byol", "dissect")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-PROJECTIONS = {"orthogonal": vqssl.OrthogonalProjection, "learned": vqssl.LearnedProjection}
+PROJECTIONS = {"orthogonal": None, "learned": vqssl.LearnedProjection}
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ PRESETS = {
         Experiment(
             "demo",
             image_size=32,
-            phantoms=1600,
+            phantoms=5000,
             model=replace(SMALL_MODEL, width=8),
             # Gentler: a phantom's findings are small, and what a crop may cut away is not learnt.
             augmentation=Augmentation(crop_scale=(0.7, 1.0), jitter=0.2),
-            optimization=Optimization("adamw", lr=2e-3, weight_decay=1e-4, batch_size=64, epochs=44, warmup_epochs=2),
+            optimization=Optimization("adamw", lr=4e-3, weight_decay=1e-4, batch_size=64, epochs=14, warmup_epochs=2),
         ),
     ),
     "small": (
