@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-def check_tokens(name: str, x: Tensor, dim: int, layout: str = "(*batch, dim)") -> None:
+def check_tokens(name: str, x: Tensor, dim: int) -> None:
     """``x`` is a real floating tensor whose last axis has ``dim`` entries."""
     check_floating(name, x)
     if x.ndim < 1 or x.shape[-1] != dim:
@@ -20,7 +20,7 @@ def check_tokens(name: str, x: Tensor, dim: int, layout: str = "(*batch, dim)") 
         else:
             cure = "project it to that width first, or build the module with its width"
         raise ValueError(
-            f"{name} must be {layout} with dim = {dim} in its last axis, got shape {tuple(x.shape)}: {cure}"
+            f"{name} must be (*batch, dim) with dim = {dim} in its last axis, got shape {tuple(x.shape)}: {cure}"
         )
 
 
