@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_mask, check_tokens
+from vqssl.checks import check_floating, check_mask
 from vqssl.functional.vectors import unit
 
 __all__ = [
@@ -118,7 +118,7 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
     >>> spatial_attention_weights(torch.ones(1, 4), torch.ones(1, 5, 4)).sum().item()
     1.0
     """
-    check_tokens("z_c", z_c, z_c.shape[-1], "(B, dim)")
+    check_floating("z_c", z_c)
     if tokens.ndim != 3 or z_c.ndim != 2 or tokens.shape[::2] != z_c.shape:
         raise ValueError(
             f"z_c must be (B, D) and tokens (B, N, D), got {tuple(z_c.shape)} and {tuple(tokens.shape)}: "
@@ -202,7 +202,7 @@ OPERATORS = {
 
 
 def _check_pair(z_c: Tensor, z_q: Tensor) -> None:
-    check_tokens("z_c", z_c, z_c.shape[-1], "(B, dim)")
+    check_floating("z_c", z_c)
     if z_c.ndim != 2 or z_q.shape != z_c.shape:
         raise ValueError(
             f"z_c and z_q must both be (B, D), got {tuple(z_c.shape)} and {tuple(z_q.shape)}: "
