@@ -109,6 +109,11 @@ def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
         )
 
 
+def may_ask(tensor: Tensor) -> bool:
+    """Whether Python may look at the values: it waits for no device, and no graph is being recorded."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_positive_int(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")

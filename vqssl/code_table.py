@@ -17,6 +17,7 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
     check_tokens,
+    may_ask,
 )
 from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_normal
@@ -183,14 +184,21 @@ class CodeTable(nn.Module):
 
     def _write(self, state: CodebookState, where: Tensor) -> None:
         """Take ``state`` over, and count one draw, if the scalar ``where`` says so: without waiting for the device."""
-        embed = state.embed
+        embed, cluster_size, embed_avg = state
         if self.metric == "cosine":
             # Tokens that cancel out leave no direction: the code keeps the one it had.
             length = embed.norm(dim=-1, keepdim=True)
             embed = torch.where(length > 0, embed / torch.where(length > 0, length, 1.0), self.embed)
-        self.embed.copy_(torch.where(where, embed, self.embed))
-        self.cluster_size.copy_(torch.where(where, state.cluster_size, self.cluster_size))
-        self.embed_avg.copy_(torch.where(where, state.embed_avg, self.embed_avg))
+        if may_ask(where):
+            if not where:
+                return
+        else:
+            embed = torch.where(where, embed, self.embed)
+            cluster_size = torch.where(where, cluster_size, self.cluster_size)
+            embed_avg = torch.where(where, embed_avg, self.embed_avg)
+        self.embed.copy_(embed)
+        self.cluster_size.copy_(cluster_size)
+        self.embed_avg.copy_(embed_avg)
         self.rng[1] += where.long()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":

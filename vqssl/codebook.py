@@ -12,8 +12,9 @@ from vqssl.checks import by_name, check_code_range, check_indices, check_object,
 from vqssl.code_table import CodeTable
 from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
 from vqssl.functional.ema import EMA_RULES, EMARule
-from vqssl.functional.estimators import ESTIMATORS
-from vqssl.functional.losses import commitment_loss
+from vqssl.functional.estimators import ESTIMATORS, straight_through
+from vqssl.functional.look_up import look_up
+from vqssl.functional.search import check_precision, resolve_precision
 from vqssl.initialization import Initialization, SampleInit
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import Quantized
@@ -50,6 +51,8 @@ class EMACodebook(CodeTable):
         revival: an object as in :mod:`vqssl.revival`; by default codes that get less than a tenth of the fair share
             become tokens of the current batch. None leaves dead codes dead.
         estimator: ``"straight_through"``, ``"rotation"``, or a function ``(x, quantized) -> tensor``.
+        precision: of the search, as in :func:`vqssl.functional.nearest_codeword`: ``"exact"`` (default), or what a GPU
+            may round to: ``"tf32"``, ``"fp16"``, ``"bf16"``, ``"torch"``.
         seed: of the codebook's own counter-based generator; torch's global generators are not used. Ranks need the
             same seed.
         process_group: the ranks that share the codes; None is the default group.
@@ -90,6 +93,7 @@ class EMACodebook(CodeTable):
         initialization: Initialization | None = None,
         revival: Revival | None = BatchRevival(),  # noqa: B008 (frozen)
         estimator: str | Callable[[Tensor, Tensor], Tensor] = "straight_through",
+        precision: str = "exact",
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
@@ -108,6 +112,8 @@ class EMACodebook(CodeTable):
         check_object("initialization", self.initialization, "KMeansInit()")
         check_object("revival", self.revival, "BatchRevival()")
         self.estimator = by_name("estimator", estimator, ESTIMATORS)
+        check_precision(precision)
+        self.precision = precision
         self.process_group = process_group
         self.frozen = False
 
@@ -154,12 +160,13 @@ class EMACodebook(CodeTable):
         # Zeros in place of what is masked: a gradient of zero times a NaN in it would still be NaN.
         tokens = self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
         indices = self._nearest(tokens, mask)
-        codes = self._codes(indices)
-        loss = commitment_loss(tokens, codes, mask, self.commitment_weight)
-        quantized = self.estimator(tokens, codes).to(x.dtype)
-        if mask is not None:
-            quantized = torch.where(mask[..., None], quantized, 0.0)
-        return Quantized(quantized, indices, loss)
+        quantized, squared_error = look_up(tokens, indices, self.embed, mask)
+        if self.estimator is not straight_through:
+            quantized = self.estimator(tokens, self._codes(indices)).to(x.dtype)
+            if mask is not None:
+                quantized = torch.where(mask[..., None], quantized, 0.0)
+        count = max(tokens.numel(), 1) if mask is None else (mask.sum() * self.dim).clamp_min(1)
+        return Quantized(quantized, indices, self.commitment_weight * squared_error / count)
 
     # ---- state ----
 
@@ -192,7 +199,7 @@ class EMACodebook(CodeTable):
             return
         tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
         # Also what is finite in float64 alone: revival would make a code of it.
-        indices = torch.where(torch.isfinite(tokens).all(-1), indices.reshape(-1), -1)
+        indices = torch.where(kernels.finite_rows(tokens), indices.reshape(-1), -1)
         counts, sums, per_rank = all_reduce_sum(
             [
                 *kernels.code_sums(tokens, indices, self.codebook_size),
@@ -201,8 +208,8 @@ class EMACodebook(CodeTable):
             self.process_group,
         )
         # A sum that overflowed would stay for ever: its code sits this step out.
-        sound = torch.isfinite(sums).all(-1)
-        counts, sums = torch.where(sound, counts, 0.0), torch.where(sound[:, None], sums, 0.0)
+        sound = kernels.finite_rows(sums)
+        counts, sums = torch.where(sound, counts, 0.0), sums.masked_fill_(~sound[:, None], 0.0)
 
         pool = TokenPool(tokens, indices >= 0, per_rank, self.process_group)
         state = self.ema(self._state(), counts, sums, self.decay, self.eps)
@@ -247,7 +254,7 @@ class EMACodebook(CodeTable):
             self._known_initialized = True
             return None
         tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
-        valid = torch.isfinite(tokens).all(-1)
+        valid = kernels.finite_rows(tokens)
         if mask is not None:
             valid &= mask.reshape(-1)
         pool = gather_pool(tokens, valid, self.process_group)
@@ -276,6 +283,7 @@ class EMACodebook(CodeTable):
             "initialization": self.initialization,
             "revival": self.revival,
             "estimator": _name_of(self.estimator),
+            "precision": self.precision,
         }
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"{self.codebook_size}, {self.dim}, {listed}{', frozen' if self.frozen else ''}"
@@ -284,7 +292,8 @@ class EMACodebook(CodeTable):
 
     def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         flat = tokens.detach().reshape(-1, self.dim)
-        indices = kernels.nearest_codeword(flat, self.embed, self.metric).reshape(tokens.shape[:-1])
+        precision = resolve_precision(self.precision)
+        indices = kernels.nearest_codeword(flat, self.embed, self.metric, precision).reshape(tokens.shape[:-1])
         return indices if mask is None else torch.where(mask, indices, -1)
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers

@@ -59,11 +59,12 @@ class TokenPool:
     """
 
     def __init__(self, x: Tensor, valid: Tensor, per_rank: Tensor, group: ProcessGroup | None = None) -> None:
-        rank, _ = rank_and_world_size(group)
+        rank, world_size = rank_and_world_size(group)
         per_rank = per_rank.round().long()
         self.x = x
         self.valid = valid
         self.group = group
+        self.is_local = world_size == 1  # take() enters no collective
         self.total = per_rank.sum()
         self.start = per_rank[:rank].sum()
 

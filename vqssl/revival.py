@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_range
+from vqssl.checks import check_range, may_ask
 from vqssl.collectives import TokenPool
 from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_positions
@@ -70,10 +70,12 @@ class BatchRevival:
         check_range("threshold", self.threshold, 0, 1, rule="it is a fraction of the fair share, total count over K")
 
     def __call__(self, state: CodebookState, pool: TokenPool, rng: Tensor) -> CodebookState:
-        tokens = pool.take(random_positions(rng, len(state.cluster_size), pool.total)).to(state.embed.dtype)
         total = state.cluster_size.sum()
         share = total / len(state.cluster_size)
         dead = (state.cluster_size < self.threshold * share) & (pool.total > 0)
+        if pool.is_local and may_ask(dead) and not dead.any():
+            return state
+        tokens = pool.take(random_positions(rng, len(state.cluster_size), pool.total)).to(state.embed.dtype)
         cluster_size = torch.where(dead, share, state.cluster_size)
         embed = torch.where(dead[:, None], tokens, state.embed)
         embed_avg = torch.where(dead[:, None], tokens * share, state.embed_avg)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vqssl import kernels
 from vqssl.functional import nearest_codeword
+from vqssl.kernels import nearest
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 nan, inf = float("nan"), float("inf")
@@ -236,20 +237,20 @@ def test_error_bound_covers_the_precision_that_was_set(monkeypatch):
     """This machine's products may not round as they are allowed to; so round their inputs to bfloat16 here."""
     x, codes = material("random", 1000, 1000, 3, torch.float32)  # so many codes in so little room are close
     expected = kernels.nearest_reference(x, codes)
-    product, calls = torch.addmm, []
+    product, calls = torch.mm, []
 
-    def rough(bias, a, b, *, out):
+    def rough(a, b, *, out):
         calls.append(1)
-        return product(bias, a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), out=out)
+        return product(a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype), out=out)
 
-    monkeypatch.setattr(torch, "addmm", rough)
+    monkeypatch.setattr(torch, "mm", rough)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         assert torch.equal(kernels.nearest_codeword(x, codes, "euclidean"), expected)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert calls, "the search no longer goes through torch.addmm: this test checks nothing"
+    assert calls, "the search no longer goes through torch.mm: this test checks nothing"
     # And the rounding does decide: without the wider bound some answers are wrong.
     assert not torch.equal(kernels.nearest_codeword(x, codes, "euclidean"), expected)
 
@@ -326,3 +327,35 @@ def test_any_leading_shape(shape):
 def test_refusals(x, codes, metric, error, message):
     with pytest.raises(error, match=message):
         nearest_codeword(x, codes, metric)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["random", "far mean", "duplicated", "on the codes"])
+def test_codes_in_several_blocks(kind, metric, monkeypatch):
+    """Codebooks beyond the size that is scored at once, and last blocks that are not full."""
+    n, k, d = 500, 5000, 7
+    x, codes = material(kind, n, k, d, torch.float32)
+    codes = codes.flip(0)  # tokens that lie on codes lie on the last ones
+    expected = torch.cat([kernels.nearest_reference(part, codes, metric) for part in x.split(50)])
+    found = kernels.nearest_codeword(x, codes, metric)
+    assert torch.equal(found, expected)
+    assert found.max() > 4096, "the last block was never chosen"
+    monkeypatch.setattr(nearest, "_MAX_CODES", 64)
+    assert torch.equal(kernels.nearest_codeword(x, codes, metric), expected)
+
+
+def test_the_certificate_decides_most_rows(monkeypatch):
+    """Otherwise the search would be right but slow."""
+    x, codes = material("random", 2000, 1000, 64, torch.float32)
+    looks, second_look = [], nearest._second_look
+
+    def count(rows, *arguments):
+        looks.append(len(rows))
+        return second_look(rows, *arguments)
+
+    monkeypatch.setattr(nearest, "_second_look", count)
+    kernels.nearest_codeword(x, codes, "euclidean")
+    assert sum(looks) < 40
+    looks.clear()
+    kernels.nearest_codeword(x, codes[torch.arange(2000) % 1000], "euclidean")  # every winner is a tie
+    assert sum(looks) == 2000

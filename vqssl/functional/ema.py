@@ -46,8 +46,8 @@ def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay
     >>> count_weighted_ema(state, torch.tensor([3.0, 0.0]), torch.tensor([[6.0], [0.0]]), 0.5, 0.0).embed.tolist()
     [[1.75], [5.0]]
     """
-    cluster_size = decay * state.cluster_size + (1 - decay) * counts
-    embed_avg = decay * state.embed_avg + (1 - decay) * sums
+    cluster_size = torch.lerp(state.cluster_size, counts, 1 - decay)
+    embed_avg = torch.lerp(state.embed_avg, sums, 1 - decay)
     total = cluster_size.sum()
     smoothed = (cluster_size + eps) / (total + len(cluster_size) * eps) * total
     # With eps = 0 a code may come to weigh nothing; it then stays where it was.

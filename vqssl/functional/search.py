@@ -1,27 +1,33 @@
 """The public face of the nearest-codeword search: validated, for tokens of any leading shape."""
 
+import torch
 from torch import Tensor
 
 from vqssl import kernels
 from vqssl.checks import check_floating
 
-__all__ = ["nearest_codeword"]
+__all__ = ["check_precision", "nearest_codeword", "resolve_precision"]
 
 
-def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
+def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, precision: str = "exact") -> Tensor:
     r"""Index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2 \quad\text{or}\quad
         k_i = \arg\max_j \frac{\langle z_i, e_j \rangle}{\lVert z_i \rVert \lVert e_j \rVert}
 
-    The answer is exact: it is the nearest code in float64 to the values as they were given, whatever their dtype
-    and whatever precision torch's matrix products are set to. The lowest index wins ties, also between equal codes.
+    The answer is exact unless a ``precision`` is named: it is the nearest code in float64 to the values as they were
+    given, whatever their dtype and whatever precision torch's matrix products are set to. The lowest index wins ties,
+    also between equal codes.
     The ``N x K`` matrix of distances is never held. No gradient passes.
 
     Args:
         x: tokens ``(*batch, D)``, float16, bfloat16, float32 or float64, of any strides; ``*batch`` may be empty.
         codebook: codes ``(K, D)``, floating, K >= 1.
         metric: ``"euclidean"`` or ``"cosine"``.
+        precision: ``"exact"``; or ``"tf32"``, ``"fp16"``, ``"bf16"``: the search may compare scores of tokens and codes
+            rounded to that format, which on a GPU saves the check that makes it exact, and is worse for some tokens; or
+            ``"torch"``: what :func:`torch.get_float32_matmul_precision` says, highest (exact), high (tf32), medium
+            (bf16). On a CPU all are exact.
 
     Returns:
         ``(*batch,)`` int64. A token with NaN or an infinity has no nearest code and gets -1: a value that no look-up
@@ -31,7 +37,7 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> 
     Raises:
         TypeError: ``x`` or ``codebook`` is no floating tensor.
         ValueError: the widths differ, ``codebook`` is not ``(K, D)`` with K >= 1 and D >= 1, the devices differ,
-            or the metric is unknown.
+            or the metric or the precision is unknown.
 
     >>> import torch
     >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
@@ -40,6 +46,7 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> 
     """
     if metric not in kernels.METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+    check_precision(precision)
     check_floating("codebook", codebook)
     if codebook.ndim != 2 or 0 in codebook.shape:
         raise ValueError(
@@ -56,4 +63,17 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> 
             f"x and codebook must be on one device, got {x.device} and {codebook.device}: write codebook.to(x.device)"
         )
     flat = x.detach().reshape(-1, x.shape[-1])
-    return kernels.nearest_codeword(flat, codebook.detach(), metric).reshape(x.shape[:-1])
+    return kernels.nearest_codeword(flat, codebook.detach(), metric, resolve_precision(precision)).reshape(x.shape[:-1])
+
+
+def check_precision(precision: str) -> None:
+    names = (*kernels.PRECISIONS, "torch")
+    if precision not in names:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, names))}, got {precision!r}")
+
+
+def resolve_precision(precision: str) -> str:
+    """What ``"torch"`` stands for at the moment; other names stand for themselves."""
+    if precision != "torch":
+        return precision
+    return {"highest": "exact", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]

@@ -1,6 +1,16 @@
 """Tensors in, tensors out: no module, no gradient, no state."""
 
 from vqssl.kernels.code_sums import code_sums
-from vqssl.kernels.nearest import METRICS, nearest_codeword, nearest_reference
+from vqssl.kernels.look_up import look_up, look_up_backward
+from vqssl.kernels.nearest import METRICS, PRECISIONS, finite_rows, nearest_codeword, nearest_reference
 
-__all__ = ["METRICS", "code_sums", "nearest_codeword", "nearest_reference"]
+__all__ = [
+    "METRICS",
+    "PRECISIONS",
+    "code_sums",
+    "finite_rows",
+    "look_up",
+    "look_up_backward",
+    "nearest_codeword",
+    "nearest_reference",
+]

@@ -8,41 +8,58 @@ The rule that all backends share, and that :func:`nearest_reference` states in i
   a raise would have to wait for the device at every step and would break CUDA graphs;
 - a code that holds NaN or an infinity is never chosen; where no finite code is left, the index is -1.
 
-The tiled path gets there with one low-precision matrix product and a certificate. A tile of rows is scored
-against all codes, s = x.c - |c|^2/2; rounding can move a score by at most ``err``, so any code that scores
-within ``2 err`` of the best may be the true winner. Rows with a single such code are done. The others (a few in
-a thousand) have just those candidates compared in float64. Codes and tokens are centred first: that leaves the
-winner as it is and keeps ``err`` small when features have a large common mean.
+The tiled path gets there with one matrix product and a certificate. A tile of rows is scored against the codes,
+s = x.c - |c|^2/2; rounding can move a score by at most ``err``, so a code that wins by more than ``2 err`` has won.
+The other rows (a few in a thousand) are scored again, and the codes within ``2 err`` of the best are compared in
+float64. Codes and tokens are centred first: that leaves the winner as it is and keeps ``err`` small when features
+have a large common mean.
 
-A backend of its own (``nearest_triton.py``) registers itself on the same op for its device.
+CUDA tensors go to ``nearest_triton.py`` where Triton is, float64 excepted, and to the tiled path elsewhere.
+
+A precision other than "exact" allows a backend to skip the certificate and round the product's input to that format.
+Only the Triton backend takes the offer: on a CPU the exact answer costs no more.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-METRICS = ("euclidean", "cosine")
+from vqssl.kernels.backends import by_triton
+from vqssl.kernels.workspace import workspace
 
-# Scores per tile: 4 MB of float32 stays in a core's share of the cache; a GPU wants fewer, larger launches.
-_TILE_SCORES = {"cpu": 2**20, "cuda": 2**26}
-_MAX_ROWS = {"cpu": 512, "cuda": 2**16}
+METRICS = ("euclidean", "cosine")
+PRECISIONS = ("exact", "tf32", "fp16", "bf16")
+
 # Codes per group of the two-level maximum: an amax over 64 contiguous scores costs a tenth of torch.argmax.
 _GROUP = 64
+# Codes per product at most: with more, a tile would have too few rows for the product to be fast, or too many scores.
+_MAX_CODES = 2**11
 # Elements compared at once in the float64 second look.
-_PAIR_ELEMENTS = 2**21
+_PAIR_ELEMENTS = 2**20
 
 
 @torch.library.custom_op("vqssl::nearest_codeword", mutates_args=())
-def nearest_codeword(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+def nearest_codeword(x: Tensor, codebook: Tensor, metric: str, precision: str = "exact") -> Tensor:
     """``(N, D), (K, D) -> (N,)`` int64, by the rule at the head of this file. Inputs are not validated here."""
     # A caller's autocast would turn the score product into bf16 and make the error bound a lie.
     with torch.autocast(x.device.type, enabled=False):
         return _search(x, codebook, metric)
 
 
+@nearest_codeword.register_kernel("cuda")
+def _(x: Tensor, codebook: Tensor, metric: str, precision: str = "exact") -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.float64 not in (x.dtype, codebook.dtype):
+            found = by_triton("nearest_triton", "nearest_codeword_triton", x, codebook, metric, precision)
+            if found is not None:
+                return found
+        return _search(x, codebook, metric)
+
+
 @nearest_codeword.register_fake
-def _(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+def _(x: Tensor, codebook: Tensor, metric: str, precision: str = "exact") -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
@@ -67,118 +84,206 @@ def _exact_scores(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     return (x * codes).sum(-1) if metric == "cosine" else -(x - codes).square().sum(-1)
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """``(N, D) -> (N,)`` bool: no entry is NaN or infinite. NaN passes through both extremes, and they cost a tenth of
+    asking every entry."""
+    return torch.isfinite(x.amax(-1)) & torch.isfinite(x.amin(-1))
+
+
+# ---- the tiled path ----
+
+
 def _search(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     indices = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
     if indices.numel() == 0:
         return indices
-    index = _Index(x, codebook, metric)
-    for start, stop in _tiles(x.shape[0], index.padded, x.device.type):
-        indices[start:stop] = index.nearest(x[start:stop])
+    work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    codes = _prepare(codebook, metric, work)
+    tiles = _Tiles(len(x), codes)
+    certified = torch.empty_like(indices, dtype=torch.bool)
+    for start, stop in _ranges(len(x), tiles.rows):
+        _first_look(x[start:stop], codes, tiles, indices[start:stop], certified[start:stop])
+    unsure = (~certified).nonzero().squeeze(-1)
+    for start, stop in _ranges(len(unsure), tiles.rows_of_all_codes):
+        rows = unsure[start:stop]
+        indices[rows] = _second_look(x[rows], codes, tiles)
     return indices
 
 
-def _tiles(rows: int, codes: int, device: str) -> Iterator[tuple[int, int]]:
-    step = _TILE_SCORES.get(device, _TILE_SCORES["cuda"]) // codes
-    step = max(16, min(step, _MAX_ROWS.get(device, _MAX_ROWS["cuda"])))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def _ranges(length: int, step: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, step):
+        yield start, min(start + step, length)
 
 
-class _Index:
-    """A codebook made ready for scoring: centred, padded to whole groups, with its error bound."""
+class _Codes(NamedTuple):
+    """A codebook made ready for scoring."""
 
-    def __init__(self, x: Tensor, codebook: Tensor, metric: str) -> None:
-        self.metric = metric
-        self.codebook = codebook
-        self.work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-        self.usable = torch.isfinite(codebook).all(-1)
+    metric: str
+    given: Tensor
+    """``(K, D)``: the codes as they came."""
+    usable: Tensor
+    """``(K,)`` bool: finite."""
+    centre: Tensor
+    """``(D,)``: what is subtracted from tokens and codes."""
+    columns: Tensor
+    """``(D + 1, K')``: centred codes, each a column, over the score's constant part -|c|^2/2; K' is a multiple of the
+    group. The extra row costs the product less than adding a bias afterwards would."""
+    max_norm: Tensor
+    """The length of the longest centred code."""
 
-        codes = _exact_codes(codebook, metric).masked_fill(~self.usable[:, None], 0.0)
-        self.centre = torch.zeros_like(codes[0])
-        if metric == "euclidean":
-            self.centre = (codes.sum(0) / self.usable.sum().clamp_min(1)).to(self.work).double()
-            codes = codes - self.centre
-        half_norms = 0.5 * codes.square().sum(-1) if metric == "euclidean" else torch.zeros_like(codes[:, 0])
-        bias = (-half_norms).masked_fill(~self.usable, -torch.inf)
 
-        pad = -len(codes) % _GROUP
-        self.padded = len(codes) + pad
-        self.codes = torch.nn.functional.pad(codes, (0, 0, 0, pad)).to(self.work)
-        self.bias = torch.nn.functional.pad(bias, (0, pad), value=-torch.inf).to(self.work)
-        self.max_norm = codes.norm(dim=-1).amax().to(self.work)
-        self.scores: Tensor | None = None
-        self._first: Tensor | None = None
+def _prepare(codebook: Tensor, metric: str, work: torch.dtype) -> _Codes:
+    usable = finite_rows(codebook)
+    codes = torch.where(usable[:, None], codebook, 0.0) if not usable.all() else codebook
+    size, width = codes.shape
+    if metric == "euclidean":
+        centre = codes.to(work).sum(0) / usable.sum().clamp_min(1)
+        centre = torch.where(torch.isfinite(centre), centre, 0.0)
+        centred = torch.sub(codes, centre, out=workspace("centred", work, codes.device, size, width))
+    else:
+        centre = codes.new_zeros(width, dtype=work)
+        centred = _exact_codes(codes, metric).to(work)
+    lengths = torch.linalg.vector_norm(centred, dim=1)
+    constant = -0.5 * lengths.square() if metric == "euclidean" else torch.zeros_like(lengths)
+    columns = workspace("columns", work, codes.device, width + 1, size + -size % _GROUP)
+    columns[:width, :size] = centred.T
+    columns[:width, size:] = 0.0
+    columns[width, :size] = torch.where(usable, constant, -torch.inf)
+    columns[width, size:] = -torch.inf
+    return _Codes(metric, codebook, usable, centre, columns, torch.where(usable, lengths, 0.0).amax())
 
-    def nearest(self, x: Tensor) -> Tensor:
-        tile = x.to(self.work)
-        if self.metric == "euclidean":
-            tile = tile - self.centre.to(self.work)
-        if self.scores is None:
-            self.scores = tile.new_empty(len(tile), self.padded)
-        scores = torch.addmm(self.bias, tile, self.codes.T, out=self.scores[: len(tile)])
 
-        groups = scores.view(len(tile), -1, _GROUP)
-        peaks = groups.amax(-1)
-        best, group = peaks.max(-1)
-        margin = 2.0 * self._error_bound(tile)
-        reach = (best - margin)[:, None]
-        near = groups.gather(1, group[:, None, None].expand(-1, 1, _GROUP)).squeeze(1)
-        indices = group * _GROUP + near.argmax(-1)
-        certified = ((peaks >= reach).sum(-1) == 1) & ((near >= reach).sum(-1) == 1)
-        certified &= torch.isfinite(best) & torch.isfinite(margin)
+class _Tiles:
+    """How much is scored at once, and the memory for it.
 
-        unsure = (~certified).nonzero().squeeze(-1)
-        if unsure.numel() > 0:
-            rows = x[unsure]
-            # Overflowed scores say nothing: then every usable code is a candidate.
-            blind = ~(torch.isfinite(best) & torch.isfinite(margin))[unsure, None]
-            candidates = (scores[unsure, : len(self.usable)] >= reach[unsure]) | blind
-            candidates &= self.usable & torch.isfinite(rows).all(-1, keepdim=True)
-            indices[unsure] = self._second_look(rows, candidates)
-        return indices
+    On a CPU each thread gets 2^20 scores, 4 MB of float32: more stops fitting its share of the cache, fewer leaves the
+    product and the maximum too short for the threads to be worth waking. So tiles grow with the threads (64 of them
+    share 2^26 scores), but not beyond half the tokens' own size, so that memory stays a fraction of what the caller
+    holds already. A GPU wants fewer, larger launches.
+    """
 
-    def _error_bound(self, tile: Tensor) -> Tensor:
-        """How far rounding may have moved any score of each row: (D + 8) u (|x| |c| + |c|^2), and underflow.
+    def __init__(self, rows: int, codes: _Codes) -> None:
+        columns = codes.columns
+        work, device = columns.dtype, columns.device
+        width, size = columns.shape
+        scores = 2**26
+        if device.type == "cpu":
+            scores = max(2**21, min(torch.get_num_threads() * 2**20, rows * width // 2))
+        self.codes = min(size, _MAX_CODES)
+        self.rows = max(1, min(scores // self.codes, rows))
+        # A second look may find every code of every row a candidate, and lists candidates as two int64 each.
+        self.rows_of_all_codes = max(1, min(scores // 4 // size, self.rows))
+        self.scores = workspace("scores", work, device, max(self.rows * self.codes, self.rows_of_all_codes * size))
+        self.tokens = workspace("tokens", work, device, self.rows, width)
+        self.tokens[:, -1] = 1.0
+        self.row = torch.arange(self.rows, device=device)
+        place = torch.arange(max(_GROUP, self.codes // _GROUP), device=device)
+        self.count_and_place = torch.stack([torch.ones_like(place), place]).to(work)
 
-        The first factor is the standard bound of a D-term inner product with a few roundings more for the
-        centring and the bias; u is the unit roundoff in which products are formed.
-        """
-        info = torch.finfo(self.work)
-        terms = tile.shape[-1] + 8
-        relative = terms * info.eps / 2 + 3 * _input_roundoff(self.work)
-        size = tile.norm(dim=-1) * self.max_norm + self.max_norm.square()
-        return relative * size + terms * info.tiny
+    def centred(self, x: Tensor, codes: _Codes) -> Tensor:
+        """``(R, D) -> (R, D + 1)``: tokens as they are scored, the last entry 1."""
+        tokens = self.tokens[: len(x)]
+        torch.sub(x, codes.centre, out=tokens[:, :-1])
+        return tokens
 
-    def _second_look(self, x: Tensor, candidates: Tensor) -> Tensor:
-        """Among each row's candidates, the exact winner; -1 where there is none."""
-        if candidates.sum() > 8 * len(x):
-            # Many candidates mean many equal codes: only the first of each can win.
-            candidates = candidates & (self._first_of_equals() == torch.arange(len(self.usable), device=x.device))
-        row, code = candidates.nonzero(as_tuple=True)
-        scores = torch.cat(
-            [
-                _exact_scores(x[r].double(), _exact_codes(self.codebook[c], self.metric), self.metric)
-                for r, c in zip(
-                    row.split(max(1, _PAIR_ELEMENTS // x.shape[-1])),
-                    code.split(max(1, _PAIR_ELEMENTS // x.shape[-1])),
-                    strict=True,
-                )
-            ]
-        )
-        best = scores.new_full((len(x),), -torch.inf).scatter_reduce_(0, row, scores, "amax")
-        wins = scores == best[row]
-        nobody = len(self.usable)
-        winner = code.new_full((len(x),), nobody).scatter_reduce_(0, row[wins], code[wins], "amin")
-        return torch.where(winner == nobody, -1, winner)
+    def score(self, tokens: Tensor, columns: Tensor) -> Tensor:
+        """``(R, D + 1), (D + 1, K') -> (R, K')``."""
+        return torch.mm(tokens, columns, out=self.scores[: len(tokens) * columns.shape[1]].view(len(tokens), -1))
 
-    def _first_of_equals(self) -> Tensor:
-        """``(K,)``: the lowest index of a code equal to this one."""
-        if self._first is None:
-            values, member = torch.unique(self.codebook, dim=0, return_inverse=True)
-            order = torch.arange(len(member), device=member.device)
-            first = order.new_full((len(values),), len(member)).scatter_reduce_(0, member, order, "amin")
-            self._first = first[member]
-        return self._first
+
+def _first_look(x: Tensor, codes: _Codes, tiles: _Tiles, indices: Tensor, certified: Tensor) -> None:
+    """Write each row's best code and whether it has won for certain; where it has not, the code is any."""
+    tokens = tiles.centred(x, codes)
+    margin = _margin(tokens, codes)
+    blocks = codes.columns.split(tiles.codes, 1)
+    best, alone, index = _peak(tiles.score(tokens, blocks[0]), margin, tiles)
+    for number, block in enumerate(blocks[1:], 1):
+        peak, sole, place = _peak(tiles.score(tokens, block), margin, tiles)
+        better, apart = peak > best, (peak - best).abs_() > margin
+        alone = torch.where(better, sole, alone) & apart
+        index = torch.where(better, place + number * tiles.codes, index)
+        best = torch.maximum(best, peak)
+    torch.logical_and(alone, torch.isfinite(best), out=certified)
+    indices.copy_(index)
+
+
+def _peak(scores: Tensor, margin: Tensor, tiles: _Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    """``(R, K'), (R,) -> (R,), (R,) bool, (R,)``: the best score, whether it alone is within its margin, and its place.
+
+    Reads the scores once, for the maximum of each group. What is within the margin is then counted and placed by one
+    small product with the rows 1, 1, 1... and 0, 1, 2...: where the count is 1, the sum of places is the place.
+    (torch.argmax takes ten times as long, and topk twenty.)
+    """
+    rows, groups = len(scores), scores.shape[1] // _GROUP
+    grouped = scores.view(rows, groups, _GROUP)
+    peaks = grouped.amax(-1)
+    best = peaks.amax(-1)
+    reach = (best - margin)[:, None]
+    in_reach, group = tiles.count_and_place[:, :groups] @ peaks.ge_(reach).T
+    group = group.clamp_(max=groups - 1).long()
+    members = grouped.view(-1, _GROUP).index_select(0, torch.add(group, tiles.row[:rows], alpha=groups))
+    also_in_reach, place = tiles.count_and_place[:, :_GROUP] @ members.ge_(reach).T
+    return best, in_reach * also_in_reach == 1, group.mul_(_GROUP).add_(place.long())
+
+
+def _margin(tokens: Tensor, codes: _Codes) -> Tensor:
+    """Twice how far rounding may have moved any score of each row: 2 (D + 12) u (|x| |c| + |c|^2), and underflow.
+
+    The first factor is the standard bound of a D-term inner product with a few roundings more for the
+    centring and the constant; u is the unit roundoff in which products are formed.
+    """
+    info = torch.finfo(tokens.dtype)
+    terms = tokens.shape[-1] + 11
+    relative = terms * info.eps / 2 + 3 * _input_roundoff(tokens.dtype)
+    size = tokens[:, :-1].norm(dim=-1) * codes.max_norm + codes.max_norm.square()
+    return 2.0 * (relative * size + terms * info.tiny)
+
+
+def _second_look(x: Tensor, codes: _Codes, tiles: _Tiles) -> Tensor:
+    """The exact winner of each row; -1 where there is none."""
+    row, code = _candidates(x, codes, tiles)
+    if len(row) > 8 * len(x):
+        # Many candidates mean many equal codes: only the first of each can win.
+        first = _is_first_of_equals(codes.given)[code]
+        row, code = row[first], code[first]
+    step = max(1, _PAIR_ELEMENTS // x.shape[-1])
+    exact = torch.cat(
+        [
+            _exact_scores(x[r].double(), _exact_codes(codes.given[c], codes.metric), codes.metric)
+            for r, c in zip(row.split(step), code.split(step), strict=True)
+        ]
+    )
+    best = exact.new_full((len(x),), -torch.inf).scatter_reduce_(0, row, exact, "amax")
+    wins = exact == best[row]
+    nobody = len(codes.given)
+    winner = code.new_full((len(x),), nobody).scatter_reduce_(0, row[wins], code[wins], "amin")
+    return torch.where(winner == nobody, -1, winner)
+
+
+def _candidates(x: Tensor, codes: _Codes, tiles: _Tiles) -> tuple[Tensor, Tensor]:
+    """``(P,), (P,)`` int64: rows and usable codes that may be their nearest; none for a row with junk in it."""
+    tokens = tiles.centred(x, codes)
+    scores = tiles.score(tokens, codes.columns)
+    groups = scores.shape[1] // _GROUP
+    grouped = scores.view(len(x), groups, _GROUP)
+    peaks = grouped.amax(-1)
+    reach = peaks.amax(-1) - _margin(tokens, codes)
+    # Overflowed scores say nothing: then every usable code is a candidate.
+    blind = ~torch.isfinite(reach)
+    row, group = ((peaks >= reach[:, None]) | blind[:, None]).logical_and_(finite_rows(x)[:, None]).nonzero().unbind(1)
+    members = grouped.view(-1, _GROUP)[row * groups + group]
+    hit, place = ((members >= reach[row, None]) | blind[row, None]).nonzero().unbind(1)
+    row, code = row[hit], group[hit] * _GROUP + place
+    known = torch.nn.functional.pad(codes.usable, (0, groups * _GROUP - len(codes.usable)))[code]
+    return row[known], code[known]
+
+
+def _is_first_of_equals(codes: Tensor) -> Tensor:
+    """``(K,)`` bool: no code of a lower index equals this one."""
+    values, member = torch.unique(codes, dim=0, return_inverse=True)
+    order = torch.arange(len(member), device=member.device)
+    first = order.new_full((len(values),), len(member)).scatter_reduce_(0, member, order, "amin")
+    return first[member] == order
 
 
 def _input_roundoff(work: torch.dtype) -> float:
