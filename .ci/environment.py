@@ -23,6 +23,7 @@ from typing import NoReturn
 OLDEST = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+KERNELS = ROOT / ".ci" / "kernels.txt"
 STAMP = "vqssl-installed.json"  # written last: what is installed is what it says
 MARK = "vqssl-unfinished"  # there only during the work, or after it was killed
 
@@ -99,6 +100,8 @@ def install(venv: Path, python: Path, extras: "Sequence[str]", lock: "int | None
     if not sys.stderr.isatty():
         pip.append("--quiet")
     status = call([*pip, "--constraint", str(CONSTRAINTS), "--editable", target], lock)
+    if status == 0 and {"test", "dev"} & set(extras):
+        status = call([*pip, "--no-deps", "--requirement", str(KERNELS)], lock)
     if status >= 0:
         (venv / MARK).unlink()  # pip ended by itself, and cleans up after itself
     if status:
@@ -127,7 +130,7 @@ def unusable(venv: Path, python: Path) -> "str | None":
 
 def recipe(venv: Path) -> str:
     """A fingerprint of everything, besides the extras, that the environment was made from."""
-    parts = [(ROOT / "pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes()]
+    parts = [path.read_bytes() for path in (ROOT / "pyproject.toml", CONSTRAINTS, KERNELS)]
     parts += [str(ROOT).encode(), str(venv).encode(), dotted(sys.version_info[:2]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

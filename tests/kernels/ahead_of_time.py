@@ -1,0 +1,100 @@
+"""Compile the Triton kernels for a GPU that is not there, and read what the compiler says of them.
+
+`python -m tests.kernels.ahead_of_time` prints a line for each architecture and width.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vqssl.kernels import nearest_triton, tuning
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+POINTERS = {
+    "codes": "*fp32", "constant": "*fp32", "centre": "*fp32", "bounds": "*fp32", "found": "*i64", "rows": "*i64",
+    "open_rows": "*i64", "left": "*i64", "count": "*i64", "x": "*fp32", "high": "*fp16", "low": "*fp16",
+    "indices": "*i64", "sums": "*fp32", "counts": "*i64", "order": "*i64", "first": "*i64",
+}  # fmt: skip
+
+
+class Report(NamedTuple):
+    registers: int
+    spilled: int
+    """Bytes of local memory a thread."""
+    shared: int
+    """Bytes of shared memory a block."""
+    sass: str
+
+    def instructions(self) -> Counter[str]:
+        found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", self.sass, re.MULTILINE)
+        return Counter(found)
+
+
+def compile_for(kernel, capability, constants, config=None, **types):
+    """`kernel` as it is launched with contiguous float32 tokens, rows and widths being multiples of 16."""
+    constants = {"stride_d": 1, "code_stride_d": 1, **constants}
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature, attributes = {}, {}
+    for place, name in enumerate(names):
+        signature[name] = "constexpr" if name in constants else types.get(name) or POINTERS.get(name, "i32")
+        if name not in constants:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    compiled = triton.compile(source, target=target, options=config.launch() if config else {"num_warps": 4})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    used = re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage)
+    return Report(int(used[1]), max(int(used[2]), int(used[3])), compiled.metadata.shared, sass)
+
+
+def looks(capability, dim):
+    """First and closer look, in the configurations that `dim` gets there, for 2048 codes."""
+    found = {}
+    for name, kernel in (("first", nearest_triton._first_look), ("closer", nearest_triton._closer_look)):
+        config = tuning.choose(capability, dim, split=name == "closer")
+        constants = {"COSINE": False, "CHUNKS": -(-dim // config.block_d), **config.blocks()}
+        constants |= {"EXACT": True, "BITS": nearest_triton.block_bits(2048, config)}
+        found[name] = compile_for(kernel, capability, constants, config), config
+    return found
+
+
+def others(capability):
+    """The small kernels."""
+    found = {
+        "last": compile_for(nearest_triton._last_look, capability, {"COSINE": False, "BLOCK_K": 32, "BLOCK_D": 64}),
+        "centre": compile_for(nearest_triton._centre, capability, {"COSINE": False, "SAMPLE": 256, "BLOCK_D": 32}),
+        "round": compile_for(
+            nearest_triton._round_codes,
+            capability,
+            {"COSINE": False, "SPLIT": True, "CHUNKS": 1, "BLOCK_K": 16, "BLOCK_D": 128},
+        ),
+    }
+    return found
+
+
+if __name__ == "__main__":
+    for capability in ARCHITECTURES:
+        for dim in map(int, sys.argv[1:] or ("64", "128", "256", "512")):
+            for name, (report, config) in looks(capability, dim).items():
+                tensor = {key: n for key, n in report.instructions().items() if "MMA" in key}
+                print(
+                    f"sm_{capability[0]}{capability[1]} D={dim} {name:6} {tuple(config)} "
+                    f"registers {report.registers} spilled {report.spilled} shared {report.shared} {tensor}",
+                    flush=True,
+                )
