@@ -136,9 +136,11 @@ class EMACodebook(CodeTable):
         """
         if self.training:
             self.initialize_(x, mask)
-        result = self.quantize(x, mask)
-        if self.training:
-            self.update_(x, result.indices)
+        self._check(x, mask)
+        tokens = self._unmasked(x, mask)
+        result = self._quantize(tokens, mask)
+        if self.training and not self.frozen:
+            self._follow(tokens, result.indices)
         return result
 
     def quantize(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
@@ -157,16 +159,7 @@ class EMACodebook(CodeTable):
         -1
         """
         self._check(x, mask)
-        # Zeros in place of what is masked: a gradient of zero times a NaN in it would still be NaN.
-        tokens = self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
-        indices = self._nearest(tokens, mask)
-        quantized, squared_error = look_up(tokens, indices, self.embed, mask)
-        if self.estimator is not straight_through:
-            quantized = self.estimator(tokens, self._codes(indices)).to(x.dtype)
-            if mask is not None:
-                quantized = torch.where(mask[..., None], quantized, 0.0)
-        count = max(tokens.numel(), 1) if mask is None else (mask.sum() * self.dim).clamp_min(1)
-        return Quantized(quantized, indices, self.commitment_weight * squared_error / count)
+        return self._quantize(self._unmasked(x, mask), mask)
 
     # ---- state ----
 
@@ -195,11 +188,18 @@ class EMACodebook(CodeTable):
         check_indices("indices", indices, x.shape[:-1])
         if indices.device.type == "cpu":  # elsewhere it would wait for the device, which has its own assertion
             check_code_range("indices", indices, self.codebook_size)
-        if self.frozen:
-            return
-        tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
-        # Also what is finite in float64 alone: revival would make a code of it.
-        indices = torch.where(kernels.finite_rows(tokens), indices.reshape(-1), -1)
+        if not self.frozen:
+            flat = x.reshape(-1, self.dim)
+            self._follow(self._tokens(flat), torch.where(kernels.finite_rows(flat), indices.reshape(-1), -1))
+
+    @torch.no_grad()
+    def _follow(self, tokens: Tensor, indices: Tensor) -> None:
+        """:meth:`update_` for tokens as they are compared, and indices that are -1 where one is not finite."""
+        tokens, indices = tokens.reshape(-1, self.dim), indices.reshape(-1)
+        if torch.finfo(tokens.dtype).max > torch.finfo(self.embed.dtype).max:
+            # What is finite in float64 alone: revival would make a code of it.
+            indices = torch.where(kernels.finite_rows(tokens.to(self.embed.dtype)), indices, -1)
+        tokens = tokens.to(self.embed.dtype)
         counts, sums, per_rank = all_reduce_sum(
             [
                 *kernels.code_sums(tokens, indices, self.codebook_size),
@@ -289,6 +289,20 @@ class EMACodebook(CodeTable):
         return f"{self.codebook_size}, {self.dim}, {listed}{', frozen' if self.frozen else ''}"
 
     # ---- parts ----
+
+    def _unmasked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens as they are compared, zeros where masked: a gradient of zero times a NaN there would still be NaN."""
+        return self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
+
+    def _quantize(self, tokens: Tensor, mask: Tensor | None) -> Quantized:
+        indices = self._nearest(tokens, mask)
+        quantized, squared_error = look_up(tokens, indices, self.embed, mask)
+        if self.estimator is not straight_through:
+            quantized = self.estimator(tokens, self._codes(indices)).to(tokens.dtype)
+            if mask is not None:
+                quantized = torch.where(mask[..., None], quantized, 0.0)
+        count = max(tokens.numel(), 1) if mask is None else (mask.sum() * self.dim).clamp_min(1)
+        return Quantized(quantized, indices, self.commitment_weight * squared_error / count)
 
     def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         flat = tokens.detach().reshape(-1, self.dim)

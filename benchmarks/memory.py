@@ -1,0 +1,81 @@
+"""How much memory does a training step of a quantiser take at its peak, besides tokens and codebook?
+
+`python -m benchmarks.memory [--device cuda] [--quick]`. On a CPU every allocation that torch makes is counted, by its
+profiler; the gauge is tried on an allocation of known size first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import harness
+from benchmarks.search import material
+from benchmarks.train_step import makers, step
+
+
+def peak(run: Callable[[], Any], device: str) -> int:
+    """Bytes beyond what was there before, at the worst moment."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    running = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        most = max(most, running)
+    return most
+
+
+def try_gauge(device: str) -> None:
+    def known() -> None:
+        a = torch.empty(2**20, device=device)
+        b = torch.empty(2**21, device=device)
+        del a
+        c = torch.empty(2**19, device=device)
+        del b, c
+
+    measured = peak(known, device)
+    if abs(measured - 3 * 2**22) > 2**12:
+        raise SystemExit(f"the gauge is off: 12 MiB at the peak, measured {measured / 2**20:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    try_gauge(options.device)
+    shape = (12544, 2048, 128) if options.quick else (50176, 2048, 128)
+    x, codes = material("random", *shape, options.device)
+    gradient = torch.randn_like(x)
+    found = {}
+    for name, make in tqdm(makers().items(), desc="quantisers"):
+        module = make(codes)
+        tokens = (x[None] if "pytorch" in name else x).detach().clone().requires_grad_()
+
+        def run(module: Any = module, tokens: Any = tokens) -> None:
+            step(module, tokens, gradient.view_as(tokens))
+            tokens.grad = None
+
+        cold = peak(run, options.device)
+        found[name] = {"MiB": round(peak(run, options.device) / 2**20, 1), "MiB, first step": round(cold / 2**20, 1)}
+    n, _, d = shape
+    bound = (3 * n * d * 4 + 16 * 10**6) / 2**20
+    record = {"shape": shape, "peak": found, "bound MiB (3 N D 4 + 16 MB)": round(bound, 1)}
+    record["tokens MiB"] = round(n * d * 4 / 2**20, 1)
+    harness.write("memory", options.device, options.quick, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""How long does the exact search take, next to the matrix product that it cannot do without?
+
+`python -m benchmarks.search [--device cuda] [--quick]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import harness
+from vqssl.functional import nearest_codeword
+
+CPU_SHAPES = [(12544, 2048, 128), (50176, 2048, 128), (12544, 512, 64), (4096, 8192, 256)]
+CUDA_SHAPES = [(100352, 2048, 128), (25088, 2048, 128), (6272, 2048, 128), (401408, 8192, 256)]
+
+
+def material(kind: str, n: int, k: int, d: int, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n + k + d)
+    x, codes = torch.randn(n, d, generator=generator), torch.randn(k, d, generator=generator)
+    if kind == "clustered":  # tokens around the codes, as k-means leaves them
+        x = codes[torch.randint(k, (n,), generator=generator)] + 0.3 * x
+    elif kind == "large common mean":
+        x, codes = x + 30.0, codes + 30.0
+    return x.to(device), codes.to(device)
+
+
+def exact(x: Tensor, codes: Tensor) -> Tensor:
+    return torch.cat([torch.cdist(part.double(), codes.double()).argmin(-1) for part in x.split(2048)])
+
+
+def runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    scores = x.new_empty(len(x), len(codes))
+    halves = -0.5 * codes.square().sum(-1)
+    found: dict[str, Callable[[], Tensor]] = {
+        "mm": lambda: torch.mm(x, codes.T, out=scores),
+        "vqssl": lambda: nearest_codeword(x, codes),
+        "addmm + argmax": lambda: torch.addmm(halves, x, codes.T).argmax(-1),
+        "cdist + argmin": lambda: torch.cdist(x, codes).argmin(-1),
+    }
+    if x.is_cuda:
+        found |= cuda_runners(x, codes)
+    elif importlib.util.find_spec("faiss"):
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatL2(codes.shape[1])
+        index.add(codes.numpy())
+        found["faiss"] = lambda: torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
+    return found
+
+
+def cuda_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    found: dict[str, Callable[[], Tensor]] = {}
+    for precision in ("tf32", "fp16", "bf16"):
+        found[f"vqssl {precision}"] = lambda name=precision: nearest_codeword(x, codes, precision=name)  # type: ignore[misc]
+    half, half_codes = x.half(), codes.half()
+    half_scores = half.new_empty(len(x), len(codes))
+    found["mm fp16"] = lambda: torch.mm(half, half_codes.T, out=half_scores)
+    if importlib.util.find_spec("flash_kmeans"):
+        from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+        squares = x.square().sum(-1)[None]
+        found["flash-kmeans tf32"] = lambda: euclid_assign_triton(x[None], codes[None], squares)[0]
+        found["flash-kmeans fp16"] = lambda: euclid_assign_triton(half[None], half_codes[None], squares)[0]
+    return found
+
+
+def one_shape(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str, Any]:
+    """Parity, then time."""
+    x, codes = material("random", *shape, device=device)
+    race = runners(x, codes)
+    expected = exact(x, codes)
+    differing = {name: int((run().long() != expected).sum()) for name, run in race.items() if not name.startswith("mm")}
+    if differing["vqssl"]:
+        raise SystemExit(f"vqssl differs from float64 in {differing['vqssl']} rows of {shape}: nothing is timed")
+    times = harness.race(race, rounds, device)
+    harness.ratios(times, "mm")
+    return {"shape": shape, "threads": torch.get_num_threads(), "times": times, "rows differing": differing}
+
+
+def exactness(device: str, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Percent of rows with another code than in float64."""
+    table = []
+    for kind in ("random", "clustered", "large common mean"):
+        x, codes = material(kind, *shape, device=device)
+        expected = exact(x, codes)
+
+        halves = -0.5 * codes.square().sum(-1)
+        answers = {
+            "fp32": torch.addmm(halves, x, codes.T).argmax(-1),
+            "tf32": torch.addmm(halves, to_tf32(x), to_tf32(codes).T).argmax(-1),
+            "bf16": torch.addmm(halves, x.bfloat16().float(), codes.bfloat16().float().T).argmax(-1),
+            "vqssl": nearest_codeword(x, codes),
+        }
+        off = {name: 100 * float((found != expected).double().mean()) for name, found in answers.items()}
+        table.append({"material": kind, "percent differing": off})
+        if off["vqssl"]:
+            raise SystemExit(f"vqssl differs from float64 on {kind} material")
+    return table
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Round to 10 bits of mantissa, to nearest even."""
+    bits = x.view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def sweep(base: tuple[int, int, int], rounds: int, device: str, quick: bool) -> list[dict[str, Any]]:
+    """One of N, K and D at a time."""
+    n, k, d = base
+    factors = (0.25, 1) if quick else (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
+    shapes: set[tuple[str, tuple[int, int, int]]] = {("N", (int(n * f), k, d)) for f in factors}
+    shapes |= {("K", (n, int(k * f), d)) for f in factors}
+    shapes |= {("D", (n, k, int(d * f))) for f in factors if f <= 4}
+    found = []
+    for axis, shape in tqdm(sorted(shapes), desc="sweep"):
+        x, codes = material("random", shape[0], shape[1], shape[2], device)
+        race = runners(x, codes)
+        race = {name: race[name] for name in ("mm", "vqssl", "cdist + argmin")}
+        found.append({"axis": axis, "shape": shape, "times": harness.race(race, rounds, device)})
+    return found
+
+
+def bandwidth(device: str) -> float:
+    """GB/s of a copy: bytes read and written."""
+    a = torch.ones(2**26, device=device)
+    b = torch.empty_like(a)
+    time = harness.race({"copy": lambda: b.copy_(a)}, 9, device)["copy"]["median"]
+    return round(2 * a.numel() * 4 / time / 1e6, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help="a minute, and a file of its own")
+    options = parser.parse_args()
+    shapes = CUDA_SHAPES if options.device == "cuda" else CPU_SHAPES
+    if options.quick:
+        shapes = [shapes[0], shapes[2]]
+    rounds = 5 if options.quick else 15
+    cores = torch.get_num_threads()
+    counts = [1] if options.device == "cuda" else sorted({1, cores})
+    cases = []
+    for threads in counts:
+        torch.set_num_threads(threads)
+        for shape in tqdm(shapes, desc=f"shapes, {threads} threads"):
+            cases.append(one_shape(shape, rounds, options.device))
+    torch.set_num_threads(cores)
+    record = {
+        "cases": cases,
+        "exactness": exactness(options.device, (2048, 512, 64) if options.quick else (12544, 2048, 128)),
+        "sweep": sweep((12544, 2048, 128), 3 if options.quick else 7, options.device, options.quick),
+        "bandwidth GB/s": bandwidth(options.device),
+    }
+    harness.write("search", options.device, options.quick, record)
+
+
+if __name__ == "__main__":
+    main()

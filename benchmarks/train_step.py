@@ -1,0 +1,142 @@
+"""How long does a whole training step of a quantiser take: assign, look up, update the codes, commitment, backward?
+
+`python -m benchmarks.train_step [--device cuda] [--quick]`; the unit is the matrix product of tokens and codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from vector_quantize_pytorch import VectorQuantize
+
+from benchmarks import harness
+from benchmarks.search import exact, material
+from vqssl import EMACodebook
+
+CPU_CASES = [((12544, 2048, 128), 0), ((12544, 512, 64), 0), ((4096, 8192, 256), 0), ((50176, 2048, 128), 1)]
+CUDA_CASES = [((100352, 2048, 128), 0), ((25088, 2048, 128), 0)]
+
+
+class Textbook(nn.Module):
+    """What tutorials write: all distances, a one-hot matrix, and the conventional moving averages."""
+
+    embed: Tensor
+    size: Tensor
+    average: Tensor
+
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embed", codes.clone())
+        self.register_buffer("size", torch.ones(len(codes), device=codes.device))
+        self.register_buffer("average", codes.clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices = torch.cdist(x.detach(), self.embed).argmin(-1)
+        one_hot = torch.nn.functional.one_hot(indices, len(self.embed)).to(x.dtype)
+        quantized = self.embed[indices]
+        with torch.no_grad():
+            self.size.mul_(0.99).add_(one_hot.sum(0), alpha=0.01)
+            self.average.mul_(0.99).add_(one_hot.T @ x.detach(), alpha=0.01)
+            total = self.size.sum()
+            smoothed = (self.size + 1e-5) / (total + len(self.size) * 1e-5) * total
+            self.embed = self.average / smoothed[:, None]
+        loss = 0.25 * torch.nn.functional.mse_loss(x, quantized.detach())
+        return x + (quantized - x).detach(), indices, loss
+
+
+def vqssl(codes: Tensor, **options: Any) -> EMACodebook:
+    codebook = EMACodebook(*codes.shape, device=codes.device, **options)
+    codebook.set_codes_(codes)
+    return codebook
+
+
+def peer(codes: Tensor, cosine: bool) -> VectorQuantize:
+    size, dim = codes.shape
+    module = VectorQuantize(
+        dim, size, decay=0.99, use_cosine_sim=cosine, rotation_trick=False, threshold_ema_dead_code=0,
+        commitment_weight=0.25,
+    )  # fmt: skip
+    module.to(codes.device)
+    table: Any = module._codebook
+    table.embed.copy_(torch.nn.functional.normalize(codes, dim=-1) if cosine else codes)
+    table.embed_avg.copy_(table.embed)
+    table.cluster_size.fill_(1.0)
+    return module
+
+
+def makers() -> dict[str, Callable[[Tensor], nn.Module]]:
+    return {
+        "vqssl": vqssl,
+        "vqssl cosine": lambda codes: vqssl(codes, metric="cosine"),
+        "vector-quantize-pytorch": lambda codes: peer(codes, False),
+        "vector-quantize-pytorch cosine": lambda codes: peer(codes, True),
+        "textbook": Textbook,
+    }
+
+
+def step(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    quantized, _, loss = module(x)
+    x.grad = None
+    torch.autograd.backward([quantized, loss.sum()], [gradient, torch.ones_like(loss.sum())])
+
+
+def check(x: Tensor, codes: Tensor) -> None:
+    """The indices and the codes after one step, against float64; and those of the peers that do the same."""
+    indices = exact(x, codes)
+    tokens, before = x.double(), codes.double()
+    counts = torch.bincount(indices, minlength=len(codes)).double()
+    sums = torch.zeros_like(before).index_add_(0, indices, tokens)
+    size, average = 0.99 + 0.01 * counts, 0.99 * before + 0.01 * sums
+    expected = average / ((size + 1e-5) / (size.sum() + len(codes) * 1e-5) * size.sum())[:, None]
+    ours = vqssl(codes, revival=None)
+    if not torch.equal(ours(x).indices, indices):
+        raise SystemExit("vqssl: indices differ from float64")
+    book, other = Textbook(codes), peer(codes, False)
+    book(x)
+    other(x[None])
+    others: Any = other._codebook
+    for name, embed in {"vqssl": ours.embed, "textbook": book.embed, "peer": others.embed[0]}.items():
+        gap = float((embed.double() - expected).abs().max())
+        print(f"parity: codes of {name} after one step differ from float64 by {gap:.1e}")
+        if name == "vqssl" and gap > 1e-5:
+            raise SystemExit("vqssl: codes differ from the formula")
+
+
+def one_case(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str, Any]:
+    x, codes = material("random", *shape, device)
+    check(x, codes)
+    gradient = torch.randn_like(x)
+    x.requires_grad_()
+    scores = x.new_empty(len(x), len(codes))
+    race: dict[str, Callable[[], Any]] = {"mm": lambda: torch.mm(x.detach(), codes.T, out=scores)}
+    for name, make in makers().items():
+        module = make(codes)
+        tokens = x[None].detach().requires_grad_() if "pytorch" in name else x
+        race[name] = lambda m=module, t=tokens: step(m, t, gradient.view_as(t))  # type: ignore[misc]
+    times = harness.race(race, rounds, device)
+    harness.ratios(times, "mm")
+    return {"shape": shape, "threads": torch.get_num_threads(), "times": times}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    cases = CUDA_CASES if options.device == "cuda" else CPU_CASES
+    cores, found = torch.get_num_threads(), []
+    for shape, threads in tqdm(cases[:2] if options.quick else cases, desc="shapes"):
+        torch.set_num_threads(threads or cores)
+        found.append(one_case(shape, 3 if options.quick else 9, options.device))
+    torch.set_num_threads(cores)
+    harness.write("train_step", options.device, options.quick, {"cases": found})
+
+
+if __name__ == "__main__":
+    main()
