@@ -1,5 +1,5 @@
 # Shortcuts; every line is the command itself.
-.PHONY: demo test lint build docs
+.PHONY: demo test lint build docs bench
 
 demo:
 	python3 examples
@@ -15,3 +15,6 @@ build:
 
 docs:
 	python3 .ci/environment.py docs -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench:
+	python3 .ci/environment.py bench -m benchmarks

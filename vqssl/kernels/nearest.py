@@ -98,7 +98,7 @@ def _search(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     if indices.numel() == 0:
         return indices
     work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    codes = _prepare(codebook, metric, work)
+    codes = _prepare(codebook, metric, work, len(x))
     tiles = _Tiles(len(x), codes)
     certified = torch.empty_like(indices, dtype=torch.bool)
     for start, stop in _ranges(len(x), tiles.rows):
@@ -132,24 +132,28 @@ class _Codes(NamedTuple):
     """The length of the longest centred code."""
 
 
-def _prepare(codebook: Tensor, metric: str, work: torch.dtype) -> _Codes:
+def _prepare(codebook: Tensor, metric: str, work: torch.dtype, rows: int) -> _Codes:
     usable = finite_rows(codebook)
     codes = torch.where(usable[:, None], codebook, 0.0) if not usable.all() else codebook
     size, width = codes.shape
+    padded = size + -size % _GROUP
+    scored = workspace("codes", work, codes.device, padded, width + 1)
+    centred = scored[:size, :width]
+    centre = scored.new_zeros(width)
     if metric == "euclidean":
-        centre = codes.to(work).sum(0) / usable.sum().clamp_min(1)
-        centre = torch.where(torch.isfinite(centre), centre, 0.0)
-        centred = torch.sub(codes, centre, out=workspace("centred", work, codes.device, size, width))
+        mean = codes.to(work).sum(0) / usable.sum().clamp_min(1)
+        centre = torch.where(torch.isfinite(mean), mean, 0.0)
+        torch.sub(codes, centre, out=centred)
     else:
-        centre = codes.new_zeros(width, dtype=work)
-        centred = _exact_codes(codes, metric).to(work)
+        centred.copy_(_exact_codes(codes, metric))
     lengths = torch.linalg.vector_norm(centred, dim=1)
     constant = -0.5 * lengths.square() if metric == "euclidean" else torch.zeros_like(lengths)
-    columns = workspace("columns", work, codes.device, width + 1, size + -size % _GROUP)
-    columns[:width, :size] = centred.T
-    columns[:width, size:] = 0.0
-    columns[width, :size] = torch.where(usable, constant, -torch.inf)
-    columns[width, size:] = -torch.inf
+    scored[:size, width] = torch.where(usable, constant, -torch.inf)
+    scored[size:, :width] = 0.0
+    scored[size:, width] = -torch.inf
+    columns = scored.T
+    if rows > size:  # columns that lie one after the other make a faster product; turning them has to pay
+        columns = workspace("columns", work, codes.device, width + 1, padded).copy_(columns)
     return _Codes(metric, codebook, usable, centre, columns, torch.where(usable, lengths, 0.0).amax())
 
 
@@ -174,6 +178,8 @@ class _Tiles:
         # A second look may find every code of every row a candidate, and lists candidates as two int64 each.
         self.rows_of_all_codes = max(1, min(scores // 4 // size, self.rows))
         self.scores = workspace("scores", work, device, max(self.rows * self.codes, self.rows_of_all_codes * size))
+        self.peaks = workspace("peaks", work, device, self.rows * self.codes // _GROUP)
+        self.members = workspace("members", work, device, self.rows, _GROUP)
         self.tokens = workspace("tokens", work, device, self.rows, width)
         self.tokens[:, -1] = 1.0
         self.row = torch.arange(self.rows, device=device)
@@ -216,12 +222,13 @@ def _peak(scores: Tensor, margin: Tensor, tiles: _Tiles) -> tuple[Tensor, Tensor
     """
     rows, groups = len(scores), scores.shape[1] // _GROUP
     grouped = scores.view(rows, groups, _GROUP)
-    peaks = grouped.amax(-1)
+    peaks = torch.amax(grouped, -1, out=tiles.peaks[: rows * groups].view(rows, groups))
     best = peaks.amax(-1)
     reach = (best - margin)[:, None]
     in_reach, group = tiles.count_and_place[:, :groups] @ peaks.ge_(reach).T
     group = group.clamp_(max=groups - 1).long()
-    members = grouped.view(-1, _GROUP).index_select(0, torch.add(group, tiles.row[:rows], alpha=groups))
+    chosen = torch.add(group, tiles.row[:rows], alpha=groups)
+    members = torch.index_select(grouped.view(-1, _GROUP), 0, chosen, out=tiles.members[:rows])
     also_in_reach, place = tiles.count_and_place[:, :_GROUP] @ members.ge_(reach).T
     return best, in_reach * also_in_reach == 1, group.mul_(_GROUP).add_(place.long())
 

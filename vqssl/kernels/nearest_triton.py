@@ -278,8 +278,7 @@ def _look(
     """For a tile of rows: best score, its lowest index, second best score, margin, and whether the row is finite.
 
     With BITS, the number of the block stands in the last bits of the score instead of a number of its own, which saves
-    a third of the instructions and a quarter of the registers, and widens the margin. The index is then right where the
-    margin is kept.
+    a sixth of the registers, and widens the margin. The index is then right where the margin is kept.
     """
     dot: tl.constexpr = high.dtype.element_ty
     d = tl.arange(0, BLOCK_D)

@@ -1,0 +1,34 @@
+"""`python -m benchmarks`: the three-minute version of all benchmarks on a CPU, printed as tables; keeps nothing."""
+
+import json
+import runpy
+import sys
+
+from benchmarks.harness import RESULTS
+from benchmarks.report import memory_section, table
+
+
+def main() -> None:
+    for name in ("search", "train_step", "memory"):
+        sys.argv = [f"benchmarks/{name}.py", "--quick"]
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    found = {
+        name: json.loads((RESULTS / f"quick.cpu.{name}.json").read_text())
+        for name in ("search", "train_step", "memory")
+    }
+    rows = [
+        [case["shape"], case["threads"], *(f"{name} {entry['ratio']:.2f}" for name, entry in case["times"].items())]
+        for case in found["search"]["cases"]
+    ]
+    print(table(["search", "threads", *("" for _ in rows[0][2:])], rows))
+    cases = found["train_step"]["cases"]
+    rows = [
+        [case["shape"], case["threads"], *(f"{name} {entry['ratio']:.2f}" for name, entry in case["times"].items())]
+        for case in cases
+    ]
+    print(table(["training step", "threads", *("" for _ in rows[0][2:])], rows))
+    print(memory_section("cpu", found["memory"]))
+
+
+if __name__ == "__main__":
+    main()

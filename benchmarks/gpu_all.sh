@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in a few minutes: benchmarks/gpu_all.sh [FOLDER for the results].
+# Goes on after a part that fails, and fails at the end. $PYTHON is the interpreter (default python3); it needs torch with
+# CUDA, triton, einops, numpy, and for the peers vector-quantize-pytorch, flash-kmeans, monai, hypothesis and pytest.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+results=${1:-benchmarks/results}
+mkdir -p "$results"
+failed=()
+
+part() { # part SECONDS NAME COMMAND...
+    local limit=$1 name=$2
+    shift 2
+    printf '\n==> %s\n' "$name"
+    timeout "$limit" "$@" 2>&1 | tee "$results/gpu.$name.log" || failed+=("$name")
+}
+
+nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv | tee "$results/gpu.device.log"
+part 200 check "$python" -m benchmarks.gpu_check
+if command -v compute-sanitizer >/dev/null; then
+    part 120 memcheck compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m benchmarks.gpu_check --small
+    part 120 racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m benchmarks.gpu_check --small
+else
+    failed+=("compute-sanitizer is not here")
+fi
+part 120 tune "$python" -m benchmarks.tune
+part 120 search "$python" -m benchmarks.search --device cuda
+part 60 train_step "$python" -m benchmarks.train_step --device cuda
+part 40 memory "$python" -m benchmarks.memory --device cuda
+part 60 dissect_step "$python" -m benchmarks.dissect_step --device cuda
+part 40 profile "$python" - <<'PYTHON'
+import torch
+from vqssl.functional import nearest_codeword
+x, codes = torch.randn(100352, 128, device="cuda"), torch.randn(2048, 128, device="cuda")
+for _ in range(3):
+    nearest_codeword(x, codes)
+with torch.profiler.profile() as profile:
+    for _ in range(20):
+        nearest_codeword(x, codes)
+    torch.cuda.synchronize()
+print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=20))
+PYTHON
+part 30 report "$python" -m benchmarks.report
+[ "$results" = benchmarks/results ] || cp benchmarks/RESULTS.md benchmarks/results/cuda.* "$results" || true
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nfailed: %s\n' "${failed[*]}"
+    exit 1
+fi

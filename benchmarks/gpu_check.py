@@ -1,0 +1,150 @@
+"""Is the search on this GPU exact? Every kind of material, odd and large sizes, CUDA graphs, torch.compile.
+
+`python -m benchmarks.gpu_check [--small]` prints a line of JSON a check and exits with 1 where one fails. `--small` is
+for compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tests.kernels.test_nearest import KINDS, material
+from vqssl import EMACodebook, kernels
+from vqssl.kernels import backends, nearest_triton
+
+failures = 0
+
+
+def report(check: str, wrong: int, **more: Any) -> None:
+    global failures
+    failures += wrong > 0
+    print(json.dumps({"check": check, "wrong": wrong, **more}), flush=True)
+
+
+def oracle(x: Tensor, codes: Tensor, metric: str) -> Tensor:
+    size = max(1, 2**27 // codes.numel())
+    return torch.cat([kernels.nearest_reference(part, codes, metric) for part in x.split(size)])
+
+
+def wrong_rows(x: Tensor, codes: Tensor, metric: str, found: Tensor) -> int:
+    """Rows with another answer than float64's, but for ties in its last bit."""
+    expected = oracle(x, codes, metric)
+    off = (found != expected).nonzero().flatten()
+    if len(off) == 0:
+        return 0
+    tokens, c = x[off].double(), codes.double()
+    if metric == "cosine":
+        c = c / c.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    valid = (found[off] >= 0) & (expected[off] >= 0)
+    a, b = c[found[off].clamp_min(0)], c[expected[off].clamp_min(0)]
+    gap = ((tokens * (a - b)).sum(-1) if metric == "cosine" else
+           (tokens - a).square().sum(-1) - (tokens - b).square().sum(-1)).abs()  # fmt: skip
+    excused = valid & (gap <= 1e-14 * (tokens.square().sum(-1) + c.square().sum(-1).nan_to_num(0, 0, 0).max()))
+    return int((~excused).sum())
+
+
+def parity(sizes: list[tuple[int, int, int]]) -> None:
+    for metric in kernels.METRICS:
+        for kind in KINDS:
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                wrong = 0
+                for n, k, d in sizes:
+                    x, codes = (t.cuda() for t in material(kind, n, k, d, dtype))
+                    wrong += wrong_rows(x, codes, metric, kernels.nearest_codeword(x, codes, metric))
+                report(f"{metric}, {kind}, {dtype}", wrong, sizes=len(sizes))
+
+
+def large() -> None:
+    for n, k, d in [
+        (100352, 2048, 128),
+        (25088, 2048, 128),
+        (6272, 2048, 128),
+        (100352, 8192, 256),
+        (50000, 3000, 300),
+    ]:
+        x, codes = torch.randn(n, d, device="cuda"), torch.randn(k, d, device="cuda")
+        make = torch.zeros
+        seen: list[Tensor] = []
+
+        def remembered(*size: Any, make: Any = make, seen: list[Tensor] = seen, **options: Any) -> Tensor:
+            seen.append(make(*size, **options))
+            return seen[-1]
+
+        with mock.patch.object(torch, "zeros", remembered):
+            found = kernels.nearest_codeword(x, codes, "euclidean")
+        seen = [made for made in seen if made.dtype == torch.int64]
+        shares = [int(count) / n for count in seen[-1]]
+        report(f"{n} x {k} x {d}", wrong_rows(x, codes, "euclidean", found), left_open=shares)
+
+
+def graph_and_compile() -> None:
+    x, codes = torch.randn(5000, 128, device="cuda"), torch.randn(512, 128, device="cuda")
+    kernels.nearest_codeword(x, codes, "euclidean")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = kernels.nearest_codeword(x, codes, "euclidean")
+    for _ in range(3):
+        x.normal_()
+        graph.replay()
+        report("CUDA graph", wrong_rows(x, codes, "euclidean", found))
+    codebook = EMACodebook(512, 128, device="cuda")
+    codebook.set_codes_(codes)
+    compiled = torch.compile(codebook.eval(), fullgraph=True)
+    report("torch.compile", int((compiled(x).indices != codebook(x).indices).sum()))
+
+
+def statistics() -> None:
+    x, indices = torch.randn(20000, 96, device="cuda"), torch.randint(-1, 700, (20000,), device="cuda")
+    expected = torch.zeros(701, 96, dtype=torch.float64, device="cuda")
+    expected.index_add_(0, torch.where(indices < 0, 700, indices), x.double())
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        counts, sums = kernels.code_sums(x, indices, 700)
+        again = kernels.code_sums(x, indices, 700)[1]
+        wrong = int(((sums - expected[:700]).abs() > 1e-4).sum())
+        wrong += int((counts != torch.bincount(indices[indices >= 0], minlength=700)).sum())
+        if deterministic:
+            wrong += int((sums != again).sum())
+        report(f"code_sums, deterministic {deterministic}", wrong)
+    torch.use_deterministic_algorithms(False)
+
+
+def training() -> None:
+    """The same steps as on the CPU, step by step from the same state."""
+    ours, theirs = EMACodebook(64, 32, decay=0.9), EMACodebook(64, 32, decay=0.9, device="cuda")
+    for step in range(20):
+        x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(step))
+        theirs.load_state_dict(ours.state_dict())
+        a, b = ours(x), theirs(x.cuda())
+        gap = float((ours.embed - theirs.embed.cpu()).abs().max())
+        report("training step", int((a.indices != b.indices.cpu()).sum()) + (gap > 1e-4), gap=gap)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}))
+    if options.small:
+        parity([(63, 65, 20)])
+        statistics()
+    else:
+        parity([(1, 1, 1), (63, 65, 60), (257, 1000, 129), (1000, 2049, 64)])
+        statistics()
+        graph_and_compile()
+        training()
+        large()
+    report("Triton's kernels were used", int(bool(backends._unusable) or not nearest_triton.__name__))
+    sys.exit(failures > 0)
+
+
+if __name__ == "__main__":
+    main()
