@@ -12,7 +12,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-collect_ignore = ["wheel_smoke.py"]  # a script of `.ci/run`, for another environment than this one
+# A script of `.ci/run`, for another environment than this one; and a tool that needs triton.
+collect_ignore = ["wheel_smoke.py", "kernels/ahead_of_time.py"]
+if os.environ.get("TRITON_INTERPRET") != "1":  # kernels/test_triton.py runs it in a process that has asked for this
+    collect_ignore.append("kernels/interpreted.py")
 pytest.register_assert_rewrite("tests.laws")
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
