@@ -30,6 +30,30 @@ def test_a_kernel_that_runs_is_used(fresh, monkeypatch):
     assert backends.by_triton("fake_triton", "run", 1, 2) == 3
 
 
+def test_kernels_run_on_the_device_of_their_tensors(fresh, monkeypatch):
+    """Triton launches on the current device. Without two GPUs: a tensor that says that it is on the second."""
+    entered = []
+
+    class Guard:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append("left")
+
+    class OnSecond(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    module(monkeypatch, lambda x, k: list(entered))
+    assert backends.by_triton("fake_triton", "run", torch.zeros(2).as_subclass(OnSecond), 3) == [OnSecond.device]
+    assert entered == [OnSecond.device, "left"]
+
+
 def test_a_missing_kernel_is_warned_of_once(fresh):
     with pytest.warns(RuntimeWarning, match="plain torch takes the place of the GPU kernel missing_triton"):
         assert backends.by_triton("missing_triton", "run", 1) is None

@@ -1,8 +1,12 @@
 """Which backend runs an operator on CUDA tensors: Triton's kernels where they can be had, plain torch elsewhere."""
 
+import contextlib
 import importlib
 import warnings
 from typing import Any
+
+import torch
+from torch import Tensor
 
 __all__ = ["by_triton"]
 
@@ -23,13 +27,22 @@ def by_triton(module: str, function: str, *arguments: Any) -> Any | None:
         _give_up(module, error)
         return None
     try:
-        return kernel(*arguments)
+        with _device_of(arguments):
+            return kernel(*arguments)
     except Exception as error:
         # Compilation errors only, of any version's class: whatever else goes wrong is the caller's to see.
         if not type(error).__module__.startswith("triton."):
             raise
         _give_up(module, error)
         return None
+
+
+def _device_of(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whichever device its arguments are on."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.is_cuda:
+            return torch.cuda.device(argument.device)
+    return contextlib.nullcontext()
 
 
 def _give_up(module: str, error: Exception) -> None:

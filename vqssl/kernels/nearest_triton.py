@@ -19,8 +19,8 @@ entry, codes to length 1), which changes no winner; outside of fp16's range a ro
 
 ``slack`` is the error of a sum of D products in tensor cores. They align the products of a block to the largest and cut
 off what falls below float32's last bit (Fasi, Higham, Mikaitis, Pranesh 2021, doi 10.7717/peerj-cs.330), so that each
-of D terms may lose 2^-23 of the largest: at most (D + 16) 2^-23 |x'| max|c|, taken times 1.25; and half as many
-roundings in |c|^2.
+of D terms (3 D with split products) may lose 2^-23 of the largest: at most (D + 16) 2^-23 |x'| max|c|, taken times
+1.25; and half as many roundings in |c|^2.
 """
 
 import torch
@@ -36,6 +36,8 @@ __all__ = ["nearest_codeword_triton"]
 _SAMPLE = 256
 # Codes are padded to a multiple that every block size divides.
 _PADDING = 128
+# Lengths of tokens are summed, and the centre is made, in pieces of this width.
+_PIECE = tl.constexpr(32)
 _DOT_DTYPES = {"exact": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 
 
@@ -108,11 +110,13 @@ def _prepare(codebook: Tensor, metric: str, dtype: torch.dtype, config: Config) 
     # Only the closer look reads remainders, and only of fp16.
     low = torch.empty_like(high) if dtype == torch.float16 else high
     constant = torch.empty(padded, dtype=torch.float32, device=codebook.device)
-    centre = torch.empty(wide, dtype=torch.float32, device=codebook.device)
+    # Read in whole pieces, also where the tokens are narrower than one.
+    pieces = triton.cdiv(wide, _PIECE.value)
+    centre = torch.empty(pieces * _PIECE.value, dtype=torch.float32, device=codebook.device)
     bounds = torch.zeros(4, dtype=torch.float32, device=codebook.device)
     cosine = metric == "cosine"
-    _centre[(triton.cdiv(wide, 32),)](
-        codebook, centre, bounds, size, width, wide, *codebook.stride(), COSINE=cosine, SAMPLE=_SAMPLE, BLOCK_D=32
+    _centre[(pieces,)](
+        codebook, centre, bounds, size, width, *codebook.stride(), COSINE=cosine, SAMPLE=_SAMPLE, BLOCK_D=_PIECE.value
     )
     _round_codes[(triton.cdiv(padded, 16),)](
         codebook, high, low, constant, centre, bounds, size, width, padded, *codebook.stride(),
@@ -123,10 +127,10 @@ def _prepare(codebook: Tensor, metric: str, dtype: torch.dtype, config: Config) 
 
 @triton.jit
 def _centre(
-    codes, centre, bounds, K, D, wide, stride_k, stride_d,
+    codes, centre, bounds, K, D, stride_k, stride_d,
     COSINE: tl.constexpr, SAMPLE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Mean of a sample of codes, and the largest distance from it; cosine: zeros."""
+    """Mean of a sample of codes, zeros beyond their width, and the largest distance from it; cosine: all zeros."""
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     step = tl.maximum(K // SAMPLE, 1)
     k = tl.arange(0, SAMPLE) * step
@@ -139,7 +143,7 @@ def _centre(
     if COSINE:
         mean = mean * 0.0
     mean = tl.where(tl.abs(mean) < float("inf"), mean, 0.0)
-    tl.store(centre + d, mean, mask=d < wide)
+    tl.store(centre + d, mean)
     spread = tl.max(tl.max(tl.where(sound, tl.abs(c - mean[None, :]), 0.0), 1), 0)
     tl.atomic_max(bounds, tl.where(spread < float("inf"), spread, 0.0))
 
@@ -244,7 +248,7 @@ def _lengths(
 ):  # fmt: skip
     """Of a tile of rows: what scales them, their lengths, how far the rounded ones are off, without and with remainder,
     and whether all their entries are finite. In narrow pieces, to leave the registers to the loop over the codes."""
-    PIECE: tl.constexpr = 32
+    PIECE: tl.constexpr = _PIECE
     d = tl.arange(0, PIECE)
     largest = tl.zeros((BLOCK_N,), tl.float32)
     junk = tl.zeros((BLOCK_N,), tl.int32)
@@ -335,7 +339,7 @@ def _look(
     runner_up = tl.max(others, 1)
 
     longest = tl.load(bounds + 1)
-    terms = (D + 16) * (2.0**-23)
+    terms = ((3 * D if SPLIT else D) + 16) * (2.0**-23)
     slack = 1.25 * terms * (length + off) * longest + 0.5 * terms * longest * longest
     if COSINE:
         # The codes' own lengths are rounded too.
