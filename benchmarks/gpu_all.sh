@@ -41,6 +41,16 @@ with torch.profiler.profile() as profile:
     torch.cuda.synchronize()
 print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=20))
 PYTHON
+if command -v ncu >/dev/null; then
+    part 60 ncu ncu --set basic --kernel-name regex:_look --launch-count 6 "$python" -c '
+import torch
+from vqssl.functional import nearest_codeword
+x, codes = torch.randn(100352, 128, device="cuda"), torch.randn(2048, 128, device="cuda")
+nearest_codeword(x, codes), nearest_codeword(x, codes)
+torch.cuda.synchronize()'
+else
+    failed+=("ncu is not here")
+fi
 part 30 report "$python" -m benchmarks.report
 [ "$results" = benchmarks/results ] || cp benchmarks/RESULTS.md benchmarks/results/cuda.* "$results" || true
 if [ ${#failed[@]} -gt 0 ]; then

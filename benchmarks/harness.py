@@ -19,7 +19,17 @@ import torch
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "numpy", "vqssl", "vector-quantize-pytorch", "faiss-cpu", "flash-kmeans", "monai")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "vqssl",
+    "vector-quantize-pytorch",
+    "faiss-cpu",
+    "pykeops",
+    "flash-kmeans",
+    "monai",
+)
 
 
 def environment(device: str) -> dict[str, Any]:
