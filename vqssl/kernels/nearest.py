@@ -20,6 +20,7 @@ A precision other than "exact" allows a backend to skip the certificate and roun
 Only the Triton backend takes the offer: on a CPU the exact answer costs no more.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -174,7 +175,8 @@ class _Tiles:
         if device.type == "cpu":
             scores = max(2**21, min(torch.get_num_threads() * 2**20, rows * width // 2))
         self.codes = min(size, _MAX_CODES)
-        self.rows = max(1, min(scores // self.codes, rows))
+        # Equal tiles: a last one of a few rows takes the calls of a whole one.
+        self.rows = math.ceil(rows / max(1, round(rows * self.codes / scores)))
         # A second look may find every code of every row a candidate, and lists candidates as two int64 each.
         self.rows_of_all_codes = max(1, min(scores // 4 // size, self.rows))
         self.scores = workspace("scores", work, device, max(self.rows * self.codes, self.rows_of_all_codes * size))
