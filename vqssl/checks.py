@@ -135,9 +135,9 @@ def check_range(name: str, value: float, low: float, high: float, *, rule: str =
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}{rule and ': '}{rule}")
 
 
-def check_object(name: str, value: Any, example: str) -> None:
-    """``value`` is an object to call, not the name or the class of one."""
-    if not callable(value) or isinstance(value, type):
+def check_object(name: str, value: Any, protocol: type, example: str) -> None:
+    """``value`` is an object with the methods of ``protocol``, not the name or the class of one."""
+    if not isinstance(value, protocol) or isinstance(value, type):
         found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
 

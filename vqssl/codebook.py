@@ -8,21 +8,21 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import by_name, check_code_range, check_indices, check_object, check_range
-from vqssl.code_table import CodeTable
-from vqssl.collectives import TokenPool, all_reduce_sum, gather_pool, one_hot_of_rank
-from vqssl.functional.ema import EMA_RULES, EMARule
+from vqssl.checks import by_name, check_object, check_range
+from vqssl.collectives import gather_pool
+from vqssl.ema_table import EMATable, update_together
+from vqssl.functional.ema import EMARule
 from vqssl.functional.estimators import ESTIMATORS, straight_through
 from vqssl.functional.look_up import look_up
 from vqssl.functional.search import check_precision, resolve_precision
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.revival import BatchRevival, NoRevival, Revival
+from vqssl.revival import BatchRevival, Revival
 from vqssl.types import Quantized
 
 __all__ = ["EMACodebook"]
 
 
-class EMACodebook(CodeTable):
+class EMACodebook(EMATable):
     r"""Replaces each token by the nearest of K codes, and moves the codes after the tokens.
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2, \qquad q_i = e_{k_i}, \qquad
@@ -99,23 +99,17 @@ class EMACodebook(CodeTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(codebook_size, dim, metric=metric, seed=seed, device=device, dtype=dtype)
-        check_range("decay", decay, 0, 1, rule="the share of the old statistics that a step keeps")
-        check_range("eps", eps, 0, float("inf"))
+        super().__init__(
+            codebook_size, dim, decay=decay, eps=eps, metric=metric, ema=ema, revival=revival, seed=seed,
+            process_group=process_group, device=device, dtype=dtype,
+        )  # fmt: skip
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
-        self.decay = decay
-        self.eps = eps
         self.commitment_weight = commitment_weight
-        self.ema = by_name("ema", ema, EMA_RULES)
         self.initialization = SampleInit() if initialization is None else initialization
-        self.revival = NoRevival() if revival is None else revival
-        check_object("initialization", self.initialization, "KMeansInit()")
-        check_object("revival", self.revival, "BatchRevival()")
+        check_object("initialization", self.initialization, Initialization, "KMeansInit()")
         self.estimator = by_name("estimator", estimator, ESTIMATORS)
         check_precision(precision)
         self.precision = precision
-        self.process_group = process_group
-        self.frozen = False
 
     # ---- forward ----
 
@@ -140,7 +134,7 @@ class EMACodebook(CodeTable):
         tokens = self._unmasked(x, mask)
         result = self._quantize(tokens, mask)
         if self.training and not self.frozen:
-            self._follow(tokens, result.indices)
+            update_together([self], [tokens], [result.indices])
         return result
 
     def quantize(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
@@ -162,59 +156,6 @@ class EMACodebook(CodeTable):
         return self._quantize(self._unmasked(x, mask), mask)
 
     # ---- state ----
-
-    @torch.no_grad()
-    def update_(self, x: Tensor, indices: Tensor) -> None:
-        """The other half of forward: move the codes towards the tokens that chose them, then revive dead codes.
-
-        Does nothing where the codebook is frozen, and leaves everything as it was where no rank has a valid token.
-
-        Args:
-            x: tokens ``(*batch, D)``, as given to :meth:`quantize`.
-            indices: ``(*batch,)``, what :meth:`quantize` returned; -1 is left out.
-
-        Raises:
-            TypeError: ``x`` is no floating or ``indices`` no integer tensor.
-            ValueError: the width of ``x`` is not D, the shapes do not fit, or (on CPU) an index is out of range.
-
-        >>> import torch
-        >>> codebook, x = EMACodebook(8, 4), torch.randn(32, 4)
-        >>> codebook.initialize_(x)
-        >>> codebook.update_(x, codebook.quantize(x).indices)
-        >>> round(codebook.cluster_size.sum().item(), 2)  # 0.99 * 8 + 0.01 * 32
-        8.24
-        """
-        self._check(x)
-        check_indices("indices", indices, x.shape[:-1])
-        if indices.device.type == "cpu":  # elsewhere it would wait for the device, which has its own assertion
-            check_code_range("indices", indices, self.codebook_size)
-        if not self.frozen:
-            flat = x.reshape(-1, self.dim)
-            self._follow(self._tokens(flat), torch.where(kernels.finite_rows(flat), indices.reshape(-1), -1))
-
-    @torch.no_grad()
-    def _follow(self, tokens: Tensor, indices: Tensor) -> None:
-        """:meth:`update_` for tokens as they are compared, and indices that are -1 where one is not finite."""
-        tokens, indices = tokens.reshape(-1, self.dim), indices.reshape(-1)
-        if torch.finfo(tokens.dtype).max > torch.finfo(self.embed.dtype).max:
-            # What is finite in float64 alone: revival would make a code of it.
-            indices = torch.where(kernels.finite_rows(tokens.to(self.embed.dtype)), indices, -1)
-        tokens = tokens.to(self.embed.dtype)
-        counts, sums, per_rank = all_reduce_sum(
-            [
-                *kernels.code_sums(tokens, indices, self.codebook_size),
-                one_hot_of_rank((indices >= 0).sum(), self.process_group),
-            ],
-            self.process_group,
-        )
-        # A sum that overflowed would stay for ever: its code sits this step out.
-        sound = kernels.finite_rows(sums)
-        counts, sums = torch.where(sound, counts, 0.0), sums.masked_fill_(~sound[:, None], 0.0)
-
-        pool = TokenPool(tokens, indices >= 0, per_rank, self.process_group)
-        state = self.ema(self._state(), counts, sums, self.decay, self.eps)
-        state = self.revival(state, pool, self.rng)
-        self._write(state, counts.sum() > 0)
 
     @torch.no_grad()
     def initialize_(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -262,18 +203,6 @@ class EMACodebook(CodeTable):
             return None
         codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
         return self.embed if codes is None else codes
-
-    def freeze(self, frozen: bool = True) -> "EMACodebook":
-        """Stop updates, initialisation and revival, whatever the mode; ``freeze(False)`` lets them go on.
-
-        Apart from ``.eval()``, which a Trainer may undo at any time. Gradients still reach the tokens. Not part of the
-        state dict, as ``requires_grad`` is not.
-
-        >>> EMACodebook(8, 4).freeze().frozen
-        True
-        """
-        self.frozen = frozen
-        return self
 
     def extra_repr(self) -> str:
         options = {

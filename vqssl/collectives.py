@@ -10,7 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-__all__ = ["TokenPool", "all_reduce_sum", "gather_pool", "one_hot_of_rank", "rank_and_world_size"]
+__all__ = [
+    "TokenPool",
+    "all_reduce_mean_",
+    "all_reduce_sum",
+    "gather_pool",
+    "rank_and_world_size",
+    "rank_counts",
+    "slots",
+]
+
+# Two digits of this base hold a count of tokens in float32 exactly, up to 2^44.
+_BASE = 2**20
 
 
 def rank_and_world_size(group: ProcessGroup | None = None) -> tuple[int, int]:
@@ -37,15 +48,31 @@ def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup | None = None)
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def one_hot_of_rank(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """``(world_size,)`` zeros, but for ``value`` at this rank: summed over ranks, everybody's values.
+@torch.no_grad()
+def all_reduce_mean_(tensors: Sequence[Tensor], group: ProcessGroup | None = None) -> None:
+    """Each tensor becomes its mean over all ranks, in one call; nothing happens where there is one rank."""
+    _, world_size = rank_and_world_size(group)
+    if world_size == 1 or not tensors:
+        return
+    for tensor, total in zip(tensors, all_reduce_sum(tensors, group), strict=True):
+        tensor.copy_(total / world_size)
 
-    float64, so that token counts stay exact when they travel together with sums.
+
+def slots(count: Tensor, dtype: torch.dtype, group: ProcessGroup | None = None) -> Tensor:
+    """``(world_size, 2)`` zeros, but for the digits of ``count`` at this rank: summed over ranks, everybody's.
+
+    In digits, so that the counts travel exactly with sums in float32.
     """
     rank, world_size = rank_and_world_size(group)
-    dtype = torch.float32 if value.device.type == "mps" else torch.float64
-    slots = torch.arange(world_size, device=value.device)
-    return torch.where(slots == rank, value.to(dtype), 0.0)
+    own = torch.arange(world_size, device=count.device) == rank
+    digits = torch.stack([count // _BASE, count % _BASE]).to(dtype)
+    return torch.where(own[:, None], digits, 0.0)
+
+
+def rank_counts(summed: Tensor) -> Tensor:
+    """``(world_size, 2)``, the sum over ranks of :func:`slots`, ``-> (world_size,)`` int64."""
+    digits = summed.round().long()
+    return digits[:, 0] * _BASE + digits[:, 1]
 
 
 class TokenPool:
@@ -54,35 +81,36 @@ class TokenPool:
     Args:
         x: this rank's tokens, ``(N, D)``.
         valid: ``(N,)`` bool.
-        per_rank: ``(world_size,)``, how many valid tokens each rank has.
+        per_rank: ``(world_size,)`` int64, how many valid tokens each rank has.
         group: the ranks.
     """
 
     def __init__(self, x: Tensor, valid: Tensor, per_rank: Tensor, group: ProcessGroup | None = None) -> None:
         rank, world_size = rank_and_world_size(group)
-        per_rank = per_rank.round().long()
         self.x = x
         self.valid = valid
         self.group = group
-        self.is_local = world_size == 1  # take() enters no collective
+        self.is_local = world_size == 1
         self.total = per_rank.sum()
         self.start = per_rank[:rank].sum()
 
     def take(self, positions: Tensor) -> Tensor:
         """``(P,) int64 -> (P, D)``: the tokens at ``positions``, alike on all ranks; zeros where there is none."""
+        return all_reduce_sum([self.own(positions)], self.group)[0]
+
+    def own(self, positions: Tensor) -> Tensor:
+        """``(P,) int64 -> (P, D)``: those of the tokens at ``positions`` that this rank has, zeros for the others'."""
         if len(self.x) == 0:
-            taken = self.x.new_zeros(len(positions), self.x.shape[1])
-        else:
-            # The n-th valid token is the first row at which the running count of valid ones exceeds n.
-            running = self.valid.long().cumsum(0)
-            local = positions - self.start
-            row = torch.searchsorted(running, local, right=True).clamp(max=len(self.x) - 1)
-            ours = (local >= 0) & (local < running[-1])
-            taken = torch.where(ours[:, None], self.x[row], 0.0)
-        return all_reduce_sum([taken], self.group)[0]
+            return self.x.new_zeros(len(positions), self.x.shape[1])
+        # The n-th valid token is the first row at which the running count of valid ones exceeds n.
+        running = self.valid.long().cumsum(0)
+        local = positions - self.start
+        row = torch.searchsorted(running, local, right=True).clamp(max=len(self.x) - 1)
+        ours = (local >= 0) & (local < running[-1])
+        return torch.where(ours[:, None], self.x[row], 0.0)
 
 
 def gather_pool(x: Tensor, valid: Tensor, group: ProcessGroup | None = None) -> TokenPool:
     """A :class:`TokenPool` of ``(N, D)`` tokens and their ``(N,)`` validity, at the price of one small all-reduce."""
-    (per_rank,) = all_reduce_sum([one_hot_of_rank(valid.sum(), group)], group)
-    return TokenPool(x, valid, per_rank, group)
+    (summed,) = all_reduce_sum([slots(valid.sum(), torch.float32, group)], group)
+    return TokenPool(x, valid, rank_counts(summed), group)

@@ -17,6 +17,7 @@ from vqssl.checks import (
     check_state_fits,
 )
 from vqssl.codebook import EMACodebook
+from vqssl.ema_table import update_together
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import MultiScaleQuantized, Quantized
 
@@ -162,7 +163,7 @@ class MultiScaleQuantizer(nn.Module):
         return found
 
     def freeze(self, frozen: bool = True) -> "MultiScaleQuantizer":
-        """:meth:`vqssl.EMACodebook.freeze` for all codebooks."""
+        """``freeze`` of :class:`vqssl.EMACodebook` for all codebooks."""
         for codebook in self.codebooks:
             assert isinstance(codebook, EMACodebook)
             codebook.freeze(frozen)
@@ -193,12 +194,12 @@ class MultiScaleQuantizer(nn.Module):
         ]
 
     def _update(self, tokens: list[Tensor], results: list[Quantized]) -> None:
+        codebooks = [self.codebook(scale) for scale in range(len(self.codebooks))]
+        indices = [result.indices for result in results]
         if self.shared:
-            indices = torch.cat([result.indices.reshape(-1) for result in results])
-            self.codebook(0).update_(self._joined(tokens), indices)
-            return
-        for scale, (z, result) in enumerate(zip(tokens, results, strict=True)):
-            self.codebook(scale).update_(z, result.indices)
+            tokens, indices = [self._joined(tokens)], [torch.cat([k.reshape(-1) for k in indices])]
+        compared = [codebook._tokens(z.detach()) for codebook, z in zip(codebooks, tokens, strict=True)]
+        update_together(codebooks, compared, indices)
 
     def _joined(self, tokens: list[Tensor]) -> Tensor:
         return torch.cat([z.reshape(-1, self.dim) for z in tokens])

@@ -1,4 +1,4 @@
-"""What happens to codes that no token chooses any more: small objects that an EMACodebook calls after each update."""
+"""What happens to codes that no token chooses any more: small objects that an EMACodebook asks after each update."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -6,10 +6,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_range, may_ask
-from vqssl.collectives import TokenPool
+from vqssl.checks import check_range
 from vqssl.functional.ema import CodebookState
-from vqssl.functional.random import random_positions
 
 __all__ = ["BatchRevival", "NoRevival", "Revival"]
 
@@ -22,11 +20,15 @@ class Revival(Protocol):
     True
     """
 
-    def __call__(self, state: CodebookState, pool: TokenPool, rng: Tensor) -> CodebookState:
-        """The state after dead codes were replaced, alike on all ranks.
+    def dead(self, state: CodebookState) -> Tensor | None:
+        """``(K,)`` bool: which codes are to be replaced after this update; None where none ever is.
 
-        Every rank calls it after every update, whether or not a code is dead, since it may hold collectives.
+        Made of the state alone, which is the same on all ranks.
         """
+        ...
+
+    def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
+        """The state with ``tokens`` ``(K, D)``, drawn from the batch over all ranks, in place of the dead codes."""
         ...
 
 
@@ -38,7 +40,10 @@ class NoRevival:
     >>> codebook = vqssl.EMACodebook(8, 4, revival=vqssl.NoRevival())
     """
 
-    def __call__(self, state: CodebookState, pool: TokenPool, rng: Tensor) -> CodebookState:
+    def dead(self, state: CodebookState) -> None:
+        return None
+
+    def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
         return state
 
 
@@ -69,13 +74,13 @@ class BatchRevival:
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0, 1, rule="it is a fraction of the fair share, total count over K")
 
-    def __call__(self, state: CodebookState, pool: TokenPool, rng: Tensor) -> CodebookState:
+    def dead(self, state: CodebookState) -> Tensor:
+        share = state.cluster_size.sum() / len(state.cluster_size)
+        return state.cluster_size < self.threshold * share
+
+    def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
         total = state.cluster_size.sum()
         share = total / len(state.cluster_size)
-        dead = (state.cluster_size < self.threshold * share) & (pool.total > 0)
-        if pool.is_local and may_ask(dead) and not dead.any():
-            return state
-        tokens = pool.take(random_positions(rng, len(state.cluster_size), pool.total)).to(state.embed.dtype)
         cluster_size = torch.where(dead, share, state.cluster_size)
         embed = torch.where(dead[:, None], tokens, state.embed)
         embed_avg = torch.where(dead[:, None], tokens * share, state.embed_avg)
