@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
+from vqssl.collectives import all_reduce_mean_
 from vqssl.functional.schedules import cosine_momentum
 
 __all__ = ["MomentumTeacher"]
@@ -31,8 +33,9 @@ class MomentumTeacher(nn.Module):
 
     - ``"ema"`` (default): they follow the student's by the same momentum. In eval mode the teacher's statistics then
       belong to its weights, however old those are; in training mode the teacher's own forward passes update them as
-      well, and dominate.
-    - ``"copy"``: they become the student's at each update.
+      well, and dominate. Under ``torch.distributed`` they are then averaged over the ranks, each of which saw other
+      images: one all-reduce, so that all ranks have one teacher.
+    - ``"copy"``: they become the student's at each update, averaged likewise.
     - ``"own"``: ``update_`` leaves all buffers alone; only the teacher's own forward passes in training mode move them.
       This is what lightly and solo-learn do. A teacher kept in eval mode would then keep its first statistics for
       ever.
@@ -43,9 +46,14 @@ class MomentumTeacher(nn.Module):
         final_momentum: m_T.
         total_steps: T, the number of updates over which the momentum goes from m_0 to m_T; None keeps m_0.
         buffers: see above.
+        process_group: the ranks over which buffers are averaged; None is the default group, asked for at call time.
 
     Shape:
         That of the student.
+
+    Sharded students (FSDP2's ``fully_shard``): build the teacher first, then shard the student, and either shard the
+    teacher's ``module`` alike, so that each rank updates its own part, or leave it whole: ``update_`` then gathers the
+    student's weights, and every rank has to call it.
 
     The number of updates so far is part of the state dict (as "extra state", a plain int), so a resumed run continues
     the schedule where it was.
@@ -73,6 +81,7 @@ class MomentumTeacher(nn.Module):
         final_momentum: float = 1.0,
         total_steps: int | None = None,
         buffers: str = "ema",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, nn.Module):
@@ -100,9 +109,20 @@ class MomentumTeacher(nn.Module):
         self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.buffer_policy = buffers
-        self.step = 0
+        self.process_group = process_group
+        # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
+        self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+
+    @property
+    def step(self) -> int:
+        """t: how many updates there were, or where the last one's ``step`` left off."""
+        return int(self._updates)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._updates.fill_(value)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,25 +166,32 @@ class MomentumTeacher(nn.Module):
         student = _unwrapped(student)
         followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
-        if step is not None and not hasattr(step, "__index__"):
-            raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
-        t = self.step if step is None else operator.index(step)
-        if t < 0:
-            raise ValueError(f"step must not be negative, got {t}: count from 0")
-        momentum = self.momentum_at(t)
+        if step is not None:
+            self._updates.fill_(_checked(step))
+        weight = 1.0 - self._momentum()
 
+        floating = [buffer for buffer in buffers[0] if buffer.is_floating_point()]
         if self.buffer_policy == "ema":
-            floating = [buffer.is_floating_point() for buffer in buffers[0]]
-            followers += [buffer for buffer, floats in zip(buffers[0], floating, strict=True) if floats]
-            leaders += [buffer for buffer, floats in zip(buffers[1], floating, strict=True) if floats]
-        if followers:
-            leaders = [leader.detach().to(mine) for mine, leader in zip(followers, leaders, strict=True)]
-            torch._foreach_lerp_(followers, leaders, 1.0 - momentum)
+            followers += floating
+            leaders += [theirs for mine, theirs in zip(*buffers, strict=True) if mine.is_floating_point()]
+        leaders = [_as(mine, leader.detach()) for mine, leader in zip(followers, leaders, strict=True)]
+        if isinstance(weight, Tensor):
+            for mine, leader in zip(followers, leaders, strict=True):
+                mine.lerp_(leader, weight.to(mine))
+        elif followers:
+            torch._foreach_lerp_(followers, leaders, weight)
         if self.buffer_policy != "own":
             for mine, theirs in zip(*buffers, strict=True):
                 if self.buffer_policy == "copy" or not mine.is_floating_point():
                     mine.copy_(theirs)
-        self.step = t + 1
+            all_reduce_mean_(floating, self.process_group)
+        self._updates.add_(1)
+
+    def _momentum(self) -> float | Tensor:
+        """Of the present step; a tensor in a graph, which would be compiled anew for every float."""
+        if torch.compiler.is_compiling() and self.total_steps is not None:
+            return cosine_momentum(self._updates, self.total_steps, self.momentum, self.final_momentum)
+        return self.momentum_at(self.step) if self.total_steps is not None else self.momentum
 
     def backbone_state_dict(self, name: str = "") -> dict[str, Tensor]:
         """The weights and buffers of a part of the teacher under the part's own names, ready for ``load_state_dict``.
@@ -213,6 +240,22 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             module = module._orig_mod  # type: ignore[assignment]
         else:
             return module
+
+
+def _checked(step: int) -> int:
+    if not hasattr(step, "__index__"):
+        raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
+    if step < 0:
+        raise ValueError(f"step must not be negative, got {step}: count from 0")
+    return operator.index(step)
+
+
+def _as(mine: Tensor, leader: Tensor) -> Tensor:
+    """``leader`` in the dtype, on the device and, where it alone is sharded over ranks, in the form of ``mine``."""
+    # By the method: importing DTensor would take as long as half of torch, for those who never shard.
+    if hasattr(leader, "full_tensor") and not hasattr(mine, "full_tensor"):
+        leader = leader.full_tensor()
+    return leader.to(device=mine.device, dtype=mine.dtype)
 
 
 def _paired(

@@ -1,28 +1,37 @@
 """Schedules: plain Python floats in, plain Python floats out, so that checkpoints hold nothing else."""
 
 import math
+from typing import overload
+
+import torch
+from torch import Tensor
 
 from vqssl.checks import check_range
 
 __all__ = ["cosine_momentum"]
 
 
-def cosine_momentum(step: int, total_steps: int, start: float = 0.996, end: float = 1.0) -> float:
+@overload
+def cosine_momentum(step: int, total_steps: int, start: float = 0.996, end: float = 1.0) -> float: ...
+@overload
+def cosine_momentum(step: Tensor, total_steps: int, start: float = 0.996, end: float = 1.0) -> Tensor: ...
+def cosine_momentum(step: int | Tensor, total_steps: int, start: float = 0.996, end: float = 1.0) -> float | Tensor:
     r"""The teacher's momentum over a run (BYOL, arXiv 2006.07733, section 3.3).
 
     .. math:: m_t = m_T - (m_T - m_0) \cdot \tfrac{1}{2} \big( \cos(\pi t / T) + 1 \big)
 
     Args:
-        step: t, from 0; beyond T the momentum stays at ``end``.
+        step: t, from 0; beyond T the momentum stays at ``end``. An int, or an integer tensor: under ``torch.compile`` a
+            counter that is an int would compile anew at every step.
         total_steps: T, at least 1.
         start: m_0.
         end: m_T.
 
     Returns:
-        The momentum, a float.
+        The momentum, a float; of a tensor, a float64 tensor on its device.
 
     Raises:
-        ValueError: ``step`` is negative, ``total_steps`` is below 1, or a momentum is outside [0, 1].
+        ValueError: ``step`` is a negative int, ``total_steps`` is below 1, or a momentum is outside [0, 1].
 
     >>> [round(cosine_momentum(t, 100), 4) for t in (0, 50, 100)]
     [0.996, 0.998, 1.0]
@@ -31,6 +40,9 @@ def cosine_momentum(step: int, total_steps: int, start: float = 0.996, end: floa
     check_range("end", end, 0, 1, rule="a momentum weighs the old weights")
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}: give the length of the run in steps")
+    if isinstance(step, Tensor):
+        t = (step.double() / total_steps).clamp_max(1.0)
+        return end - (end - start) * (torch.cos(math.pi * t) + 1) / 2
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}: count from 0")
     progress = min(step / total_steps, 1.0)
