@@ -14,7 +14,7 @@ from vqssl.ema_table import EMATable, update_together
 from vqssl.functional.ema import EMARule
 from vqssl.functional.estimators import ESTIMATORS, straight_through
 from vqssl.functional.look_up import look_up
-from vqssl.functional.search import check_precision, resolve_precision
+from vqssl.functional.search import check_precision, search
 from vqssl.initialization import Initialization, SampleInit
 from vqssl.revival import BatchRevival, Revival
 from vqssl.types import Quantized
@@ -234,9 +234,7 @@ class EMACodebook(EMATable):
         return Quantized(quantized, indices, self.commitment_weight * squared_error / count)
 
     def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        flat = tokens.detach().reshape(-1, self.dim)
-        precision = resolve_precision(self.precision)
-        indices = kernels.nearest_codeword(flat, self.embed, self.metric, precision).reshape(tokens.shape[:-1])
+        indices = search(tokens, self.embed, self.metric, self.precision)
         return indices if mask is None else torch.where(mask, indices, -1)
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers

@@ -1,5 +1,6 @@
 """A quantiser's look-up as one step of autograd: straight-through codes and the squared error of Eq. 5."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ def _backward(ctx: Any, grad: Tensor, grad_error: Tensor) -> tuple[Tensor, None,
     return kernels.look_up_backward(grad, grad_error, x, indices, codes), None, None
 
 
+class _LookUp(torch.autograd.Function):
+    """The operator with its gradient, in the form that torch.func takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, indices: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.look_up(x, indices, codes)
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_backward)
+
+
+# And in the form that a compiled or exported graph keeps.
 kernels.look_up.register_autograd(_backward, setup_context=_keep)
 
 
@@ -59,5 +74,10 @@ def look_up(x: Tensor, indices: Tensor, codes: Tensor, mask: Tensor | None = Non
     rows = torch.where(indices < 0, size + 1, indices)
     if mask is not None:
         rows = torch.where(mask, rows, size)
-    quantized, error = kernels.look_up(x.reshape(-1, dim), rows.reshape(-1), table)
+    operator: Callable[..., tuple[Tensor, Tensor]] = _LookUp.apply
+    if torch.onnx.is_in_onnx_export():
+        operator = kernels.look_up_plain
+    elif torch.compiler.is_compiling():
+        operator = kernels.look_up
+    quantized, error = operator(x.reshape(-1, dim), rows.reshape(-1), table)
     return quantized.reshape(x.shape), error

@@ -6,7 +6,7 @@ from torch import Tensor
 from vqssl import kernels
 from vqssl.checks import check_floating
 
-__all__ = ["check_precision", "nearest_codeword", "resolve_precision"]
+__all__ = ["check_precision", "nearest_codeword", "resolve_precision", "search"]
 
 
 def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, precision: str = "exact") -> Tensor:
@@ -18,7 +18,8 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, 
     The answer is exact unless a ``precision`` is named: it is the nearest code in float64 to the values as they were
     given, whatever their dtype and whatever precision torch's matrix products are set to. The lowest index wins ties,
     also between equal codes.
-    The ``N x K`` matrix of distances is never held. No gradient passes.
+    The ``N x K`` matrix of distances is never held. No gradient passes. In a model exported to ONNX it becomes ONNX's
+    own operators: float32 scores, not certified, and the matrix is held.
 
     Args:
         x: tokens ``(*batch, D)``, float16, bfloat16, float32 or float64, of any strides; ``*batch`` may be empty.
@@ -62,8 +63,17 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, 
         raise ValueError(
             f"x and codebook must be on one device, got {x.device} and {codebook.device}: write codebook.to(x.device)"
         )
-    flat = x.detach().reshape(-1, x.shape[-1])
-    return kernels.nearest_codeword(flat, codebook.detach(), metric, resolve_precision(precision)).reshape(x.shape[:-1])
+    return search(x, codebook, metric, precision)
+
+
+def search(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
+    """:func:`nearest_codeword` without the checks; in plain torch while a model is being exported to ONNX."""
+    flat, codes = x.detach().reshape(-1, x.shape[-1]), codebook.detach()
+    if torch.onnx.is_in_onnx_export():
+        found = kernels.nearest_codeword_plain(flat, codes, metric)
+    else:
+        found = kernels.nearest_codeword(flat, codes, metric, resolve_precision(precision))
+    return found.reshape(x.shape[:-1])
 
 
 def check_precision(precision: str) -> None:

@@ -3,6 +3,7 @@
 from vqssl.kernels.code_sums import code_sums
 from vqssl.kernels.look_up import look_up, look_up_backward
 from vqssl.kernels.nearest import METRICS, PRECISIONS, finite_rows, nearest_codeword, nearest_reference
+from vqssl.kernels.plain import look_up_plain, nearest_codeword_plain
 
 __all__ = [
     "METRICS",
@@ -11,6 +12,8 @@ __all__ = [
     "finite_rows",
     "look_up",
     "look_up_backward",
+    "look_up_plain",
     "nearest_codeword",
+    "nearest_codeword_plain",
     "nearest_reference",
 ]

@@ -22,12 +22,13 @@ Only the Triton backend takes the offer: on a CPU the exact answer costs no more
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqssl.kernels.backends import by_triton
+from vqssl.kernels.look_up import unbatched
 from vqssl.kernels.workspace import workspace
 
 METRICS = ("euclidean", "cosine")
@@ -62,6 +63,16 @@ def _(x: Tensor, codebook: Tensor, metric: str, precision: str = "exact") -> Ten
 @nearest_codeword.register_fake
 def _(x: Tensor, codebook: Tensor, metric: str, precision: str = "exact") -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+@nearest_codeword.register_vmap
+def _(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
+    if in_dims[1] is None:  # more tokens for the same codes
+        tokens = arguments[0].movedim(in_dims[0], 0)
+        found = nearest_codeword(tokens.reshape(-1, tokens.shape[-1]), *arguments[1:])
+        return found.view(tokens.shape[:-1]), 0
+    each = unbatched(info.batch_size, in_dims, arguments)
+    return torch.stack([nearest_codeword(*one) for one in each]), 0
 
 
 def nearest_reference(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:

@@ -1,0 +1,70 @@
+"""A whole small DiSSECT step, made of the five modules as a user would put them together."""
+
+import torch
+from torch import Tensor, nn
+
+import vqssl
+
+
+class Student(nn.Module):
+    """Two stages, their maps and an embedding."""
+
+    def __init__(self, norm: str = "batch") -> None:
+        super().__init__()
+
+        def stage(channels: int, width: int) -> nn.Sequential:
+            made = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(2, width)
+            return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), made, nn.ReLU())
+
+        self.stages = nn.ModuleList([stage(1, 8), stage(8, 12)])
+        self.projector = nn.Linear(12, 8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return self.projector(images.mean((2, 3))), maps
+
+
+class Net(nn.Module):
+    """Student, teacher, quantiser, fusion and objective: images of two views in, the loss out."""
+
+    def __init__(self, norm: str = "batch", seed: int = 0, **quantizer) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.student = Student(norm)
+        self.predictor = nn.Linear(8, 8)
+        self.teacher = vqssl.MomentumTeacher(self.student, momentum=0.9, total_steps=1000)
+        options = {"decay": 0.9, "revival": vqssl.BatchRevival(0.3), **quantizer}
+        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], 16, 8, **options)
+        self.fusion = vqssl.SERFFusion(8, num_scales=2)
+        self.objective = vqssl.DiSSECTObjective()
+
+    def forward(self, views: Tensor) -> Tensor:
+        """``(2, B, 1, H, W)`` -> scalar."""
+        images = views.flatten(0, 1)
+        p = self.predictor(self.student(images)[0])
+        z_c, maps = self.teacher(images)
+        out = self.quantizer(maps)
+        z_s = self.fusion(z_c, out.quantized)
+        return self.objective(p.chunk(2), z_c.chunk(2), z_s.chunk(2), out.commitment_loss).total
+
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def images(step: int, count: int, rank: int = 0) -> Tensor:
+    """``(2, count, 1, 16, 16)``: two views of images whose look drifts with the step."""
+    generator = torch.Generator().manual_seed(1_000_003 * rank + step)
+    base = torch.rand(1, count, 1, 16, 16, generator=generator)
+    tilt = torch.linspace(0, 1 + (step % 50) / 25, 16)
+    return base * tilt + 0.1 * torch.randn(2, count, 1, 16, 16, generator=generator)
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.grad.detach().clone()
+        for name, parameter in net.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }

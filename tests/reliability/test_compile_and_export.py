@@ -1,0 +1,280 @@
+"""One graph, no recompilation, exported files that answer alike, torch.func, checkpointing and accumulation."""
+
+import copy
+import io
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch._dynamo
+import torch._dynamo.config
+import torch._dynamo.testing
+from torch import nn
+from torch.func import functional_call, grad, jacrev, vmap
+from torch.utils.checkpoint import checkpoint
+
+import vqssl
+from tests.laws import assert_differs, assert_same_bits, state_of
+from tests.reliability.material import Net, Student, gradients, images
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def begun(**options):
+    """A net whose codebooks have their first values: that happens once, outside of any graph."""
+    net = Net(**options)
+    net(images(0, 8))
+    return net
+
+
+# ---- compile ----
+
+
+def test_a_whole_training_step_is_one_graph():
+    """Forward, backward, optimizer, teacher and codebooks: one graph, compiled once, whatever the step's number."""
+    net = begun()
+    other = copy.deepcopy(net)
+    parameters = net.trained()
+
+    def step(net, parameters, views):
+        loss = net(views)
+        for parameter, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.data.sub_(0.05 * g)
+        net.teacher.update_(net.student)
+        return loss.detach()
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(step, fullgraph=True, backend=counter)
+        for number in range(12):
+            found = compiled(net, parameters, images(number, 8))
+            expected = step(other, other.trained(), images(number, 8))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
+    assert net.teacher.step == other.teacher.step == 12
+    for name, tensor in [*other.named_parameters(), *other.named_buffers()]:
+        torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_of_any_size_are_one_graph(training):
+    net = begun().train(training)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(copy.deepcopy(net), fullgraph=True, dynamic=True, backend=counter)
+    frames = []
+    for number, count in enumerate((4, 7, 5, 12, 9)):
+        expected = net(images(number, count))
+        torch.testing.assert_close(compiled(images(number, count)), expected, rtol=1e-5, atol=1e-5)
+        frames.append(counter.frame_count)
+    assert frames[0] > 0
+    assert frames == frames[:1] * 5
+
+
+@pytest.mark.parametrize("schedule", [None, 1000])
+def test_the_teachers_counter_compiles_nothing_anew(schedule):
+    student = Student()
+    teacher = vqssl.MomentumTeacher(student, momentum=0.9, total_steps=schedule)
+    plain = copy.deepcopy(teacher)
+    counter = torch._dynamo.testing.CompileCounter()
+    update = torch.compile(teacher.update_, fullgraph=True, backend=counter)
+    for _ in range(20):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        update(student)
+        plain.update_(student)
+    assert counter.frame_count == 1
+    assert teacher.step == plain.step == 20
+    for found, expected in zip(teacher.module.parameters(), plain.module.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
+def test_inductor_agrees():
+    """The default backend, which generates and compiles code of its own."""
+    net = begun()
+    compiled = torch.compile(copy.deepcopy(net), fullgraph=True)
+    for number in range(3):
+        found, expected = compiled(images(number, 8)), net(images(number, 8))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        found.backward()
+        expected.backward()
+    for name, g in gradients(net).items():
+        torch.testing.assert_close(gradients(compiled._orig_mod)[name], g, rtol=1e-3, atol=1e-5)
+
+
+# ---- export ----
+
+
+class Indices(nn.Module):
+    """What people deploy: encoder and quantiser."""
+
+    def __init__(self, metric="euclidean"):
+        super().__init__()
+        self.student = Student()
+        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], 16, 8, metric=metric)
+
+    def forward(self, images):
+        out = self.quantizer(self.student(images)[1])
+        return *out.indices, *out.quantized
+
+
+def indexer(metric="euclidean"):
+    model = Indices(metric)
+    for number in range(3):
+        model(images(number, 8)[0])
+    return model.eval()
+
+
+def test_exported_and_loaded_program_answers_alike():
+    model = indexer()
+    program = torch.export.export(model, (images(9, 3)[0],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for count in (1, 3, 6):
+        x = images(count, count)[0]
+        for found, expected in zip(loaded(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_onnx_gives_the_same_indices(metric, tmp_path):
+    model = indexer(metric)
+    path = tmp_path / "indices.onnx"
+    torch.onnx.export(
+        model, (images(9, 3)[0],), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tokens = 0
+    for count in (1, 3, 40):
+        x = images(count, count)[0]
+        x[-1, 0, 3, 3] = float("nan")  # an image of junk has no codes
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        expected = [tensor.detach().numpy() for tensor in model(x)]
+        assert (expected[0][-1] == -1).any()
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == b.dtype
+            # No token here lies between two codes as closely as float32 scores can err.
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        tokens += sum(a.size for a in found[:2])
+    assert tokens > 3000
+
+
+def test_onnx_operators_are_the_rule():
+    """What stands in for our operators there: ties to the lowest index, junk to -1, junk codes never."""
+    codes = torch.randn(20, 4)
+    codes[10:] = codes[:10]
+    codes[3, 1] = float("nan")
+    x = torch.randn(500, 4)
+    x[5, 0], x[6, 2] = float("inf"), float("nan")
+    for metric in ("euclidean", "cosine"):
+        expected = vqssl.kernels.nearest_reference(x, codes, metric)
+        assert torch.equal(vqssl.kernels.nearest_codeword_plain(x, codes, metric), expected)
+    assert (expected == 13).any()  # the twin of the junk code
+    found, error = vqssl.kernels.look_up_plain(x[7:], expected[7:], codes)
+    expected_found, expected_error = vqssl.kernels.look_up(x[7:], expected[7:], codes)
+    assert_same_bits(found, expected_found)
+    torch.testing.assert_close(error, expected_error)
+
+
+# ---- torch.func ----
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func's own
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_torch_func(metric):
+    codebook = vqssl.EMACodebook(16, 4, metric=metric).eval()
+    x = torch.randn(5, 7, 4)
+
+    def loss(x):
+        out = codebook(x)
+        return (out.quantized * x).sum() + out.commitment_loss
+
+    each = x.clone().requires_grad_()
+    for sample in each:
+        loss(sample).backward()
+    torch.testing.assert_close(vmap(grad(loss))(x), each.grad)
+    torch.testing.assert_close(torch.stack([grad(loss)(sample) for sample in x]), each.grad)
+    looped = [codebook(sample) for sample in x]
+    out = vmap(codebook)(x)
+    assert torch.equal(out.indices, torch.stack([one.indices for one in looped]))
+    torch.testing.assert_close(out.commitment_loss, torch.stack([one.commitment_loss for one in looped]))
+    # Over codebooks: an ensemble.
+    states = torch.randn(3, 16, 4)
+    found = vmap(lambda codes: functional_call(codebook, {"embed": codes}, (x[0],)).indices)(states)
+    assert torch.equal(
+        found, torch.stack([vqssl.functional.nearest_codeword(codebook._tokens(x[0]), c, metric) for c in states])
+    )
+    curvature = jacrev(jacrev(lambda z: codebook(z).commitment_loss))(x[0, :1])
+    expected = torch.autograd.functional.hessian(lambda z: codebook(z).commitment_loss, x[0, :1])
+    torch.testing.assert_close(curvature, expected)
+
+
+def test_functional_call_of_a_whole_net():
+    net = begun().eval()
+    parameters = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    found = grad(lambda p: functional_call(net, p, (images(3, 4),)))(parameters)
+    net(images(3, 4)).backward()
+    for name, expected in gradients(net).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
+
+
+# ---- recomputed activations and accumulated gradients ----
+
+
+def test_checkpointing_updates_once_by_the_two_halves():
+    codebook, other = (vqssl.EMACodebook(16, 8, decay=0.9) for _ in range(2))
+    encoder = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    for number in range(5):
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(number))
+
+        def block(x):
+            z = encoder(x)
+            return z, *codebook.quantize(z)
+
+        with torch.no_grad():
+            codebook.initialize_(encoder(x))
+        z, quantized, indices, loss = checkpoint(block, x, use_reentrant=False)
+        (quantized.square().sum() + loss).backward()
+        codebook.update_(z, indices)
+
+        # Forward in one, not recomputed.
+        z = encoder(x)
+        found = other(z)
+        assert_same_bits(found.quantized, quantized)
+    assert_same_bits(state_of(codebook), state_of(other))
+
+
+def test_accumulated_batches_are_one_batch():
+    whole = vqssl.EMACodebook(16, 8, decay=0.9, dtype=torch.float64)
+    parts = copy.deepcopy(whole)
+    encoder = nn.Linear(8, 8, dtype=torch.float64)
+    other = copy.deepcopy(encoder)
+    for number in range(5):
+        x = torch.randn(4, 32, 8, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        z = encoder(x.flatten(0, 1))
+        out = whole(z)
+        (out.quantized.square().mean() + out.commitment_loss).backward()
+
+        seen = []
+        with torch.no_grad():
+            parts.initialize_(other(x.flatten(0, 1)))
+        for part in x:
+            z = other(part)
+            out = parts.quantize(z)
+            ((out.quantized.square().mean() + out.commitment_loss) / len(x)).backward()
+            seen.append((z.detach(), out.indices))
+        parts.update_(torch.cat([z for z, _ in seen]), torch.cat([k for _, k in seen]))
+        torch.testing.assert_close(other.weight.grad, encoder.weight.grad)
+        for name, tensor in state_of(whole).items():
+            torch.testing.assert_close(parts.state_dict()[name], tensor)
+    assert_differs(state_of(whole), state_of(vqssl.EMACodebook(16, 8, dtype=torch.float64)))
