@@ -60,7 +60,8 @@ class MomentumTeacher(nn.Module):
 
     Raises:
         TypeError: ``student`` is no module.
-        ValueError: the student has no parameters, or lazy ones that have no shape yet; an argument is out of range.
+        ValueError: the student has no parameters, lazy ones that have no shape yet, or was sharded by ``fully_shard``;
+            an argument is out of range.
 
     >>> import torch
     >>> student = torch.nn.Linear(3, 2)
@@ -103,6 +104,11 @@ class MomentumTeacher(nn.Module):
             raise ValueError(
                 f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then "
                 "build the teacher"
+            )
+        if any(hasattr(part, "set_reshard_after_backward") for part in student.modules()):
+            raise ValueError(
+                "student must be whole, but fully_shard was called on it, and a sharded module cannot be copied: build "
+                "MomentumTeacher(student) first, then shard the student, and teacher.module too where it should be"
             )
         # Plain numbers, whatever came: a checkpoint with numpy's scalars is refused by torch.load.
         self.momentum = float(momentum)

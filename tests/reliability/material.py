@@ -38,17 +38,19 @@ class Net(nn.Module):
         self.teacher = vqssl.MomentumTeacher(self.student, momentum=0.9, total_steps=1000)
         options = {"decay": 0.9, "revival": vqssl.BatchRevival(0.3), **quantizer}
         self.quantizer = vqssl.MultiScaleQuantizer([8, 12], 16, 8, **options)
-        self.fusion = vqssl.SERFFusion(8, num_scales=2)
+        # A head without BatchNorm where the encoder has none: then samples are independent.
+        self.fusion = vqssl.SERFFusion(8, num_scales=2, hidden_dim=16 if norm == "batch" else None)
         self.objective = vqssl.DiSSECTObjective()
 
     def forward(self, views: Tensor) -> Tensor:
-        """``(2, B, 1, H, W)`` -> scalar."""
-        images = views.flatten(0, 1)
+        """``(2, B, 1, H, W)``, or ``(R, 2, B, 1, H, W)`` in the order in which R ranks have them, -> scalar."""
+        images = views.flatten(0, -4)
         p = self.predictor(self.student(images)[0])
         z_c, maps = self.teacher(images)
         out = self.quantizer(maps)
         z_s = self.fusion(z_c, out.quantized)
-        return self.objective(p.chunk(2), z_c.chunk(2), z_s.chunk(2), out.commitment_loss).total
+        p, z_c, z_s = (z.unflatten(0, views.shape[:-3]).movedim(-3, 0).flatten(1, -2).unbind() for z in (p, z_c, z_s))
+        return self.objective(p, z_c, z_s, out.commitment_loss).total
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,0 +1,192 @@
+"""What each rank does for test_ranks.py; run there in processes of their own.
+
+`python -m tests.reliability.ranks WORLD [STEPS]` runs it at any size and prints what the ranks agree on.
+"""
+
+import contextlib
+import datetime
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import vqssl
+from tests.reliability.material import Net, gradients, images
+from tests.test_distributed import BATCHES, make_codebook
+from vqssl.collectives import rank_counts, slots
+
+TIMEOUT = datetime.timedelta(seconds=120)
+PER_RANK = 4
+PARITY_STEPS = 30
+
+
+def everything(module):
+    """Parameters and buffers, whole: those of a sharded module are gathered."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for name, t in named}
+
+
+def train(net, forward, optimizer, steps, rank, count=PER_RANK):
+    """Losses of the steps; what a DDP user writes."""
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = forward(images(step, count(step) if callable(count) else count, rank).to(next(net.parameters()).dtype))
+        loss.backward()
+        optimizer.step()
+        net.teacher.update_(net.student)
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def sgd(net):
+    return torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
+
+
+def ddp(net):
+    # Nothing is broadcast at a forward pass: what stays equal does so by itself.
+    return DistributedDataParallel(net, forward_sync_buffers=False)
+
+
+@contextlib.contextmanager
+def counted():
+    """How many all-reduces, and of how many bytes."""
+    seen, original = [], dist.all_reduce
+
+    def all_reduce(tensor, *arguments, **options):
+        seen.append(tensor.numel() * tensor.element_size())
+        return original(tensor, *arguments, **options)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield seen
+    finally:
+        dist.all_reduce = original
+
+
+def work(rank, world, folder, steps):
+    torch.set_num_threads(1)
+    early = make_codebook("k-means", "float32")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=TIMEOUT)
+    found = {}
+
+    # DDP, BatchNorm, k-means and revival, a step of a training loop each. Batches of other sizes by turns.
+    net = Net(initialization=vqssl.KMeansInit(5))
+    found["ddp losses"] = train(
+        net, ddp(net), sgd(net), steps, rank, lambda step: [4, 3 + rank, 2 + 3 * (rank == 0)][step % 3]
+    )
+    found["ddp"] = everything(net)
+    # On images that all have: what the teacher says, its codes, and how far they are.
+    z_c, maps = net.eval().teacher(images(99, 6)[0])
+    out = net.quantizer(maps)
+    found["ddp common"] = {
+        "z_c": z_c,
+        "loss": out.commitment_loss,
+        "codes": torch.cat([q.flatten() for q in out.quantized]),
+    }
+
+    # Values and gradients of one process on the joined batch.
+    for kind in ("euclidean", "cosine"):
+        net = Net("group", initialization=vqssl.KMeansInit(5), metric=kind).double()
+        seen = []
+        optimizer, forward = sgd(net), ddp(net)
+        for step in range(PARITY_STEPS):
+            optimizer.zero_grad()
+            loss = forward(images(step, PER_RANK, rank).double())
+            loss.backward()
+            seen.append((loss.detach(), gradients(net)))
+            optimizer.step()
+            net.teacher.update_(net.student)
+        found["parity", kind] = seen, everything(net)
+
+    # FSDP2: the student sharded, the teacher whole or sharded alike.
+    for teacher in ("whole", "sharded"):
+        net = Net("group", initialization=vqssl.KMeansInit(5))
+        for part in (net.student, net.predictor, net.fusion):
+            fully_shard(part)
+        if teacher == "sharded":
+            fully_shard(net.teacher.module)
+        found["fsdp", teacher, "losses"] = train(net, net, sgd(net), PARITY_STEPS, rank)
+        found["fsdp", teacher] = everything(net)
+    try:
+        vqssl.MomentumTeacher(net.student)
+    except ValueError as error:
+        found["sharded first"] = str(error)
+    net = Net("group", initialization=vqssl.KMeansInit(5))
+    found["fsdp", "as ddp", "losses"] = train(net, ddp(net), sgd(net), PARITY_STEPS, rank)
+    found["fsdp", "as ddp"] = everything(net)
+
+    # A codebook alone, all kinds of batches in turn: uneven, empty, masked, junk.
+    kinds = list(BATCHES.values())
+    codebook = make_codebook("k-means", "float64")
+    for step in range(steps):
+        codebook(*kinds[step // 5 % len(kinds)](rank, step, torch.float64))
+    found["codebook"] = everything(codebook)
+    for step in range(20):
+        early(*kinds[0](rank, step, torch.float32))
+    found["early"] = everything(early)
+
+    # How much travels, with revival and without; the first step, which initialises, left out.
+    for revival in (vqssl.BatchRevival(), None):
+        quantizer = vqssl.MultiScaleQuantizer([8, 12, 16], 32, 8, revival=revival)
+        maps = [torch.randn(2, c, 4, 4) for c in (8, 12, 16)]
+        quantizer(maps)
+        with counted() as seen:
+            quantizer(maps)
+        found["travels", revival is not None] = seen
+    # Token counts beyond what float32 holds arrive exactly.
+    many = torch.tensor(2**40 + 12345 + rank)
+    summed = slots(many, torch.float32)
+    dist.all_reduce(summed)
+    found["counts"] = rank_counts(summed)
+
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(world, folder, steps):
+    """Start the ranks and return what each found."""
+    context = mp.start_processes(work, (world, str(folder), steps), world, join=False, start_method="spawn")
+    try:
+        deadline = datetime.datetime.now() + datetime.timedelta(seconds=500)
+        while not context.join(timeout=5):
+            assert datetime.datetime.now() < deadline, "the ranks hang"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def single(world, kind):
+    """One process on what all ranks have, joined."""
+    net = Net("group", initialization=vqssl.KMeansInit(5), metric=kind).double()
+    optimizer, seen = sgd(net), []
+    for step in range(PARITY_STEPS):
+        optimizer.zero_grad()
+        views = torch.stack([images(step, PER_RANK, rank).double() for rank in range(world)])
+        loss = net(views)
+        loss.backward()
+        seen.append((loss.detach(), gradients(net)))
+        optimizer.step()
+        net.teacher.update_(net.student)
+    return seen, everything(net)
+
+
+def differing(a, b):
+    """Names of tensors that are not equal to the bit."""
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+if __name__ == "__main__":
+    size, steps = int(sys.argv[1]), int((sys.argv[2:] or ["200"])[0])
+    with tempfile.TemporaryDirectory() as place:
+        results = run(size, place, steps)
+    for case in ("ddp", "codebook", ("fsdp", "whole"), ("fsdp", "sharded")):
+        off = {name for other in results[1:] for name in differing(results[0][case], other[case])}
+        print(case, f"{len(results[0][case])} tensors, {len(off)} of them differ between {size} ranks", *off)
