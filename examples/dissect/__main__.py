@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import vqssl
-from examples.dissect import pictures
+from examples.dissect import pictures, ranks
 from examples.dissect.augment import to_float
 from examples.dissect.data import ImageSet, load_images, train_test_split
 from examples.dissect.model import METHODS, Encoder
@@ -31,35 +31,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.insert(0, "demo")  # the preset may be left out
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python3 examples")
     try:
-        experiment(config)
+        with ranks.joined(device_of(config)):
+            experiment(config)
     except (ValueError, TypeError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command with --resume goes on from the last whole epoch")
 
 
+def device_of(config: Experiment) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def experiment(config: Experiment) -> dict:
-    """Pretrain with each method, probe, write table and pictures; returns what `table.json` holds."""
+    """Pretrain with each method, probe, write table and pictures; returns what `table.json` holds.
+
+    Under torchrun all ranks pretrain, and the first does the rest; the others return nothing.
+    """
     start = time.perf_counter()
     check(config)
-    out = folder_of(config)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = ranks.decided_by_first(lambda: folder_of(config))
+    device = device_of(config)
+    say = print if ranks.rank() == 0 else lambda *_, **__: None
     data = images_of(config)
     train_index, test_index = train_test_split(data, seed=config.seed)
     train, test = data.subset(train_index), data.subset(test_index)
-    print(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
+    say(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
 
     runs = {}
     for method in config.methods:
         pretraining = Pretraining(method, config.model, config.augmentation, config.optimization, config.seed, device)
         run = Run(train, pretraining, out / method)
         if config.resume and run.resume():
-            print(f"{method}: continuing after epoch {run.epoch}", flush=True)
+            say(f"{method}: continuing after epoch {run.epoch}", flush=True)
         run.train()
         runs[method] = run
 
+    if ranks.rank() > 0:
+        return {}
     table = {}
     if data.labels is None:
         print("no labels, no probes: the encoders are in the checkpoints")
@@ -69,6 +80,7 @@ def experiment(config: Experiment) -> dict:
         "command": " ".join(["python3 examples", *sys.argv[1:]]),
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "images": {"train": len(train), "test": len(test)},
+        "ranks": ranks.world_size(),
         "auc": table,
         "runs": {
             method: {"seconds": run.seconds, "steps": run.epoch * run.steps_per_epoch, **run.rows[-1]}
@@ -117,7 +129,8 @@ def folder_of(config: Experiment) -> Path:
 def images_of(config: Experiment) -> ImageSet:
     if config.data is not None:
         return load_images(config.data, config.image_size)
-    print(f"drawing {config.phantoms} thorax phantoms", flush=True)
+    if ranks.rank() == 0:
+        print(f"drawing {config.phantoms} thorax phantoms", flush=True)
     return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
 
 

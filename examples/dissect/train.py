@@ -1,8 +1,9 @@
-"""The pretraining loop: warm-up and cosine, a checkpoint every epoch, and resume to the bit."""
+"""The pretraining loop: warm-up and cosine, a checkpoint every epoch, resume to the bit, and ranks under torchrun."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import time
@@ -11,14 +12,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from pytorch_optimizer import LARS
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from tqdm import tqdm
 
 import vqssl
+from examples.dissect import ranks
 from examples.dissect.augment import Augmentation, Normalize, to_float, views_of
 from examples.dissect.data import ImageSet
 from examples.dissect.model import Model, SelfSupervised, Step
@@ -53,7 +57,10 @@ class Pretraining:
 
 
 class Run:
-    """A pretraining run in a folder: `checkpoint.pt`, `metrics.csv`, and TensorBoard events where it is installed."""
+    """A pretraining run in a folder: `checkpoint.pt`, `metrics.csv`, and TensorBoard events where it is installed.
+
+    Under torchrun every rank makes one of the same folder: batches are shared out among them, and the first writes.
+    """
 
     def __init__(self, data: ImageSet, config: Pretraining, folder: Path) -> None:
         self.data = data
@@ -66,9 +73,16 @@ class Run:
                 f"batch_size must not exceed the number of training images, got {optimization.batch_size} for "
                 f"{len(data)} images: give a smaller --optimization.batch-size"
             )
+        if optimization.batch_size % ranks.world_size():
+            raise ValueError(
+                f"batch_size must be a multiple of the number of ranks, got {optimization.batch_size} for "
+                f"{ranks.world_size()}: it is the batch of all ranks together"
+            )
         total_steps = self.steps_per_epoch * optimization.epochs
         torch.manual_seed(config.seed)
         self.model = SelfSupervised(config.method, data.channels, config.model, total_steps, config.seed)
+        if ranks.world_size() > 1 and config.device.startswith("cuda"):  # there is none for the CPU
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.to(config.device)
         self.normalize = Normalize(data.images).to(config.device)
         self.augment = views_of(data.images.shape[1], config.augmentation)
@@ -83,32 +97,55 @@ class Run:
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
         self.model.train()
-        with Log(self.folder, self.rows) as log:
+        forward: nn.Module = self.model
+        if ranks.world_size() > 1:
+            # Codes and teacher need no broadcast: they follow the same statistics on every rank.
+            forward = DistributedDataParallel(self.model, forward_sync_buffers=False, find_unused_parameters=True)
+        quiet = quiet or ranks.rank() > 0
+        with Log(self.folder, self.rows) if ranks.rank() == 0 else NoLog() as log:
             while self.epoch < last:
                 start = time.perf_counter()
-                row = self._epoch(images, quiet)
+                row = self._epoch(images, forward, quiet)
                 self.epoch += 1
                 self.seconds += time.perf_counter() - start
                 row["seconds"] = self.seconds
                 self.rows.append(row)
-                self.save()
+                if ranks.rank() == 0:
+                    self.save()
+                ranks.all_together()
                 log.write(row)
                 if not quiet:
                     tqdm.write(line_of(self.config.method, row, last))
         self.model.eval()
+        if ranks.rank() == 0:
+            self.export()
 
-    def _epoch(self, images: Tensor, quiet: bool) -> dict[str, float]:
+    def export(self) -> None:
+        """Write `encoder.safetensors` and `codebooks.safetensors`: weights for others, without anything to execute."""
+        parts: dict[str, nn.Module | None] = {"encoder": self.model.student.encoder, "codebooks": self.model.quantizer}
+        for name, part in parts.items():
+            if part is not None:
+                tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+                about = {"format": "pt", "method": self.config.method, "epoch": str(self.epoch)}
+                write_whole(self.folder / f"{name}.safetensors", safetensors.torch.save(tensors, about))
+
+    def _epoch(self, images: Tensor, forward: nn.Module, quiet: bool) -> dict[str, float]:
         # Every epoch has its own generators: what a resumed run draws does not depend on what came before.
-        torch.manual_seed(self.config.seed * 100_003 + self.epoch + 1)
+        seed = self.config.seed * 100_003 + self.epoch + 1
+        torch.manual_seed(seed)
         sums = torch.zeros(len(MEASURES), device=self.config.device)
         title = f"{self.config.method} {self.epoch + 1}/{self.config.optimization.epochs}"
         batches = list(self._batches(len(images)))
+        if ranks.rank() > 0:  # the same order of images everywhere, but not the same crops
+            torch.manual_seed(seed + 1_000_003 * ranks.rank())
         bar = tqdm(batches, desc=title, leave=False, disable=True if quiet else None, mininterval=0.5)
         for number, index in enumerate(bar, 1):
             batch = images[index].to(self.config.device, non_blocking=True)
-            sums += measures(self._step(batch))
+            sums += measures(self._step(forward, batch))
             if number % 10 == 0:  # reading a figure waits for the device
                 bar.set_postfix(loss=f"{sums[0].item() / number:.3f}", refresh=False)
+        ranks.average_([sums])
+        ranks.average_statistics_(self.model)
         row = {"epoch": self.epoch + 1, **dict(zip(MEASURES, (sums / len(batches)).tolist(), strict=True))}
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["teacher_momentum"] = self.model.teacher.momentum_at(self.model.teacher.step)
@@ -120,15 +157,16 @@ class Run:
         return row
 
     def _batches(self, count: int) -> Iterator[Tensor]:
+        """Of this rank: its share of every batch."""
         size = self.config.optimization.batch_size
         order = torch.randperm(count)
         for start in range(0, count - size + 1, size):
-            yield order[start : start + size]
+            yield order[start : start + size][ranks.rank() :: ranks.world_size()]
 
-    def _step(self, images: Tensor) -> Step:
+    def _step(self, forward: nn.Module, images: Tensor) -> Step:
         with torch.no_grad():
             views = [self.normalize(self.augment(images)) for _ in range(2)]
-        step: Step = self.model(views)
+        step: Step = forward(views)
         self.optimizer.zero_grad(set_to_none=True)
         step.loss.total.backward()
         self.optimizer.step()
@@ -149,12 +187,9 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        partial = self.folder / "checkpoint.pt.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / "checkpoint.pt")
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.folder / "checkpoint.pt", buffer.getbuffer())
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False where there is none.
@@ -196,6 +231,22 @@ class Run:
         parts = [encoder(self.normalize(batch.to(self.config.device))) for batch in images.split(256)]
         features = torch.cat([features for features, _ in parts]).cpu()
         return features, [torch.cat(maps).cpu() for maps in zip(*(maps for _, maps in parts), strict=True)]
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """The file holds all of `content` or what it held before, whenever the process or the machine dies."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    if os.name == "posix":  # the new name has to reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def make_optimizer(model: SelfSupervised, config: Optimization) -> Optimizer:
@@ -288,6 +339,22 @@ class Log:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+class NoLog(Log):
+    """Of the ranks that write nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def write(self, row: dict[str, float]) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def fingerprint(data: ImageSet) -> str:

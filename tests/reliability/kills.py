@@ -1,0 +1,142 @@
+"""Kill a pretraining run with SIGKILL, again and again, and see what it ends as.
+
+`python -m tests.reliability.kills [--kills 50] [--trial]`. Each life is a process forked from this one (which has
+imported everything, but computed nothing), resumes, trains, and is killed: at a random moment, or, every other time, as
+soon as a file is being written. After each death the checkpoint has to be whole. At the end the run goes on to its last
+epoch, and is compared with one that nobody touched.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from examples.dissect.imageset import ImageSet
+from examples.dissect.model import Model
+from examples.dissect.phantoms import make_phantoms
+from examples.dissect.train import Optimization, Pretraining, Run
+from tests.reliability.record import keep
+
+EPOCHS = 400
+
+
+def settings():
+    return Pretraining(
+        "dissect",
+        Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9, codebook_decay=0.9),
+        optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=EPOCHS, warmup_epochs=1),
+    )
+
+
+def live(data: ImageSet, folder: Path, epochs: int) -> int:
+    """Start a process that goes on with the run; its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        # Nobody but the kill may end this process.
+        run = Run(data, settings(), folder)
+        run.resume()
+        run.train(until=epochs, quiet=True)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def wait(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise SystemExit(f"a life ended by itself with status {status}")
+
+
+def epoch_of(folder: Path) -> int:
+    """Of the checkpoint, which has to be whole; 0 without one."""
+    path = folder / "checkpoint.pt"
+    return torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
+
+
+def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, span: float) -> bool:
+    """Whether a file was half written when it died."""
+    partial = folder / "checkpoint.pt.partial"
+    deadline = time.monotonic() + (30 if while_writing else rng.uniform(0, span))
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()  # left over from an earlier death
+    while time.monotonic() < deadline:
+        if while_writing and partial.exists():
+            break
+        time.sleep(0.0002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return partial.exists()
+
+
+def leaves(folder: Path) -> list:
+    """Everything in a finished run's checkpoint but the clock."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del state["seconds"]
+    state["rows"] = [{name: value for name, value in row.items() if name != "seconds"} for row in state["rows"]]
+    return tree_leaves(state)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trial", action="store_true", help="keep no result")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # no thread pool exists yet that a fork would leave behind
+    data = make_phantoms(48, 32, seed=0)
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        broken, whole = Path(place, "broken"), Path(place, "whole")
+        broken.mkdir()
+        half_written, epochs, lost = 0, [], 0
+        for number in tqdm(range(options.kills), desc="kills", disable=not sys.stderr.isatty()):
+            before = epoch_of(broken)
+            child = live(data, broken, EPOCHS)
+            half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=1.0)
+            epochs.append(epoch_of(broken))
+            lost += epochs[-1] < before
+        last = epochs[-1] + 3
+        if last > EPOCHS:
+            raise SystemExit(f"the run was over before its {options.kills} deaths: raise EPOCHS")
+        for folder in (broken, whole):
+            wait(live(data, folder, last))
+        pairs = list(zip(leaves(broken), leaves(whole), strict=True))
+        differ = sum(not same(a, b) for a, b in pairs)
+        for name in ("encoder", "codebooks"):
+            file = f"{name}.safetensors"
+            if (broken / file).read_bytes() != (whole / file).read_bytes():
+                raise SystemExit(f"{file} differs")
+        figures = {
+            "kills": options.kills,
+            "while a checkpoint was being written": half_written,
+            "checkpoints that went back or broke": lost,
+            "epochs reached": last,
+            "lives that got further": sum(b > a for a, b in zip([0, *epochs], epochs, strict=False)),
+            "values in the last checkpoint": len(pairs),
+            "of them other than in the unbroken run": differ,
+        }
+    if differ or lost:
+        raise SystemExit(f"something was lost: {figures}")
+    keep("kills", "python -m tests.reliability.kills", figures, not options.trial)
+
+
+if __name__ == "__main__":
+    main()

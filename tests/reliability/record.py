@@ -1,0 +1,35 @@
+"""Results of the reliability runs: JSON files that docs/reliability.md is made of."""
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vqssl
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "reliability"
+
+
+def keep(name, command, figures, keep_it=True):
+    """Print the figures, and write them to docs/reliability/NAME.json unless it is only a trial."""
+    print(json.dumps(figures, indent=1))
+    if not keep_it:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    record = {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {
+            "vqssl": vqssl.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        **figures,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: docs/reliability/{path.name}")
