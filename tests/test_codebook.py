@@ -279,6 +279,19 @@ def test_a_sum_that_overflows_does_not_stay():
     assert 0.3 < codebook.embed[0, 0] < 0.7  # the others go on
 
 
+@pytest.mark.parametrize("ema", ["count_weighted", "batch_mean"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_tokens_at_the_end_of_the_range_leave_the_state_finite(metric, ema):
+    """A count times such a code, or such a token, is no number any more; found by the fuzzer."""
+    codebook = EMACodebook(6, 4, decay=0.5, metric=metric, ema=ema, revival=BatchRevival(threshold=1.0))
+    for _ in range(8):
+        codebook(3.3e38 * (1 - 0.1 * torch.rand(40, 4)) * torch.randn(40, 4).sign())
+        for tensor in (codebook.embed, codebook.cluster_size, codebook.embed_avg):
+            assert torch.isfinite(tensor).all()
+    codebook(torch.randn(40, 4))
+    assert torch.isfinite(codebook.quantize(torch.randn(9, 4)).quantized).all()
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_tokens_beyond_the_range_of_the_state_never_enter_it(metric):
     codebook = EMACodebook(4, 2, metric=metric, decay=0.5, revival=BatchRevival(threshold=1.0))

@@ -31,25 +31,37 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write {name}.float()")
 
 
-def check_device(name: str, x: Tensor, device: torch.device) -> None:
+def check_device(name: str, x: Tensor, device: torch.device, owner: str = "the codes") -> None:
     if x.device != device:
         raise ValueError(
-            f"{name} must be on the device of the codes, {device}, got {x.device}: write {name}.to({str(device)!r}) "
+            f"{name} must be on the device of {owner}, {device}, got {x.device}: write {name}.to({str(device)!r}) "
             "or move the module"
         )
 
 
+def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str) -> None:
+    """Two floating tensors of one shape on one device."""
+    check_floating(name, x)
+    check_floating(other_name, other)
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} and {other_name} must have one shape, got {tuple(x.shape)} and {tuple(other.shape)}: {cure}"
+        )
+    check_device(other_name, other, x.device, name)
+
+
 def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
     """``x`` is of the parameters' dtype, unless autocast sees to that."""
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if x.dtype != dtype and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         raise TypeError(
             f"{name} must have the dtype of the module's parameters, {dtype}, got {x.dtype}: write {name}.to({dtype}) "
             "or call it under torch.autocast"
         )
 
 
-def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> None:
-    """``mask`` is None, or boolean and of exactly ``shape``; True keeps a token."""
+def check_mask(mask: Tensor | None, shape: torch.Size, device: torch.device, name: str = "mask") -> None:
+    """``mask`` is None, or boolean, of exactly ``shape`` and on the tokens' device; True keeps a token."""
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -60,9 +72,12 @@ def check_mask(mask: Tensor | None, shape: torch.Size, name: str = "mask") -> No
             f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(mask.shape)}: "
             "resize or expand it to that shape first"
         )
+    check_device(name, mask, device, "the tokens")
 
 
-def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -> None:
+def check_indices(
+    name: str, indices: Tensor, shape: torch.Size | None = None, device: torch.device | None = None
+) -> None:
     integer = isinstance(indices, Tensor) and not (
         indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool
     )
@@ -76,6 +91,8 @@ def check_indices(name: str, indices: Tensor, shape: torch.Size | None = None) -
             f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(indices.shape)}: "
             "give the indices that quantize returned for these very tokens"
         )
+    if device is not None:
+        check_device(name, indices, device)
 
 
 def check_one_a_scale(name: str, values: Any, scales: int) -> None:
@@ -119,6 +136,8 @@ def check_positive_int(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {value}")
 
 
 def check_seed(seed: int) -> None:

@@ -32,12 +32,16 @@ class CodeTable(nn.Module):
     """The codes of an :class:`~vqssl.EMACodebook` with their running counts and sums: buffers, look-up and setters.
 
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)``, ``embed_avg`` ``(K, D)``, at least float32
-    whatever the rest of the model is cast to; ``initialized`` (bool); ``rng`` (int64: seed and draws so far).
+    whatever the rest of the model is cast to; ``initialized`` (bool); ``rng`` (int64: seed and draws so far). A state
+    of codes, counts and sums alone loads as that of a trained table, and leaves ``rng`` as it is.
 
     >>> table = CodeTable(8, 4, metric="euclidean", seed=0).half()
     >>> table.embed.dtype, table.embed.shape
     (torch.float32, torch.Size([8, 4]))
     """
+
+    # 2: `initialized` and `rng` belong to the state.
+    _version = 2
 
     embed: Tensor
     cluster_size: Tensor
@@ -90,15 +94,15 @@ class CodeTable(nn.Module):
 
         Raises:
             TypeError: ``indices`` is no integer tensor.
-            ValueError: an index is K or more, or below -1.
+            ValueError: an index is K or more, or below -1, or they are on another device.
 
         >>> import torch, vqssl
         >>> vqssl.EMACodebook(8, 2).lookup(torch.tensor([3, -1])).shape
         torch.Size([2, 2])
         """
-        check_indices("indices", indices)
+        check_indices("indices", indices, device=self.embed.device)
         check_code_range("indices", indices, self.codebook_size)
-        return self._codes(indices)
+        return self._codes(indices.long())
 
     def usage(self, dead_below: float = 0.1) -> CodebookUsage:
         """How evenly the codes are used, from the running counts, which are sums over all ranks.
@@ -141,8 +145,10 @@ class CodeTable(nn.Module):
             raise ValueError(
                 f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
             )
+        if codes.is_meta != self.embed.is_meta:
+            check_device("codes", codes, self.embed.device)
         codes = codes.to(self.embed)  # first: what is finite in float64 may not be here
-        if not torch.isfinite(codes).all():
+        if not codes.is_meta and not torch.isfinite(codes).all():
             raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
         codes = self._tokens(codes)
         self.embed.copy_(codes)
@@ -169,7 +175,7 @@ class CodeTable(nn.Module):
     def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
         check_tokens("x", x, self.dim)
         check_device("x", x, self.embed.device)
-        check_mask(mask, x.shape[:-1])
+        check_mask(mask, x.shape[:-1], x.device)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """Tokens as they are compared: of length 1 where the metric is cosine."""
@@ -192,14 +198,33 @@ class CodeTable(nn.Module):
         if may_ask(where):
             if not where:
                 return
+            if not torch.isfinite(embed.sum() + embed_avg.sum()):
+                embed, cluster_size, embed_avg = self._kept(_finite(embed, embed_avg), embed, cluster_size, embed_avg)
         else:
-            embed = torch.where(where, embed, self.embed)
-            cluster_size = torch.where(where, cluster_size, self.cluster_size)
-            embed_avg = torch.where(where, embed_avg, self.embed_avg)
+            embed, cluster_size, embed_avg = self._kept(
+                _finite(embed, embed_avg) & where, embed, cluster_size, embed_avg
+            )
         self.embed.copy_(embed)
         self.cluster_size.copy_(cluster_size)
         self.embed_avg.copy_(embed_avg)
         self.rng[1] += where.long()
+
+    def _kept(self, sound: Tensor, embed: Tensor, cluster_size: Tensor, embed_avg: Tensor) -> CodebookState:
+        """The new rows where ``sound`` ``(K,)``, the old ones elsewhere."""
+        return CodebookState(
+            torch.where(sound[:, None], embed, self.embed),
+            torch.where(sound, cluster_size, self.cluster_size),
+            torch.where(sound[:, None], embed_avg, self.embed_avg),
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
+        # Codes, counts and sums alone, as before version 2, or of a file that knows no versions: a trained table.
+        if local_metadata.get("version", 1) < 2 and prefix + "embed" in state_dict:
+            state_dict.setdefault(prefix + "initialized", torch.ones_like(self.initialized))
+            state_dict.setdefault(prefix + "rng", self.rng.detach().clone())
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":
         # .half() and .bfloat16() move the rest of a model; statistics that add a hundredth a step need float32.
@@ -210,6 +235,11 @@ class CodeTable(nn.Module):
             return applied
 
         return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+
+
+def _finite(embed: Tensor, embed_avg: Tensor) -> Tensor:
+    """``(K,)`` bool. Tokens near the end of float32 may take count times code beyond it; such a code waits."""
+    return kernels.finite_rows(embed) & kernels.finite_rows(embed_avg)
 
 
 def _forget_what_was_known(module: nn.Module, incompatible_keys: Any) -> None:

@@ -187,7 +187,8 @@ class EMACodebook(EMATable):
         (torch.Size([8, 4]), False)
         """
         self._check(x, mask)
-        return None if self.frozen or self._known_initialized else self._first_codes(x, mask)
+        skip = self.frozen or self._known_initialized or self.embed.is_meta
+        return None if skip else self._first_codes(x, mask)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it waits for the device, once in a codebook's life
     def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ Whether there are ranks is asked at call time: a module built before ``init_proc
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 __all__ = [
+    "GroupHolder",
     "TokenPool",
     "all_reduce_mean_",
     "all_reduce_sum",
@@ -22,6 +24,27 @@ __all__ = [
 
 # Two digits of this base hold a count of tokens in float32 exactly, up to 2^44.
 _BASE = 2**20
+
+
+class GroupHolder:
+    """A module's process group, which ``copy`` and ``pickle`` cannot look into.
+
+    A copy shares it; what comes out of a file has the default group.
+
+    >>> import copy
+    >>> holder = GroupHolder(None)
+    >>> copy.deepcopy(holder) is holder
+    True
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GroupHolder":
+        return self
+
+    def __reduce__(self) -> tuple[type["GroupHolder"], tuple[()]]:
+        return GroupHolder, ()
 
 
 def rank_and_world_size(group: ProcessGroup | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from vqssl import kernels
 from vqssl.checks import by_name, check_code_range, check_indices, check_object, check_range, may_ask
 from vqssl.code_table import CodeTable
-from vqssl.collectives import TokenPool, all_reduce_sum, rank_counts, slots
+from vqssl.collectives import GroupHolder, TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema import EMA_RULES, EMARule
 from vqssl.functional.random import random_positions
 from vqssl.revival import NoRevival, Revival
@@ -46,8 +46,17 @@ class EMATable(CodeTable):
         self.ema = by_name("ema", ema, EMA_RULES)
         self.revival = NoRevival() if revival is None else revival
         check_object("revival", self.revival, Revival, "BatchRevival()")
-        self.process_group = process_group
+        self._group = GroupHolder(process_group)
         self.frozen = False
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
+        return self._group.group
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup | None) -> None:
+        self._group = GroupHolder(group)
 
     @torch.no_grad()
     def update_(self, x: Tensor, indices: Tensor) -> None:
@@ -73,11 +82,11 @@ class EMATable(CodeTable):
         8.24
         """
         self._check(x)
-        check_indices("indices", indices, x.shape[:-1])
+        check_indices("indices", indices, x.shape[:-1], x.device)
         if indices.device.type == "cpu":  # elsewhere it would wait for the device, which has its own assertion
             check_code_range("indices", indices, self.codebook_size)
         flat = x.reshape(-1, self.dim)
-        indices = torch.where(kernels.finite_rows(flat), indices.reshape(-1), -1)
+        indices = torch.where(kernels.finite_rows(flat), indices.reshape(-1).long(), -1)
         update_together([self], [self._tokens(flat)], [indices])
 
     def freeze(self, frozen: bool = True) -> "EMATable":

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqssl.checks import (
+    check_device,
     check_dtype,
     check_floating,
     check_mask,
@@ -119,9 +120,16 @@ class SERFFusion(nn.Module):
         Raises:
             TypeError: an input is no floating tensor or of another dtype than the parameters (outside autocast), a mask
                 is not boolean, or one tensor came instead of a sequence.
-            ValueError: the shapes do not fit ``dim``, ``num_scales`` or each other.
+            ValueError: the shapes do not fit ``dim``, ``num_scales`` or each other, a tensor is on another device than
+                the parameters, or in training mode there are fewer than 2 samples for the MLP's BatchNorm.
         """
-        return self.mlp(self.refine(z_c, quantized, masks))
+        f = self.refine(z_c, quantized, masks)
+        if self.training and self.hidden_dim is not None and len(f) < 2:
+            raise ValueError(
+                f"a training batch must hold at least 2 samples, got {len(f)}: the MLP's BatchNorm has no statistics "
+                "of fewer; drop the last batch, call .eval(), or leave the MLP out with hidden_dim=None"
+            )
+        return self.mlp(f)
 
     def refine(self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> Tensor:
         """f, what goes into the MLP: ``(B, D)``, or ``(B, 2 D)`` for ``"concat"``. Arguments as in :meth:`forward`."""
@@ -193,7 +201,8 @@ class SERFFusion(nn.Module):
         masks = [None] * self.num_scales if masks is None else masks
         check_one_a_scale("quantized", quantized, self.num_scales)
         check_one_a_scale("masks", masks, self.num_scales)
-        batch = len(quantized[0])
+        check_floating("quantized[0]", quantized[0])
+        batch = quantized[0].shape[0] if quantized[0].ndim else 0
         if z_c is not None:
             check_floating("z_c", z_c)
             if z_c.ndim != 2 or z_c.shape[1] != self.dim:
@@ -201,6 +210,7 @@ class SERFFusion(nn.Module):
                     f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
                     f"{tuple(z_c.shape)}: write z_c.flatten(1) for (B, dim, 1, 1), and pool or project what is larger"
                 )
+            check_device("z_c", z_c, self.alpha.device, "the parameters")
             check_dtype("z_c", z_c, self.alpha.dtype)
             batch = len(z_c)
         axis, layout = (-1, "(B, ..., dim)") if self.channels_last else (1, "(B, dim, *spatial)")
@@ -214,7 +224,8 @@ class SERFFusion(nn.Module):
                 )
             check_dtype(f"quantized[{scale}]", q, self.alpha.dtype)
             places = q.shape[1:-1] if self.channels_last else q.shape[2:]
-            check_mask(mask, q.shape[:1] + places, f"masks[{scale}]")
+            check_device(f"quantized[{scale}]", q, self.alpha.device, "the parameters")
+            check_mask(mask, q.shape[:1] + places, q.device, f"masks[{scale}]")
             tokens.append(_in_a_row(q if self.channels_last else rearrange(q, "b d ... -> b ... d")))
             token_masks.append(None if mask is None else _in_a_row(mask[..., None]).squeeze(-1))
         return tokens, token_masks

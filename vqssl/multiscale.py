@@ -227,7 +227,7 @@ class MultiScaleQuantizer(nn.Module):
                 )
             check_device(f"features[{scale}]", feature, self.codebook(scale).embed.device)
             shape = feature.shape[:-1] if self.channels_last else feature.shape[:1] + feature.shape[2:]
-            check_mask(masks[scale], shape, f"masks[{scale}]")
+            check_mask(masks[scale], shape, feature.device, f"masks[{scale}]")
         return masks
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers

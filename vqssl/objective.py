@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqssl.checks import check_floating, check_range
+from vqssl.checks import check_device, check_floating, check_range
 from vqssl.functional.losses import cosine_regression_loss
 from vqssl.types import DiSSECTLoss
 
@@ -117,6 +117,7 @@ class DiSSECTObjective(nn.Module):
                 raise ValueError(
                     f"commitment_loss must be a scalar, got shape {tuple(commitment_loss.shape)}: average it over views"
                 )
+            check_device("commitment_loss", commitment_loss, total.device, "the predictions")
             commitment = commitment_loss
             total = total + self.commitment_weight * commitment
         return DiSSECTLoss(total, alignment_global, alignment_refined, refinement, commitment)
@@ -171,3 +172,11 @@ def _check_views(
     for name, targets in (("global_targets", global_targets), ("refined_targets", refined_targets)):
         if targets is not None and len(targets) != views:
             raise ValueError(f"{name} must hold one tensor for each of the {views} predictions, got {len(targets)}")
+    for name, tensors in (
+        ("predictions", predictions),
+        ("global_targets", global_targets),
+        ("refined_targets", refined_targets),
+    ):
+        for view, tensor in enumerate(tensors or ()):
+            check_floating(f"{name}[{view}]", tensor)
+            check_device(f"{name}[{view}]", tensor, predictions[0].device, "predictions[0]")

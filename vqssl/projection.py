@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from vqssl.checks import check_positive_int, check_seed
+from vqssl.checks import check_dtype, check_positive_int, check_seed
 from vqssl.functional.random import random_normal
 
 __all__ = ["LearnedProjection", "OrthogonalProjection", "Projection"]
@@ -89,6 +89,9 @@ class LearnedProjection(nn.Sequential):
     Shape:
         ``(*batch, C) -> (*batch, D)``.
 
+    Raises:
+        TypeError: the features' dtype is not that of the map, outside autocast.
+
     >>> import torch
     >>> LearnedProjection(8, 4)(torch.randn(2, 5, 8)).shape
     torch.Size([2, 5, 4])
@@ -98,3 +101,10 @@ class LearnedProjection(nn.Sequential):
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
         super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self[0].weight
+        assert isinstance(weight, Tensor)
+        check_dtype("x", x, weight.dtype)
+        projected: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return projected

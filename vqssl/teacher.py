@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
-from vqssl.collectives import all_reduce_mean_
+from vqssl.collectives import GroupHolder, all_reduce_mean_
 from vqssl.functional.schedules import cosine_momentum
 
 __all__ = ["MomentumTeacher"]
@@ -115,11 +115,20 @@ class MomentumTeacher(nn.Module):
         self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.buffer_policy = buffers
-        self.process_group = process_group
+        self._group = GroupHolder(process_group)
         # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
+        return self._group.group
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup | None) -> None:
+        self._group = GroupHolder(group)
 
     @property
     def step(self) -> int:
@@ -251,8 +260,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _checked(step: int) -> int:
     if not hasattr(step, "__index__"):
         raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
-    if step < 0:
-        raise ValueError(f"step must not be negative, got {step}: count from 0")
+    if not 0 <= step < 2**63:
+        raise ValueError(f"step must not be negative, and fit 64 bits, got {step}: count from 0")
     return operator.index(step)
 
 

@@ -204,7 +204,7 @@ def test_a_zero_vector_has_loss_two_and_a_finite_gradient(dtype):
         (TypeError, "torch.Tensor", torch.ones(2, 3), None),
         (ValueError, "same output width", torch.ones(2, 3), torch.ones(2, 4)),
         (ValueError, "same output width", torch.ones(2, 3), torch.ones(3)),
-        (ValueError, "same output width", torch.tensor(1.0), torch.tensor(1.0)),
+        (ValueError, "got single numbers", torch.tensor(1.0), torch.tensor(1.0)),
         (ValueError, "at least one pair", torch.ones(0, 3), torch.ones(0, 3)),
     ],
 )

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from vqssl.checks import check_alike
 from vqssl.functional.vectors import unit
 
 __all__ = ["ESTIMATORS", "rotation_trick", "straight_through"]
+
+_CURE = "look the codes up with the indices of these very tokens"
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
@@ -21,6 +24,10 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     Returns:
         ``(*batch, D)`` in the dtype of ``x``.
 
+    Raises:
+        TypeError: an input is no floating tensor.
+        ValueError: the shapes or the devices differ.
+
     >>> import torch
     >>> x = torch.tensor([0.3, 0.7], requires_grad=True)
     >>> y = straight_through(x, torch.tensor([0.0, 1.0]))
@@ -28,6 +35,7 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     >>> y.tolist(), x.grad.tolist()
     ([0.0, 1.0], [2.0, 2.0])
     """
+    check_alike("x", x, "quantized", quantized, _CURE)
     return quantized.detach().to(x.dtype) + (x - x.detach())
 
 
@@ -49,6 +57,10 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     Returns:
         ``(*batch, D)`` in the dtype of ``x``.
 
+    Raises:
+        TypeError: an input is no floating tensor.
+        ValueError: the shapes or the devices differ.
+
     >>> import torch
     >>> x = torch.tensor([1.0, 0.0], requires_grad=True)
     >>> y = rotation_trick(x, torch.tensor([0.0, 2.0]))  # a quarter turn and twice the length
@@ -56,6 +68,7 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     >>> y.tolist(), [round(g, 4) for g in x.grad.tolist()]
     ([0.0, 2.0], [2.0, 0.0])
     """
+    check_alike("x", x, "quantized", quantized, _CURE)
     z = x.to(torch.promote_types(x.dtype, torch.float32))
     q = quantized.detach().to(z.dtype)
     length_z, length_q = z.detach().norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_floating, check_mask
+from vqssl.checks import check_alike, check_mask
 from vqssl.functional.vectors import unit
 
 __all__ = ["commitment_loss", "cosine_regression_loss"]
@@ -25,20 +25,15 @@ def commitment_loss(x: Tensor, quantized: Tensor, mask: Tensor | None = None, we
         then with a gradient of zeros.
 
     Raises:
-        TypeError: ``x`` is no floating tensor, or the mask is not boolean.
-        ValueError: the shapes differ.
+        TypeError: an input is no floating tensor, or the mask is not boolean.
+        ValueError: the shapes or the devices differ.
 
     >>> import torch
     >>> commitment_loss(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.zeros(2, 2), torch.tensor([True, False])).item()
     1.25
     """
-    check_floating("x", x)
-    if quantized.shape != x.shape:
-        raise ValueError(
-            f"quantized must have the shape of x, {tuple(x.shape)}, got {tuple(quantized.shape)}: look the codes up "
-            "with the indices of these very tokens"
-        )
-    check_mask(mask, x.shape[:-1])
+    check_alike("x", x, "quantized", quantized, "look the codes up with the indices of these very tokens")
+    check_mask(mask, x.shape[:-1], x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     difference = x.to(dtype) - quantized.detach().to(dtype)
     if mask is None:
@@ -63,19 +58,16 @@ def cosine_regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         TypeError: an input is no floating tensor.
-        ValueError: the shapes differ, or the batch is empty.
+        ValueError: the shapes or the devices differ, or the batch is empty.
 
     >>> import torch
     >>> cosine_regression_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
     2.0
     """
-    check_floating("prediction", prediction)
-    check_floating("target", target)
-    if prediction.shape != target.shape or prediction.ndim < 1:
-        raise ValueError(
-            f"prediction and target must both be (*batch, D), got {tuple(prediction.shape)} and {tuple(target.shape)}: "
-            "give both heads the same output width and both views the same images"
-        )
+    cure = "give both heads the same output width and both views the same images"
+    check_alike("prediction", prediction, "target", target, cure)
+    if prediction.ndim < 1:
+        raise ValueError("prediction and target must both be (*batch, D), got single numbers: give the embeddings")
     if prediction.numel() == 0:
         raise ValueError(
             f"cosine_regression_loss needs at least one pair, got shape {tuple(prediction.shape)}: skip an empty batch"

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_floating, check_mask
+from vqssl.checks import check_device, check_floating, check_mask
 from vqssl.functional.vectors import unit
 
 __all__ = [
@@ -119,12 +119,14 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
     1.0
     """
     check_floating("z_c", z_c)
+    check_floating("tokens", tokens)
     if tokens.ndim != 3 or z_c.ndim != 2 or tokens.shape[::2] != z_c.shape:
         raise ValueError(
             f"z_c must be (B, D) and tokens (B, N, D), got {tuple(z_c.shape)} and {tuple(tokens.shape)}: "
             "flatten maps with einops.rearrange(maps, 'b d ... -> b (...) d')"
         )
-    check_mask(mask, tokens.shape[:-1])
+    check_device("tokens", tokens, z_c.device, "z_c")
+    check_mask(mask, tokens.shape[:-1], tokens.device)
     if mask is not None:
         tokens = torch.where(mask[..., None], tokens, 0.0)
     cosine = (unit(tokens) @ unit(z_c)[:, :, None]).squeeze(-1)
@@ -165,9 +167,10 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
     [[2.0]]
     """
+    check_floating("tokens", tokens)
     if tokens.ndim != 3:
         raise ValueError(f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}")
-    check_mask(mask, tokens.shape[:-1])
+    check_mask(mask, tokens.shape[:-1], tokens.device)
     # Summed in float32 at least: float16 ends at 65504, which a map of a few thousand places reaches.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
@@ -203,6 +206,8 @@ OPERATORS = {
 
 def _check_pair(z_c: Tensor, z_q: Tensor) -> None:
     check_floating("z_c", z_c)
+    check_floating("z_q", z_q)
+    check_device("z_q", z_q, z_c.device, "z_c")
     if z_c.ndim != 2 or z_q.shape != z_c.shape:
         raise ValueError(
             f"z_c and z_q must both be (B, D), got {tuple(z_c.shape)} and {tuple(z_q.shape)}: "

@@ -49,6 +49,7 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
         :class:`~vqssl.types.CodebookUsage`. Without any token, perplexity and fraction are 0 and all codes are dead.
 
     Raises:
+        TypeError: ``counts`` is no tensor of real numbers.
         ValueError: ``counts`` is not ``(K,)`` with K >= 1, or ``dead_below`` is outside [0, 1].
 
     >>> import torch
@@ -56,6 +57,9 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
     >>> usage.perplexity.item(), usage.fraction.item(), usage.dead.item()
     (2.0, 0.5, 2)
     """
+    if not isinstance(counts, Tensor) or counts.is_complex() or counts.dtype == torch.bool:
+        found = counts.dtype if isinstance(counts, Tensor) else type(counts).__name__
+        raise TypeError(f"counts must be a tensor of real numbers, got {found}: see code_counts")
     if counts.ndim != 1 or len(counts) == 0:
         raise ValueError(f"counts must be (K,) with K >= 1, got shape {tuple(counts.shape)}: see code_counts")
     check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the fair share")
