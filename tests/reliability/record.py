@@ -31,5 +31,6 @@ def keep(name, command, figures, keep_it=True):
         **figures,
     }
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"written: docs/reliability/{path.name}")
