@@ -15,7 +15,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+# What is in reliability/ are results and a part that training.md includes.
+exclude_patterns = ["_build", "reliability/*"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

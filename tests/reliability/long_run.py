@@ -107,7 +107,8 @@ def draw(record: dict, path: Path) -> None:
     axes[1].set(title="squared distance of token and code", xlabel="step", yscale="log")
     axes[1].legend()
     axes[2].plot(step, [row["MiB"] for row in rows])
-    axes[2].set(title="memory of the process (MiB)", xlabel="step", ylim=(0, None))
+    most = max(row["MiB"] for row in rows)
+    axes[2].set(title="memory of the process (MiB)", xlabel="step", ylim=(0, 1.3 * most))
     for ax in axes:
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

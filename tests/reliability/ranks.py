@@ -1,6 +1,7 @@
 """What each rank does for test_ranks.py; run there in processes of their own.
 
-`python -m tests.reliability.ranks WORLD [STEPS]` runs it at any size and prints what the ranks agree on.
+`python -m tests.reliability.ranks [WORLD...] [--trial]` runs it with so many ranks (2 and 4) and keeps what they agree
+on.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
 from tests.reliability.material import Net, gradients, images
+from tests.reliability.record import keep
 from tests.test_distributed import BATCHES, make_codebook
 from vqssl.collectives import rank_counts, slots
 
@@ -183,10 +185,45 @@ def differing(a, b):
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
+def relative(found, expected):
+    """The largest difference, relative to the largest entry."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def summary(world, found, steps):
+    """What test_ranks.py asserts, as figures."""
+
+    def off(case):
+        return sorted({name for other in found[1:] for name in differing(found[0][case], other[case])})
+
+    own = [name for name in off("ddp") if "running_" in name and not name.startswith("teacher.")]
+    figures = {
+        "ranks": world,
+        "steps": steps,
+        "tensors compared between ranks": sum(len(found[0][case]) for case in CASES),
+        "of them that differ": sum(len(off(case)) for case in CASES) - len(own),
+        "BatchNorm statistics of the student's own that differ": len(own),
+    }
+    for kind in ("euclidean", "cosine"):
+        expected_steps, expected = single(world, kind)
+        losses, slopes = [], []
+        for step, (loss, slope) in enumerate(expected_steps):
+            ours = [rank["parity", kind][0][step] for rank in found]
+            losses.append(relative(torch.stack([loss for loss, _ in ours]).mean(), loss))
+            slopes += [relative(ours[0][1][name], g) for name, g in slope.items() if g.abs().max() > 1e-12]
+        state = [relative(t.double(), expected[name].double()) for name, t in found[0]["parity", kind][1].items()]
+        figures[f"{kind}: off from one process"] = {
+            "loss": f"{max(losses):.0e}", "gradient": f"{max(slopes):.0e}", "state": f"{max(state):.0e}"
+        }  # fmt: skip
+    return figures
+
+
+CASES = ("ddp", "codebook", ("fsdp", "whole"), ("fsdp", "sharded"))
+
 if __name__ == "__main__":
-    size, steps = int(sys.argv[1]), int((sys.argv[2:] or ["200"])[0])
-    with tempfile.TemporaryDirectory() as place:
-        results = run(size, place, steps)
-    for case in ("ddp", "codebook", ("fsdp", "whole"), ("fsdp", "sharded")):
-        off = {name for other in results[1:] for name in differing(results[0][case], other[case])}
-        print(case, f"{len(results[0][case])} tensors, {len(off)} of them differ between {size} ranks", *off)
+    worlds = [int(world) for world in sys.argv[1:] if world.isdigit()] or [2, 4]
+    table = []
+    for size in worlds:
+        with tempfile.TemporaryDirectory() as place:
+            table.append(summary(size, run(size, place, 200), 200))
+    keep("ranks", "python -m tests.reliability.ranks", {"runs": table}, "--trial" not in sys.argv)

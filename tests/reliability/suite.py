@@ -1,0 +1,44 @@
+"""Run the reliability tests and keep how many there are of each kind and that they passed.
+
+`python -m tests.reliability.suite [--trial]`
+"""
+
+import collections
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from tests.reliability.record import RESULTS, keep
+
+ROOT = RESULTS.parents[1]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/reliability",
+            "tests/test_distributed.py",
+            f"--junitxml={report}",
+        ]
+        done = subprocess.run(command, cwd=ROOT, check=False)
+        cases = ET.parse(report).getroot().iter("testcase")
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for case in cases:
+        outcome = "failed" if any(part.tag in ("failure", "error") for part in case) else "passed"
+        outcome = "skipped" if any(part.tag == "skipped" for part in case) else outcome
+        found[case.attrib["classname"].split(".")[-1]][outcome] += 1
+    files = {name: dict(counts) for name, counts in sorted(found.items())}
+    if done.returncode:
+        raise SystemExit(f"not all passed, nothing is kept: {files}")
+    keep("suite", "python -m tests.reliability.suite", {"files": files}, "--trial" not in sys.argv)
+
+
+if __name__ == "__main__":
+    main()
