@@ -24,6 +24,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
     failed+=("compute-sanitizer is not here")
 fi
+part 60 band "$python" -m tests.reliability.band cuda
 part 120 tune "$python" -m benchmarks.tune
 part 120 search "$python" -m benchmarks.search --device cuda
 part 60 train_step "$python" -m benchmarks.train_step --device cuda

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.kernels.test_nearest import KINDS, material
-from vqssl import EMACodebook, kernels
+from tests.reliability.material import Net, images
+from vqssl import EMACodebook, KMeansInit, kernels
 from vqssl.kernels import backends, nearest_triton
 
 failures = 0
@@ -127,10 +132,47 @@ def training() -> None:
         report("training step", int((a.indices != b.indices.cpu()).sum()) + (gap > 1e-4), gap=gap)
 
 
+def far_offsets() -> None:
+    """Rows 2^30 entries apart: offsets of 32 bits would wrap."""
+    far = torch.empty(2**31 + 64, dtype=torch.float16, device="cuda").as_strided((3, 8), (2**30, 1))
+    far.copy_(torch.randn(3, 8))
+    codes = torch.randn(16, 8, device="cuda")
+    report(
+        "offsets beyond 2^31", wrong_rows(far, codes, "euclidean", kernels.nearest_codeword(far, codes, "euclidean"))
+    )
+
+
+def whole_steps() -> None:
+    """A small DiSSECT net: by itself twice under deterministic algorithms, and under DDP over NCCL with one rank."""
+
+    def run(*, ddp: bool = False) -> list[Tensor]:
+        net = Net(initialization=KMeansInit(5)).cuda()
+        optimizer = torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
+        forward = DistributedDataParallel(net, device_ids=[0], forward_sync_buffers=False) if ddp else net
+        for step in range(20):
+            optimizer.zero_grad()
+            forward(images(step, 8).cuda()).backward()
+            optimizer.step()
+            net.teacher.update_(net.student)
+        return [tensor.detach() for tensor in [*net.parameters(), *net.buffers()]]
+
+    torch.use_deterministic_algorithms(True)
+    first, second = run(), run()
+    report("deterministic twice", sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        third = run(ddp=True)
+        dist.destroy_process_group()
+    torch.use_deterministic_algorithms(False)
+    off = sum(not torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(first, third, strict=True))
+    report("DDP over NCCL with one rank", off)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
     torch.manual_seed(0)
     print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}))
     if options.small:
@@ -141,6 +183,8 @@ def main() -> None:
         statistics()
         graph_and_compile()
         training()
+        whole_steps()
+        far_offsets()
         large()
     report("Triton's kernels were used", int(bool(backends._unusable) or not nearest_triton.__name__))
     sys.exit(failures > 0)

@@ -122,6 +122,19 @@ def test_strides(metric):
     check(base[:50, :1].expand(50, 7), base[:40, 1:8].flip(0), metric)
 
 
+def test_offsets_beyond_32_bits():
+    """Rows 2^30 entries apart: 4 GB of addresses, few of them touched (and not by the poison, which would touch all)."""
+    far = torch.zeros(0, dtype=torch.float16).new_empty(2**31 + 64).as_strided((3, 8), (2**30, 1))
+    far.copy_(torch.randn(3, 8))
+    codes = torch.randn(16, 8)
+    assert torch.equal(check(far, codes), check(far.clone(), codes))
+    assert torch.equal(check(codes, far), check(codes, far.clone()))
+    for x in (far, far.clone()):
+        counts, sums = code_sums_triton(x, torch.tensor([1, 0, 1]), 2)
+        assert counts.tolist() == [1, 2]
+        torch.testing.assert_close(sums[0], far[1].float())
+
+
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_rounded_precision(precision):
     x, codes = material("random", 100, 130, 16, torch.float32)

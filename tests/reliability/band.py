@@ -1,6 +1,6 @@
 """How far 500 steps under autocast end from 500 steps in float32.
 
-`python -m tests.reliability.band [--trial]`; test_precision.py holds it within BAND and SPREAD.
+`python -m tests.reliability.band [cuda] [--trial]`; test_precision.py holds it within BAND and SPREAD.
 """
 
 import sys
@@ -18,12 +18,13 @@ SPREAD = 0.1
 
 
 def train(net, steps, *, dtype=None, scaler=None, batch_of=images) -> Tensor:
-    """The losses of a loop as a user of autocast, and of GradScaler, writes it."""
+    """The losses of a loop as a user of autocast, and of GradScaler, writes it; on the device of the net."""
+    device = net.fusion.alpha.device
     optimizer = torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
     losses = []
     for step in range(steps):
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = net(batch_of(step, 8))
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = net(batch_of(step, 8).to(device))
         optimizer.zero_grad()
         if scaler is None:
             loss.backward()
@@ -34,7 +35,7 @@ def train(net, steps, *, dtype=None, scaler=None, batch_of=images) -> Tensor:
             scaler.update()
         net.teacher.update_(net.student)
         losses.append(loss.detach().float())
-    return torch.stack(losses)
+    return torch.stack(losses).cpu()
 
 
 def perplexities(net) -> Tensor:
@@ -42,10 +43,11 @@ def perplexities(net) -> Tensor:
 
 
 def main() -> None:
+    device = "cuda" if "cuda" in sys.argv else "cpu"
     runs = {}
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        net = Net()
-        scaler = torch.amp.GradScaler("cpu") if dtype == torch.float16 else None
+        net = Net().to(device)
+        scaler = torch.amp.GradScaler(device) if dtype == torch.float16 else None
         losses = train(net, 500, dtype=dtype, scaler=scaler)
         runs[name] = losses[-100:].mean().item(), perplexities(net)
     loss, perplexity = runs["float32"]
@@ -61,7 +63,10 @@ def main() -> None:
         },
         "bands": {"loss": BAND, "perplexity": SPREAD},
     }
-    keep("band", "python -m tests.reliability.band", figures, "--trial" not in sys.argv)
+    name, command = ("band", "python -m tests.reliability.band")
+    if device == "cuda":
+        name, command = f"{name}.cuda", f"{command} cuda"
+    keep(name, command, figures, "--trial" not in sys.argv)
 
 
 if __name__ == "__main__":
