@@ -123,7 +123,7 @@ def test_strides(metric):
 
 
 def test_offsets_beyond_32_bits():
-    """Rows 2^30 entries apart: 4 GB of addresses, few of them touched (and not by the poison, which would touch all)."""
+    """Rows 2^30 entries apart: 4 GB of addresses, of which few are touched, and none by the poison."""
     far = torch.zeros(0, dtype=torch.float16).new_empty(2**31 + 64).as_strided((3, 8), (2**30, 1))
     far.copy_(torch.randn(3, 8))
     codes = torch.randn(16, 8)
