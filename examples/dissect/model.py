@@ -14,7 +14,7 @@ import vqssl
 
 METHODS = ("byol", "dissect")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-PROJECTIONS = {"orthogonal": None, "learned": vqssl.LearnedProjection}
+PROJECTIONS = {"orthogonal": None, "learned": vqssl.LearnedProjection, "linear": nn.Linear}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ class Model:
     metric: Literal["euclidean", "cosine"] = "euclidean"
     ema: Literal["count_weighted", "batch_mean"] = "count_weighted"
     codebook_decay: float = 0.99
-    projection: Literal["orthogonal", "learned"] = "orthogonal"
+    projection: Literal["orthogonal", "learned", "linear"] = "orthogonal"
+    """A fixed map and a layer norm, a learned map and a layer norm, or a learned map alone (which shrinks)."""
+    quantize: Literal["teacher", "student"] = "teacher"
+    """Whose maps."""
     operator: Literal["spatial", "channel", "batch", "pooled", "concat"] = "spatial"
     residual: bool | None = None
     serf_mlp: bool = True
@@ -44,6 +47,7 @@ class Model:
     target_weights: tuple[float, float] = (0.5, 0.5)
     commitment_weight: float = 1.0
     teacher_momentum: float = 0.996
+    teacher_final_momentum: float = 1.0
     teacher_buffers: Literal["ema", "copy", "own"] = "ema"
 
 
@@ -122,9 +126,14 @@ class SelfSupervised(nn.Module):
         self.student = Embedder(channels, config)
         self.predictor = mlp(config.dim, config.hidden_dim, config.dim)
         self.teacher = vqssl.MomentumTeacher(
-            self.student, momentum=config.teacher_momentum, total_steps=total_steps, buffers=config.teacher_buffers
+            self.student,
+            momentum=config.teacher_momentum,
+            final_momentum=config.teacher_final_momentum,
+            total_steps=total_steps,
+            buffers=config.teacher_buffers,
         )
         self.quantizer: vqssl.MultiScaleQuantizer | None = None
+        self.quantize = config.quantize
         if method == "dissect":
             self.quantizer = vqssl.MultiScaleQuantizer(
                 self.student.encoder.scale_channels,
@@ -153,9 +162,11 @@ class SelfSupervised(nn.Module):
     def forward(self, views: Sequence[Tensor]) -> Step:
         """The loss of V views `(B, C, H, W)` of the same images."""
         images = torch.cat(list(views))
-        embedding, _ = self.student(images)
+        embedding, own_maps = self.student(images)
         p = self.predictor(embedding)
         z_c, maps = self.teacher(images)
+        if self.quantize == "student":  # other features for the codes, and no other gradient
+            maps = [scale.detach() for scale in own_maps]
         z_s, commitment = None, None
         if self.quantizer is not None:
             quantized = self.quantizer(maps)
