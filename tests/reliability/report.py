@@ -135,6 +135,11 @@ Features of which a third stands still, a third drifts, and a third jumps halfwa
 """
 
 
+def span(values) -> str:
+    low, middle, high = (f"{value:.3g}" for value in values)
+    return f"{middle} ({low}–{high})"
+
+
 def sync() -> str:
     record = load("sync")
     book = record["codebook"]
@@ -146,7 +151,7 @@ def sync() -> str:
         (
             row["every"],
             *(
-                f"{row[kind]['error']:.2f} / {row[kind]['steps to recover']} / {row[kind]['perplexity']:.0f}"
+                " / ".join(span(row[kind][figure]) for figure in ("error", "steps to recover", "perplexity"))
                 for kind in ("last step's tokens", "all steps' tokens")
             ),
         )
@@ -164,7 +169,8 @@ ResNet-18's gradients, for comparison, are 44.7 MB before that factor (11.2 mill
 the latency of two calls, not the volume. So synchronising less often seldom pays; where it does, call `quantize` at each step and
 `update_` at every T-th, with the decay to the power of T. What that does to codes on features that drift and jump (those of
 the long run, K = {small["codes"]}, {small["tokens a step"]} tokens a step, {small["steps"]:,} steps): squared distance of token and code (median step) / steps
-until it is back within twice that after the jump / perplexity at the end, with the tokens of the T-th step alone or of all T:
+until it is back within twice that after the jump / perplexity at the end, with the tokens of the T-th step alone or of all T; the
+median of {small["seeds"]} seeds, and their range:
 
 {table(["T", "the T-th step's tokens", "all tokens since"], rows)}"""
 
