@@ -30,6 +30,7 @@ part 120 search "$python" -m benchmarks.search --device cuda
 part 60 train_step "$python" -m benchmarks.train_step --device cuda
 part 40 memory "$python" -m benchmarks.memory --device cuda
 part 60 dissect_step "$python" -m benchmarks.dissect_step --device cuda
+part 300 codebook_usage "$python" -m benchmarks.codebook_usage --device cuda
 part 40 profile "$python" - <<'PYTHON'
 import torch
 from vqssl.functional import nearest_codeword

@@ -123,5 +123,8 @@ def write(name: str, device: str, quick: bool, record: dict[str, Any]) -> None:
     """Keep a result; quick ones apart from those that are committed."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{'quick.' if quick else ''}{device}.{name}.json"
-    path.write_text(json.dumps({**environment(device), **record}, indent=1) + "\n")
+    text = json.dumps({**environment(device), **record}, indent=1)
+    # Lists of plain values on a line of their own.
+    text = re.sub(r"\[\s+[^\[\]{}]*?\s+\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text)
+    path.write_text(text + "\n")
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -181,12 +181,98 @@ def dissect_section(device: str, result: dict[str, Any]) -> str:
     return text + table(["", "median"], rows) + f"\nQuantisation and fusion add {result['added percent']}%.\n"
 
 
+def usage_section(device: str, result: dict[str, Any]) -> str:
+    text = heading(f"Codebook usage while an encoder trains, {device}", result)
+    text += (
+        f"{result['images']:,} images ({result['data']}), {result['steps']} steps of BYOL; {result['tokens a step']:,} "
+        f"tokens of width {result['dim']} a step ({result['scale']}). At the end, over the last window of steps: "
+        "perplexity as a share of K; codes that got less than a tenth of the fair share; squared distance of token and "
+        "code, and squared move of a used code in a step, both relative to the tokens' variance. State, and the "
+        "median time of a step's forward pass.\n\n"
+    )
+    rows = [
+        [
+            name,
+            f"{entry['perplexity'][-1] / entry['codes']:.0%}",
+            f"{entry['dead'][-1] / entry['codes']:.0%}",
+            f"{entry['error'][-1]:.3f}",
+            f"{entry['move'][-1]:.1e}",
+            entry["MiB of state"],
+            f"{entry['ms a step']:.1f}",
+        ]
+        for name, entry in result["observers"].items()
+    ]
+    text += table(["codebook", "perplexity / K", "dead", "error", "move", "MiB", "ms"], rows)
+    return text + f"\n![Usage, error and moves over the steps](results/{device}.codebook_usage.png)\n"
+
+
+def plot_usage(device: str, result: dict[str, Any]) -> None:
+    entries = result["observers"]
+    middle = next(name for name in entries if "k-means" in name).split(",")[0]
+    sizes = [name for name in entries if "," not in name]
+    panels: list[tuple[str, str, dict[str, str]]] = [
+        (
+            "perplexity / K, by size (dashed: no revival)",
+            "perplexity",
+            {name: name for size in sizes for name in (size, f"{size}, no revival")},
+        ),
+        (
+            f"perplexity / K at {middle}, by first codes (dashed: no revival)",
+            "perplexity",
+            {
+                middle: "tokens",
+                f"{middle}, no revival": "tokens, no revival",
+                f"{middle}, k-means": "k-means",
+                f"{middle}, k-means, no revival": "k-means, no revival",
+                f"{middle}, random": "random",
+                f"{middle}, random, no revival": "random, no revival",
+            },
+        ),
+        (
+            f"squared distance of token and code / variance, {middle}",
+            "error",
+            {
+                middle: "vqssl",
+                f"{middle}, Eq. 1": "vqssl, Eq. 1",
+                f"{middle}, vector-quantize-pytorch": "vector-quantize-pytorch",
+                f"{middle}, vector-quantize-pytorch, threshold 2": "the same, threshold 2",
+            },
+        ),
+        (
+            f"squared move of a used code a step / variance, {middle}",
+            "move",
+            {middle: "teacher's features", f"{middle}, student features": "student's features"},
+        ),
+    ]
+    figure, axes = plt.subplots(1, 4, figsize=(19, 4.2), constrained_layout=True)
+    for ax, (title, measure, lines) in zip(axes, panels, strict=True):
+        colours: dict[str, str] = {}
+        for name, label in lines.items():
+            entry = entries[name]
+            values = [value / entry["codes"] if measure == "perplexity" else value for value in entry[measure]]
+            base = label.removesuffix(", no revival")
+            colour = colours.setdefault(base, f"C{len(colours)}")
+            dashed = label != base
+            ax.plot(entry["step"], values, "--" if dashed else "-", color=colour, label=None if dashed else label)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("step")
+        if measure == "move":
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(0, None)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.savefig(RESULTS / f"{device}.codebook_usage.png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+
+
 def page() -> str:
     sections = {
         "search": search_section,
         "train_step": step_section,
         "memory": memory_section,
         "dissect_step": dissect_section,
+        "codebook_usage": usage_section,
     }
     text = HEAD
     for name, section in sections.items():
@@ -201,6 +287,8 @@ def main() -> None:
     PAGE.write_text(page())
     for device, result in load("search"):
         plot_sweep(device, result)
+    for device, result in load("codebook_usage"):
+        plot_usage(device, result)
     print(f"written: {PAGE}")
 
 

@@ -382,6 +382,17 @@ def test_a_student_with_a_compiled_part():
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("buffers", ["ema", "copy"])
+def test_infinities_in_a_buffer_stay_what_they_are(buffers):
+    """A causal mask, say: between two infinities lies no number."""
+    student = Student()
+    student.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1), persistent=False)
+    teacher = MomentumTeacher(student, buffers=buffers)
+    for _ in range(3):
+        teacher.update_(student)
+    assert teacher.module.mask.equal(student.mask)
+
+
 def test_compiled_teacher():
     student = Student().eval()
     teacher = MomentumTeacher(student).eval()

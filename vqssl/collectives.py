@@ -77,8 +77,10 @@ def all_reduce_mean_(tensors: Sequence[Tensor], group: ProcessGroup | None = Non
     _, world_size = rank_and_world_size(group)
     if world_size == 1 or not tensors:
         return
-    for tensor, total in zip(tensors, all_reduce_sum(tensors, group), strict=True):
-        tensor.copy_(total / world_size)
+    # Divided first, and in float32 at least: the sum of large values is no number in half precision.
+    shares = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) / world_size for tensor in tensors]
+    for tensor, mean in zip(tensors, all_reduce_sum(shares, group), strict=True):
+        tensor.copy_(mean)
 
 
 def slots(count: Tensor, dtype: torch.dtype, group: ProcessGroup | None = None) -> Tensor:

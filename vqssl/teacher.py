@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
-from vqssl.collectives import GroupHolder, all_reduce_mean_
+from vqssl.collectives import GroupHolder, all_reduce_mean_, rank_and_world_size
 from vqssl.functional.schedules import cosine_momentum
 
 __all__ = ["MomentumTeacher"]
@@ -179,34 +179,36 @@ class MomentumTeacher(nn.Module):
         if not isinstance(student, nn.Module):
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}: pass the module itself")
         student = _unwrapped(student)
-        followers, leaders = _paired("parameter", self.module.named_parameters(), student.named_parameters())
+        _reshard(self.module, student)
+        pairs = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
-        if step is not None:
-            self._updates.fill_(_checked(step))
-        weight = 1.0 - self._momentum()
-
-        floating = [buffer for buffer in buffers[0] if buffer.is_floating_point()]
-        if self.buffer_policy == "ema":
-            followers += floating
-            leaders += [theirs for mine, theirs in zip(*buffers, strict=True) if mine.is_floating_point()]
-        leaders = [_as(mine, leader.detach()) for mine, leader in zip(followers, leaders, strict=True)]
-        if isinstance(weight, Tensor):
-            for mine, leader in zip(followers, leaders, strict=True):
-                mine.lerp_(leader, weight.to(mine))
-        elif followers:
-            torch._foreach_lerp_(followers, leaders, weight)
         if self.buffer_policy != "own":
-            for mine, theirs in zip(*buffers, strict=True):
-                if self.buffer_policy == "copy" or not mine.is_floating_point():
-                    mine.copy_(theirs)
-            all_reduce_mean_(floating, self.process_group)
-        self._updates.add_(1)
+            rank_and_world_size(self.process_group)  # a group without this process is refused
+        t = self._updates if step is None else torch.full_like(self._updates, _checked(step))
+        weight = 1.0 - self._momentum(t)
 
-    def _momentum(self) -> float | Tensor:
-        """Of the present step; a tensor in a graph, which would be compiled anew for every float."""
-        if torch.compiler.is_compiling() and self.total_steps is not None:
-            return cosine_momentum(self._updates, self.total_steps, self.momentum, self.final_momentum)
-        return self.momentum_at(self.step) if self.total_steps is not None else self.momentum
+        pairs = [(mine, _as(mine, leader.detach())) for mine, leader in pairs]
+        for sharded in (False, True):
+            _follow([pair for pair in pairs if hasattr(pair[0], "full_tensor") == sharded], weight)
+        if self.buffer_policy != "own":
+            for mine, leader in buffers:
+                if self.buffer_policy == "ema" and mine.is_floating_point():
+                    theirs = leader.to(mine)
+                    between = torch.lerp(mine, theirs, weight.to(mine) if isinstance(weight, Tensor) else weight)
+                    # Between two infinities, such as a causal mask's, lies no number.
+                    mine.copy_(torch.where(torch.isfinite(between), between, theirs))
+                else:
+                    mine.copy_(leader)
+            all_reduce_mean_([mine for mine, _ in buffers if mine.is_floating_point()], self.process_group)
+        self._updates.copy_(t + 1)
+
+    def _momentum(self, t: Tensor) -> float | Tensor:
+        """At step t; a tensor in a graph, which would be compiled anew for every float."""
+        if self.total_steps is None:
+            return self.momentum
+        if torch.compiler.is_compiling():
+            return cosine_momentum(t, self.total_steps, self.momentum, self.final_momentum)
+        return self.momentum_at(int(t))
 
     def backbone_state_dict(self, name: str = "") -> dict[str, Tensor]:
         """The weights and buffers of a part of the teacher under the part's own names, ready for ``load_state_dict``.
@@ -257,26 +259,50 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def _checked(step: int) -> int:
-    if not hasattr(step, "__index__"):
-        raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
-    if not 0 <= step < 2**63:
+def _checked(step: Any) -> int:
+    if not isinstance(step, int):  # first, for torch.compile
+        if not hasattr(step, "__index__"):
+            raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
+        step = operator.index(step)
+    if not 0 <= step < 2**63 - 1:
         raise ValueError(f"step must not be negative, and fit 64 bits, got {step}: count from 0")
-    return operator.index(step)
+    return step
+
+
+def _reshard(*modules: nn.Module) -> None:
+    """Give back what ``fully_shard`` gathered for a forward pass: that is a passing copy, and not what is saved."""
+    for module in modules:
+        for part in module.modules():
+            if hasattr(part, "set_reshard_after_backward"):
+                part.reshard()  # type: ignore[operator]
 
 
 def _as(mine: Tensor, leader: Tensor) -> Tensor:
-    """``leader`` in the dtype, on the device and, where it alone is sharded over ranks, in the form of ``mine``."""
+    """``leader`` in the dtype, on the device and, where only one of the two is sharded, in the form of ``mine``."""
     # By the method: importing DTensor would take as long as half of torch, for those who never shard.
     if hasattr(leader, "full_tensor") and not hasattr(mine, "full_tensor"):
         leader = leader.full_tensor()
+    elif hasattr(mine, "full_tensor") and not hasattr(leader, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        # Each rank has all of it, and takes its own part.
+        leader = distribute_tensor(leader, mine.device_mesh, mine.placements, src_data_rank=None)  # type: ignore[attr-defined]
     return leader.to(device=mine.device, dtype=mine.dtype)
+
+
+def _follow(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor) -> None:
+    """Followers move the share ``weight`` of the way to their leaders; all sharded or none."""
+    if isinstance(weight, Tensor):
+        for mine, leader in pairs:
+            mine.lerp_(leader, weight.to(mine))
+    elif pairs:
+        torch._foreach_lerp_([mine for mine, _ in pairs], [leader for _, leader in pairs], weight)
 
 
 def _paired(
     kind: str, ours: Iterator[tuple[str, Tensor]], theirs: Iterator[tuple[str, Tensor]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Tensors of teacher and student in one order, after making sure that they belong together."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of teacher and student, after making sure that they belong together."""
     mine, other = dict(ours), dict(theirs)
     for name in [*mine, *other]:
         found = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (mine, other)]
@@ -285,4 +311,4 @@ def _paired(
                 f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} "
                 f"and the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
             )
-    return list(mine.values()), [other[name] for name in mine]
+    return [(tensor, other[name]) for name, tensor in mine.items()]

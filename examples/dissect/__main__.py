@@ -21,7 +21,7 @@ from examples.dissect.data import ImageSet, load_images, train_test_split
 from examples.dissect.model import METHODS, Encoder
 from examples.dissect.phantoms import make_phantoms
 from examples.dissect.presets import PRESETS, Experiment
-from examples.dissect.probe import FRACTIONS, probe_encoder
+from examples.dissect.probe import FRACTIONS, knn_monitor, probe_encoder
 from examples.dissect.train import Pretraining, Run
 
 
@@ -60,13 +60,14 @@ def experiment(config: Experiment) -> dict:
     train, test = data.subset(train_index), data.subset(test_index)
     say(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
 
+    monitor = None if train.labels is None else knn_monitor(train, seed=config.seed)
     runs = {}
     for method in config.methods:
         pretraining = Pretraining(method, config.model, config.augmentation, config.optimization, config.seed, device)
         run = Run(train, pretraining, out / method)
         if config.resume and run.resume():
             say(f"{method}: continuing after epoch {run.epoch}", flush=True)
-        run.train()
+        run.train(monitor=monitor)
         runs[method] = run
 
     if ranks.rank() > 0:

@@ -16,9 +16,10 @@ INK, FAINT = "#333333", "#999999"
 
 
 def curves(runs: dict[str, list[dict[str, float]]], codebook_size: int, path: Path) -> None:
-    """Losses, target spread and perplexity by epoch; `runs` holds the rows of each method's log."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    """Losses, target spread, perplexity and the kNN probe by epoch; `runs` holds the rows of each method's log."""
+    probed = any("knn_auc" in row for rows in runs.values() for row in rows)
+    figure = Figure(figsize=(15.5 if probed else 12, 3.6), layout="constrained")
+    left, middle, right, *rest = figure.subplots(1, 4 if probed else 3)
     titles = {"alignment_global": "to z_c", "alignment_refined": "to z_s", "refinement": "z_s to z_c"}
     for method, rows in runs.items():
         epochs = [row["epoch"] for row in rows]
@@ -35,7 +36,12 @@ def curves(runs: dict[str, list[dict[str, float]]], codebook_size: int, path: Pa
     middle.set(title="spread of the target: 0 collapsed, 1 isotropic", xlabel="epoch", ylim=(0, 1.05))
     right.set(title=f"perplexity of the codes, 1 to {codebook_size}", xlabel="epoch", ylim=(0, None))
     right.axhline(codebook_size, color=FAINT, linewidth=0.8, linestyle=":")
-    for axes in (left, middle, right):
+    for axes in rest:
+        for method, rows in runs.items():
+            seen = [(row["epoch"], 100 * row["knn_auc"]) for row in rows if "knn_auc" in row]
+            axes.plot(*zip(*seen, strict=True), "--" if method == "byol" else "-", color="C8", label=method)
+        axes.set(title="AUC (%) of a kNN probe, held-out training images", xlabel="epoch")
+    for axes in (left, middle, right, *rest):
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)

@@ -1,15 +1,20 @@
-"""Linear probes: how much labels a frozen encoder needs."""
+"""Probes of a frozen encoder: linear ones, for how many labels it needs, and nearest neighbours, while it trains."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from examples.dissect.augment import to_float
+from examples.dissect.data import train_test_split
 from examples.dissect.imageset import ImageSet
 from examples.dissect.train import Run
 
@@ -87,20 +92,61 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     )
 
 
-def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> float:
+def knn_monitor(data: ImageSet, *, neighbours: int = 20, most: int = 2000, seed: int = 0) -> Callable[[Run], dict]:
+    """For :meth:`Run.train`: macro AUC of a kNN probe on held-out *training* images after each epoch, as `knn_auc`.
+
+    Cosine distance, votes weighted by its inverse, at most `most` images. A cheap alarm: collapsed features lower it.
+    """
+    if data.labels is None:
+        raise ValueError("a kNN probe needs labels, and these images have none: train without it")
+    known, asked = train_test_split(replace(data, split=None), 0.2, seed=seed)
+    rng = np.random.default_rng(seed)
+    parts = [data.subset(np.sort(rng.permutation(index)[:most])) for index in (known, asked)]
+
+    def monitor(run: Run) -> dict[str, float]:
+        sides = []
+        for part in parts:
+            assert part.labels is not None
+            sides.append((run.encode(to_float(part.images))[0].numpy(), part.labels))
+        return {"knn_auc": knn_auc(sides[0], sides[1], neighbours)}
+
+    return monitor
+
+
+def knn_auc(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], neighbours: int = 20) -> float:
+    """Macro AUC of votes of the nearest training images, each weighted by the inverse of its cosine distance."""
+    classifier = KNeighborsClassifier(min(neighbours, len(train[0])), metric="cosine", weights="distance")
+    found = classifier.fit(*train).predict_proba(test[0])
+    if train[1].ndim == 2:
+        # A finding that no training image has gets no vote.
+        found = np.stack([each[:, 1] if each.shape[1] == 2 else np.zeros(len(each)) for each in found], 1)
+    return macro_auc(test[1], found)
+
+
+def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The mean AUC over classes (each against the rest), or over findings.
+
+    Args:
+        labels: `(N,)` classes or `(N, L)` findings; a finding that all or no images have is left out.
+        scores: `(N, C)` probabilities of the classes, or `(N, L)` scores.
+    """
     if labels.ndim == 1:
-        scores = _fit(features, labels).predict_proba(test_features)
         if scores.shape[1] == 2:
-            return float(roc_auc_score(test_labels, scores[:, 1]))
-        return float(roc_auc_score(test_labels, scores, multi_class="ovr", average="macro"))
+            return float(roc_auc_score(labels, scores[:, 1]))
+        return float(roc_auc_score(labels, scores, multi_class="ovr", average="macro"))
     found = [
-        roc_auc_score(truth, _fit(features, column).predict_proba(test_features)[:, 1])
-        for column, truth in zip(labels.T, test_labels.T, strict=True)
-        if 0 < truth.mean() < 1
+        roc_auc_score(truth, column) for truth, column in zip(labels.T, scores.T, strict=True) if 0 < truth.mean() < 1
     ]
     if not found:
         raise ValueError("no finding has both values among the test images: AUC is not defined; give more images")
     return float(np.mean(found))
+
+
+def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> float:
+    if labels.ndim == 1:
+        return macro_auc(test_labels, _fit(features, labels).predict_proba(test_features))
+    scores = [_fit(features, column).predict_proba(test_features)[:, 1] for column in labels.T]
+    return macro_auc(test_labels, np.stack(scores, 1))
 
 
 def _fit(features: np.ndarray, labels: np.ndarray):

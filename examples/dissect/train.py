@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +92,17 @@ class Run:
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
 
-    def train(self, *, until: int | None = None, quiet: bool = False) -> None:
-        """Train from the epoch reached so far; `until` an epoch, or to the end."""
+    def train(
+        self,
+        *,
+        until: int | None = None,
+        quiet: bool = False,
+        monitor: Callable[[Run], dict[str, float]] | None = None,
+    ) -> None:
+        """Train from the epoch reached so far; `until` an epoch, or to the end.
+
+        `monitor` looks at the run after each epoch and adds figures to its row; nothing it returns is trained on.
+        """
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
         self.model.train()
@@ -109,6 +118,9 @@ class Run:
                 self.epoch += 1
                 self.seconds += time.perf_counter() - start
                 row["seconds"] = self.seconds
+                if monitor is not None and ranks.rank() == 0:
+                    row |= monitor(self)
+                    self.model.train()
                 self.rows.append(row)
                 if ranks.rank() == 0:
                     self.save()
@@ -296,6 +308,8 @@ def line_of(method: str, row: dict[str, float], epochs: int) -> str:
     if perplexities:
         parts.append(f"perplexity {' / '.join(perplexities)}")
         parts.append(f"dead {sum(value for name, value in row.items() if name.startswith('dead_')):.0f}")
+    if "knn_auc" in row:
+        parts.append(f"kNN {100 * row['knn_auc']:.1f}")
     parts.append(f"{row['seconds']:.0f} s")
     return "  ".join(parts)
 
@@ -330,7 +344,8 @@ class Log:
 
     def _to_csv(self, row: dict[str, float]) -> None:
         if self.writer is None:
-            self.writer = csv.DictWriter(self.file, list(row))
+            # A run may have been begun without a monitor.
+            self.writer = csv.DictWriter(self.file, list(self.rows[-1] if self.rows else row), extrasaction="ignore")
             self.writer.writeheader()
         self.writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
         self.file.flush()

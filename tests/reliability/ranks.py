@@ -28,8 +28,8 @@ PARITY_STEPS = 30
 
 
 def everything(module):
-    """Parameters and buffers, whole: those of a sharded module are gathered."""
-    named = [*module.named_parameters(), *module.named_buffers()]
+    """Parameters and buffers as a checkpoint has them: those of a sharded module are gathered."""
+    named = [(name, t) for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)]
     return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for name, t in named}
 
 
@@ -106,15 +106,36 @@ def work(rank, world, folder, steps):
             net.teacher.update_(net.student)
         found["parity", kind] = seen, everything(net)
 
-    # FSDP2: the student sharded, the teacher whole or sharded alike.
-    for teacher in ("whole", "sharded"):
+    # FSDP2, blocks and root: the student sharded, the teacher whole or sharded alike; the teacher alone; neither.
+    for teacher in ("whole", "sharded", "alone", "neither"):
         net = Net("group", initialization=vqssl.KMeansInit(5))
-        for part in (net.student, net.predictor, net.fusion):
+        sharded = [net.student] if teacher in ("whole", "sharded") else []
+        sharded += [net.teacher.module] if teacher in ("sharded", "alone") else []
+        for student in sharded:
+            for part in (*student.stages, student):
+                fully_shard(part)
+        for part in (net.predictor, net.fusion):
             fully_shard(part)
-        if teacher == "sharded":
-            fully_shard(net.teacher.module)
-        found["fsdp", teacher, "losses"] = train(net, net, sgd(net), PARITY_STEPS, rank)
+        # Nobody averages the gradients of a student that is whole: there all ranks see the same images.
+        shown = rank if net.student in sharded else 0
+        found["fsdp", teacher, "losses"] = train(net, net, sgd(net), PARITY_STEPS, shown)
         found["fsdp", teacher] = everything(net)
+    # With BatchNorm, whose buffers are never sharded, and a look at the student before the teacher follows.
+    net = Net("batch")
+    for student in (net.student, net.teacher.module):
+        for part in (*student.stages, student):
+            fully_shard(part)
+    before = everything(net.teacher)
+    optimizer = sgd(net)
+    for step in range(3):
+        net(images(step, 4, rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        net.student(images(step, 4, rank)[0])
+        net.teacher.update_(net.student)
+    after = everything(net.teacher)
+    found["fsdp moved"] = {name: (after[name] - before[name]).abs().max() for name in after if "weight" in name}
+    found["fsdp batch"] = after
     try:
         vqssl.MomentumTeacher(net.student)
     except ValueError as error:
@@ -132,6 +153,23 @@ def work(rank, world, folder, steps):
     for step in range(20):
         early(*kinds[0](rank, step, torch.float32))
     found["early"] = everything(early)
+
+    # Half-precision statistics whose sum is no number, and a group without this rank.
+    big = torch.nn.BatchNorm1d(2).half()
+    big.running_var.fill_(40000.0)
+    teacher = vqssl.MomentumTeacher(big)
+    teacher.update_(big)
+    found["big"] = teacher.module.running_var
+    foreign = [dist.new_group([other]) for other in range(world)][(rank + 1) % world]
+    linear = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    teacher = vqssl.MomentumTeacher(linear, momentum=0.0, process_group=foreign)
+    kept = everything(teacher)
+    torch.nn.init.ones_(linear[0].weight)
+    try:
+        teacher.update_(linear, step=7)
+    except ValueError as error:
+        found["foreign"] = str(error)
+    found["foreign changed"] = differing(kept, everything(teacher)), teacher.step
 
     # How much travels, with revival and without; the first step, which initialises, left out.
     for revival in (vqssl.BatchRevival(), None):

@@ -11,7 +11,7 @@ import torch._dynamo
 import torch._dynamo.config
 import torch._dynamo.testing
 from torch import nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import vqssl
@@ -88,7 +88,11 @@ def test_the_teachers_counter_compiles_nothing_anew(schedule):
         update(student)
         plain.update_(student)
     assert counter.frame_count == 1
-    assert teacher.step == plain.step == 20
+    for step in range(30, 40):
+        update(student, step=step)
+        plain.update_(student, step=step)
+    assert counter.frame_count <= 3  # one with a step, and one with any step
+    assert teacher.step == plain.step == 40
     for found, expected in zip(teacher.module.parameters(), plain.module.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
@@ -181,6 +185,10 @@ def test_onnx_operators_are_the_rule():
         expected = vqssl.kernels.nearest_reference(x, codes, metric)
         assert torch.equal(vqssl.kernels.nearest_codeword_plain(x, codes, metric), expected)
     assert (expected == 13).any()  # the twin of the junk code
+    for dtype in (torch.float16, torch.bfloat16):
+        half = (60 * codes).to(dtype)
+        expected_half = vqssl.kernels.nearest_reference(60 * x, half)
+        assert (vqssl.kernels.nearest_codeword_plain(60 * x, half, "euclidean") != expected_half).sum() <= 1
     found, error = vqssl.kernels.look_up_plain(x[7:], expected[7:], codes)
     expected_found, expected_error = vqssl.kernels.look_up(x[7:], expected[7:], codes)
     assert_same_bits(found, expected_found)
@@ -218,6 +226,11 @@ def test_torch_func(metric):
     curvature = jacrev(jacrev(lambda z: codebook(z).commitment_loss))(x[0, :1])
     expected = torch.autograd.functional.hessian(lambda z: codebook(z).commitment_loss, x[0, :1])
     torch.testing.assert_close(curvature, expected)
+    torch.testing.assert_close(hessian(lambda z: codebook(z).commitment_loss)(x[0, :1]), expected)
+    direction = torch.randn_like(x[0])
+    _, slope = jvp(loss, (x[0],), (direction,))
+    # Forward mode makes float64 of a float32 scalar times a Python number.
+    torch.testing.assert_close(slope, (grad(loss)(x[0]) * direction).sum(), check_dtype=False)
 
 
 def test_functional_call_of_a_whole_net():

@@ -60,6 +60,30 @@ def test_values_and_gradients_are_those_of_one_process(found, kind):
     assert_differs(expected, ranks.everything(ranks.Net("group", metric=kind).double()))
 
 
+def test_a_sharded_teacher_follows_a_whole_student(found):
+    assert_ranks_agree(found, ("fsdp", "alone"), OWN)
+    losses = found[0]["fsdp", "neither", "losses"]
+    torch.testing.assert_close(found[0]["fsdp", "alone", "losses"], losses, rtol=1e-4, atol=1e-5)
+    for name, tensor in found[0]["fsdp", "neither"].items():
+        torch.testing.assert_close(found[0]["fsdp", "alone"][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sharded_teacher_with_batch_norm_is_saved_as_it_is(found):
+    assert_ranks_agree(found, "fsdp batch")
+    assert len(found[0]["fsdp moved"]) > 4
+    assert all(move > 0 for move in found[0]["fsdp moved"].values())
+
+
+def test_large_statistics_are_averaged(found):
+    assert found[0]["big"].tolist() == [40000.0, 40000.0]
+
+
+def test_a_teacher_of_a_foreign_group_is_refused_and_unchanged(found):
+    for rank in found:
+        assert "this process is not in the process_group" in rank["foreign"]
+        assert rank["foreign changed"] == ([], 0)
+
+
 @pytest.mark.parametrize("teacher", ["whole", "sharded"])
 def test_a_sharded_student_is_followed(found, teacher):
     assert_ranks_agree(found, ("fsdp", teacher), OWN)

@@ -14,6 +14,7 @@ __all__ = ["look_up"]
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     # Codes and indices instead of the codes of all tokens: K x D and N numbers instead of N x D.
     ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
 
 
 def _backward(ctx: Any, grad: Tensor, grad_error: Tensor) -> tuple[Tensor, None, None]:
@@ -34,6 +35,11 @@ class _LookUp(torch.autograd.Function):
 
     setup_context = staticmethod(_keep)
     backward = staticmethod(_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        x, indices, codes = ctx.saved_tensors
+        return x_tangent.clone(), (2 * (x - codes[indices]) * x_tangent).sum()
 
 
 # And in the form that a compiled or exported graph keeps.

@@ -10,8 +10,8 @@ def nearest_codeword_plain(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """``(N, D), (K, D) -> (N,)`` int64: as :func:`vqssl.kernels.nearest_codeword`, but by float32 scores, of which it
     holds ``N x K``: codes as near as rounding can tell may be taken for each other. Lowest index first, -1 for junk."""
     usable = torch.isfinite(codebook).all(-1)
-    codes = torch.where(usable[:, None], codebook, 0.0)
-    x = x.to(codes.dtype)
+    work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    codes, x = torch.where(usable[:, None], codebook, 0.0).to(work), x.to(work)
     if metric == "cosine":
         length = torch.linalg.vector_norm(codes, dim=-1, keepdim=True)
         codes = codes / torch.where(length > 0, length, 1.0)
