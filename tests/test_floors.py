@@ -17,7 +17,7 @@ PACKAGE = Path(vqssl.__file__).parent
 # always import its own submodules. A new part needs a line here.
 KERNELS = {"kernels"}
 MATHS = {"types", "checks", "kernels", "functional", "collectives"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table", "ema_table"}
+BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table", "ema_table", "sharding"}
 MAY_IMPORT = {
     # F0
     "types": set(),
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "code_table": MATHS,
     "initialization": MATHS,
     "revival": MATHS,
+    "sharding": set(),
     "ema_table": MATHS | {"code_table", "revival"},
     # F3
     "codebook": BELOW_CODEBOOK,

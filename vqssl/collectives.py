@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 
 __all__ = [
     "GroupHolder",
+    "Grouped",
     "TokenPool",
     "all_reduce_mean_",
     "all_reduce_sum",
@@ -45,6 +46,21 @@ class GroupHolder:
 
     def __reduce__(self) -> tuple[type["GroupHolder"], tuple[()]]:
         return GroupHolder, ()
+
+
+class Grouped:
+    """A module that belongs to a process group, asked for at call time."""
+
+    _group = GroupHolder()
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
+        return self._group.group
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup | None) -> None:
+        self._group = GroupHolder(group)
 
 
 def rank_and_world_size(group: ProcessGroup | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from vqssl import kernels
 from vqssl.checks import by_name, check_code_range, check_indices, check_object, check_range, may_ask
 from vqssl.code_table import CodeTable
-from vqssl.collectives import GroupHolder, TokenPool, all_reduce_sum, rank_counts, slots
+from vqssl.collectives import Grouped, TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema import EMA_RULES, EMARule
 from vqssl.functional.random import random_positions
 from vqssl.revival import NoRevival, Revival
@@ -18,7 +18,7 @@ from vqssl.revival import NoRevival, Revival
 __all__ = ["EMATable", "update_together"]
 
 
-class EMATable(CodeTable):
+class EMATable(Grouped, CodeTable):
     """Adds to a :class:`CodeTable` what moves it: rule, revival and ranks.
 
     Args:
@@ -46,17 +46,8 @@ class EMATable(CodeTable):
         self.ema = by_name("ema", ema, EMA_RULES)
         self.revival = NoRevival() if revival is None else revival
         check_object("revival", self.revival, Revival, "BatchRevival()")
-        self._group = GroupHolder(process_group)
+        self.process_group = process_group
         self.frozen = False
-
-    @property
-    def process_group(self) -> ProcessGroup | None:
-        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
-        return self._group.group
-
-    @process_group.setter
-    def process_group(self, group: ProcessGroup | None) -> None:
-        self._group = GroupHolder(group)
 
     @torch.no_grad()
     def update_(self, x: Tensor, indices: Tensor) -> None:

@@ -11,15 +11,16 @@ from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
-from vqssl.collectives import GroupHolder, all_reduce_mean_, rank_and_world_size
+from vqssl.collectives import Grouped, all_reduce_mean_, rank_and_world_size
 from vqssl.functional.schedules import cosine_momentum
+from vqssl.sharding import in_form_of, is_sharded, reshard_, was_sharded
 
 __all__ = ["MomentumTeacher"]
 
 BUFFER_POLICIES = ("ema", "copy", "own")
 
 
-class MomentumTeacher(nn.Module):
+class MomentumTeacher(Grouped, nn.Module):
     r"""A copy of the student that never gets a gradient and follows the student's weights slowly.
 
     .. math:: \xi \leftarrow m_t\, \xi + (1 - m_t)\, \theta, \qquad
@@ -105,7 +106,7 @@ class MomentumTeacher(nn.Module):
                 f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then "
                 "build the teacher"
             )
-        if any(hasattr(part, "set_reshard_after_backward") for part in student.modules()):
+        if was_sharded(student):
             raise ValueError(
                 "student must be whole, but fully_shard was called on it, and a sharded module cannot be copied: build "
                 "MomentumTeacher(student) first, then shard the student, and teacher.module too where it should be"
@@ -115,20 +116,11 @@ class MomentumTeacher(nn.Module):
         self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.buffer_policy = buffers
-        self._group = GroupHolder(process_group)
+        self.process_group = process_group
         # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-
-    @property
-    def process_group(self) -> ProcessGroup | None:
-        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
-        return self._group.group
-
-    @process_group.setter
-    def process_group(self, group: ProcessGroup | None) -> None:
-        self._group = GroupHolder(group)
 
     @property
     def step(self) -> int:
@@ -179,7 +171,7 @@ class MomentumTeacher(nn.Module):
         if not isinstance(student, nn.Module):
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}: pass the module itself")
         student = _unwrapped(student)
-        _reshard(self.module, student)
+        reshard_(self.module, student)
         pairs = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
         if self.buffer_policy != "own":
@@ -187,9 +179,9 @@ class MomentumTeacher(nn.Module):
         t = self._updates if step is None else torch.full_like(self._updates, _checked(step))
         weight = 1.0 - self._momentum(t)
 
-        pairs = [(mine, _as(mine, leader.detach())) for mine, leader in pairs]
+        pairs = [(mine, in_form_of(mine, leader.detach())) for mine, leader in pairs]
         for sharded in (False, True):
-            _follow([pair for pair in pairs if hasattr(pair[0], "full_tensor") == sharded], weight)
+            _follow([pair for pair in pairs if is_sharded(pair[0]) == sharded], weight)
         if self.buffer_policy != "own":
             for mine, leader in buffers:
                 if self.buffer_policy == "ema" and mine.is_floating_point():
@@ -267,27 +259,6 @@ def _checked(step: Any) -> int:
     if not 0 <= step < 2**63 - 1:
         raise ValueError(f"step must not be negative, and fit 64 bits, got {step}: count from 0")
     return step
-
-
-def _reshard(*modules: nn.Module) -> None:
-    """Give back what ``fully_shard`` gathered for a forward pass: that is a passing copy, and not what is saved."""
-    for module in modules:
-        for part in module.modules():
-            if hasattr(part, "set_reshard_after_backward"):
-                part.reshard()  # type: ignore[operator]
-
-
-def _as(mine: Tensor, leader: Tensor) -> Tensor:
-    """``leader`` in the dtype, on the device and, where only one of the two is sharded, in the form of ``mine``."""
-    # By the method: importing DTensor would take as long as half of torch, for those who never shard.
-    if hasattr(leader, "full_tensor") and not hasattr(mine, "full_tensor"):
-        leader = leader.full_tensor()
-    elif hasattr(mine, "full_tensor") and not hasattr(leader, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        # Each rank has all of it, and takes its own part.
-        leader = distribute_tensor(leader, mine.device_mesh, mine.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return leader.to(device=mine.device, dtype=mine.dtype)
 
 
 def _follow(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor) -> None:
