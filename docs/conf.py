@@ -15,8 +15,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-# What is in reliability/ are results and a part that training.md includes.
-exclude_patterns = ["_build", "reliability/*"]
+# Results, and parts that pages include.
+exclude_patterns = ["_build", "reliability/*", "ablation/*"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
