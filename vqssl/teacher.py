@@ -159,8 +159,8 @@ class MomentumTeacher(Grouped, nn.Module):
 
         Raises:
             TypeError: ``student`` is no module, or ``step`` no integer.
-            ValueError: the student's parameters or buffers have other names or shapes than the teacher's, or ``step``
-                is negative. Nothing has changed then.
+            ValueError: the student's parameters or buffers have other names or shapes than the teacher's, ``step`` is
+                negative, or this process is not in ``process_group``. Nothing has changed then.
 
         >>> student = torch.nn.Linear(3, 2)
         >>> teacher = MomentumTeacher(student)

@@ -59,12 +59,12 @@ def main(config: Evaluation) -> dict[str, Any]:
     unknown = [name for name in config.protocols if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"protocols must be of {', '.join(PROTOCOLS)}, got {' '.join(unknown)}")
-    paths = [config.run / method / "checkpoint.pt" for method in METHODS]
-    checkpoints = {path.parent.name: settings_of(path) for path in paths if path.exists()}
+    paths = [path for method in METHODS if (path := config.run / method / "checkpoint.pt").exists()]
+    checkpoints = {path.parent.name: settings_of(path) for path in paths}
     if not checkpoints:
         raise ValueError(f"no byol/checkpoint.pt or dissect/checkpoint.pt in {config.run}: give the example's --out")
     first = next(iter(checkpoints.values()))
-    data = images_of(config, torch.load(paths_of(config, checkpoints)[0], weights_only=True)["data"])
+    data = images_of(config, torch.load(paths[0], weights_only=True)["data"])
     train, test = (data.subset(index) for index in train_test_split(data, seed=first.seed))
     if train.labels is None or test.labels is None:
         raise ValueError("an evaluation needs labels, and these images have none: see load_images for where they go")
@@ -113,10 +113,6 @@ def settings_of(path: Path) -> Pretraining:
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in found[name].items()}
         found[name] = kind(**options)
     return Pretraining(**found)
-
-
-def paths_of(config: Evaluation, checkpoints: dict[str, Pretraining]) -> list[Path]:
-    return [config.run / method / "checkpoint.pt" for method in checkpoints]
 
 
 def images_of(config: Evaluation, fingerprint: str) -> ImageSet:
