@@ -81,16 +81,28 @@ class Encoder(nn.Module):
     def scale_channels(self) -> list[int]:
         return [self.widths[STAGES.index(scale)] for scale in self.scales]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`(B, C, H, W)` -> features `(B, dim)` and the maps of `scales`."""
+    @property
+    def pyramid_channels(self) -> list[int]:
+        """Of :meth:`pyramid`."""
+        return [*([self.widths[0]] if not self.resnet.no_max_pool else []), *self.widths]
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps of all stages, fine to coarse, each half the one before; the usual stem's comes first."""
         net = self.resnet
         x = net.act(net.bn1(net.conv1(images)))
+        maps = []
         if not net.no_max_pool:
+            maps.append(x)
             x = net.maxpool(x)
-        maps = {}
         for stage in STAGES:
-            x = maps[stage] = getattr(net, stage)(x)
-        return x.mean((2, 3)), [maps[scale] for scale in self.scales]
+            x = getattr(net, stage)(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`(B, C, H, W)` -> features `(B, dim)` and the maps of `scales`."""
+        maps = self.pyramid(images)[-len(STAGES) :]
+        return maps[-1].mean((2, 3)), [maps[STAGES.index(scale)] for scale in self.scales]
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
@@ -144,10 +144,11 @@ def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> float:
     if labels.ndim == 1:
-        return macro_auc(test_labels, _fit(features, labels).predict_proba(test_features))
-    scores = [_fit(features, column).predict_proba(test_features)[:, 1] for column in labels.T]
+        return macro_auc(test_labels, fit(features, labels).predict_proba(test_features))
+    scores = [fit(features, column).predict_proba(test_features)[:, 1] for column in labels.T]
     return macro_auc(test_labels, np.stack(scores, 1))
 
 
-def _fit(features: np.ndarray, labels: np.ndarray):
+def fit(features: np.ndarray, labels: np.ndarray) -> Pipeline:
+    """A standardisation and a logistic regression."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=2000)).fit(features, labels)

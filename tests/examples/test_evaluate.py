@@ -1,21 +1,31 @@
-"""Evaluation of a finished run: same subsets for all, encoders left alone, labels decide."""
+"""Evaluation of finished runs: same subsets for all, encoders left alone, each protocol against a law of its own."""
 
+import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import mutual_info_score
+from torch import nn
 
-from examples.dissect import evaluate
+from examples.dissect import evaluate, evaluation_report
+from examples.dissect.augment import Augmentation, to_float
 from examples.dissect.imageset import ImageSet
-from examples.dissect.model import Model
+from examples.dissect.model import Encoder, Model
 from examples.dissect.phantoms import make_phantoms
-from examples.dissect.probe import knn_auc, knn_monitor, macro_auc
+from examples.dissect.probe import fit, knn_auc, knn_monitor, macro_auc
+from examples.dissect.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
 from examples.dissect.train import Optimization, Pretraining, Run
 
 TINY = Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9)
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=2, warmup_epochs=1)
+SETTINGS = Settings(shares=(0.3, 1.0), mask_shares=(0.4, 1.0), subsets=2, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +34,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     phantoms = make_phantoms(96, 32, seed=0)
     path = folder / "images.npz"
-    np.savez(path, images=phantoms.images, labels=phantoms.labels)
+    np.savez(path, images=phantoms.images, labels=phantoms.labels, groups=phantoms.groups, masks=phantoms.masks)
     data = evaluate.load_images(path, 32)
     train = data.subset(evaluate.train_test_split(data)[0])
     for method in ("byol", "dissect"):
@@ -32,51 +42,300 @@ def finished(tmp_path_factory):
     return folder, path
 
 
-def test_all_encoders_by_both_protocols(finished, capsys):
+def test_all_protocols_by_one_command(finished, tmp_path, capsys):
     folder, path = finished
     before = (folder / "dissect" / "checkpoint.pt").read_bytes()
-    config = evaluate.Evaluation(folder, path, shares=(0.3, 1.0), subsets=2, steps=3)
-    result = evaluate.main(config)
-    assert list(result["auc"]) == ["random", "byol", "dissect"]
-    for protocols in result["auc"].values():
-        assert list(protocols) == ["linear", "finetune"]
-        for by_share in protocols.values():
-            assert {share: len(values) for share, values in by_share.items()} == {"0.3": 2, "1": 1}
-            assert all(0 <= value <= 1 for values in by_share.values() for value in values)
-    assert json.loads((folder / "evaluation.json").read_text())["auc"] == result["auc"]
-    assert "| dissect | linear - finetune |" in (folder / "evaluation.md").read_text()
+    config = evaluate.Evaluation(runs=(folder,), data=path, out=tmp_path, settings=SETTINGS)
+    text = evaluate.main(config)
+    results = {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}
+    assert len(results) == len(PROTOCOLS) * 3
+    record = json.loads(results["finetune-dissect-seed0.json"])
+    assert {share: len(values) for share, values in record["scores"].items()} == {"30%": 2, "100%": 1}
+    assert record["settings"]["steps"] == 3
+    assert record["pretraining"]["model"]["codebook_size"] == 16
+    # Phantoms have one bit of the mask for each finding, whose names the columns carry.
+    assert "finding 1, 40%" in json.loads(results["segment-tuned-byol-seed0.json"])["scores"]
+    for protocol in PROTOCOLS.values():
+        assert protocol.title in text
+    assert "| dissect over byol | 1 |" in text
+    assert "Linear probe minus fine-tuning" in text
     assert "95% interval" in capsys.readouterr().out
+    pictures = {file.stem for file in tmp_path.glob("*.png")}
+    assert {
+        "segment-frozen",
+        "segment-tuned",
+        "localise-finding-0",
+        "anatomy",
+        "codes-dissect-maps",
+        "shares",
+    } <= pictures
     assert (folder / "dissect" / "checkpoint.pt").read_bytes() == before
-    # The same again: nothing but seeds decides.
-    assert evaluate.main(config)["auc"] == result["auc"]
+    # What is there is not measured again, and the same settings give the same figures.
+    (tmp_path / "linear-byol-seed0.json").unlink()
+    assert evaluate.main(replace(config, protocols=("linear", "codes"))) == text
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}.keys() == results.keys()
+    again = json.loads((tmp_path / "linear-byol-seed0.json").read_text())
+    assert again["scores"] == json.loads(results["linear-byol-seed0.json"])["scores"]
+    with pytest.raises(ValueError, match="other settings: steps was 3, is 4"):
+        evaluate.main(replace(config, settings=replace(SETTINGS, steps=4)))
+    assert evaluate.main(evaluate.Evaluation(out=tmp_path, report=True)) == text
+
+
+def test_refusals(finished, tmp_path):
+    folder, path = finished
+    config = evaluate.Evaluation(runs=(folder,), data=path, out=tmp_path / "out", settings=SETTINGS)
+    with pytest.raises(ValueError, match=r"must hold checkpoints of the example or the sweep, got .*nowhere"):
+        evaluate.main(replace(config, runs=(tmp_path / "nowhere",)))
+    with pytest.raises(ValueError, match="encoders must be of random, byol, dissect, got full"):
+        evaluate.main(replace(config, encoders=("full",)))
+    with pytest.raises(ValueError, match="one run a seed"):
+        evaluate.find(replace(config, runs=(folder, folder / "byol")))
+    others = tmp_path / "others.npz"
+    np.savez(others, images=make_phantoms(96, 32, seed=5).images)
+    with pytest.raises(ValueError, match="was not trained on these images"):
+        evaluate.main(replace(config, data=others))
+    with pytest.raises(ValueError, match="no results in"):
+        evaluate.main(evaluate.Evaluation(out=tmp_path / "out2", report=True))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        evaluate.find(replace(config, runs=(plain,)))
+
+
+def test_a_protocol_that_the_images_do_not_allow(tmp_path):
+    """Left out aloud where all are asked for, refused where it is asked for by name."""
+    phantoms = make_phantoms(64, 32, seed=1)
+    path = tmp_path / "images.npz"
+    np.savez(path, images=phantoms.images, labels=phantoms.labels[:, 0].astype(np.int64))
+    data = evaluate.load_images(path, 32)
+    train = data.subset(evaluate.train_test_split(data)[0])
+    Run(train, Pretraining("byol", TINY, optimization=QUICK), tmp_path / "byol").train(quiet=True, until=0)
+    Run(train, Pretraining("byol", TINY, optimization=QUICK), tmp_path / "byol").save()
+    config = evaluate.Evaluation(runs=(tmp_path,), data=path, out=tmp_path / "out", settings=SETTINGS)
+    evaluate.main(config)
+    names = {file.name.partition("-byol")[0] for file in config.out.glob("*-byol-seed0.json")}
+    assert names == {"linear", "finetune", "anatomy"}
+    with pytest.raises(ValueError, match="segment-frozen needs masks"):
+        evaluate.main(replace(config, protocols=("segment-frozen",)))
+
+
+def test_masks_of_their_own_are_tested_on_patients_never_pretrained_on(finished):
+    folder, path = finished
+    phantoms = make_phantoms(96, 32, seed=0)
+    found = evaluate.find(evaluate.Evaluation(runs=(folder,), data=path))
+    train, test = evaluate.split_of(evaluate.load_images(path, 32), found[0])
+    known, asked = evaluate.apart(phantoms, train)
+    assert len(known) + len(asked) == 96
+    assert set(asked.groups) == set(test.groups)
+    assert not set(asked.groups) & set(train.groups)
+    with pytest.raises(ValueError, match="need `groups`"):
+        evaluate.apart(replace(phantoms, groups=None), train)
+    with pytest.raises(ValueError, match=r"of both patients pretrained on and others, got \d+ and 0 images"):
+        evaluate.apart(known, train)
+
+
+# ---- each protocol ----
+
+
+def toy(seed: int = 0, count: int = 160) -> ImageSet:
+    """A bright blob of 8 x 8 somewhere, or none: the label says whether, the mask where."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (count, 32, 32))
+    labels = (np.arange(count) % 2)[:, None]
+    masks = np.zeros((count, 32, 32), np.uint8)
+    for i in np.flatnonzero(labels[:, 0]):
+        y, x = rng.integers(0, 24, 2)
+        masks[i, y : y + 8, x : x + 8] = 1
+    return ImageSet((images + 150 * masks).astype(np.uint8), labels.astype(np.uint8), None, masks, None, ("blob",))
+
+
+def subject_on(data: ImageSet, folder: Path, *, name: str = "byol") -> Subject:
+    train, test = data.subset(slice(0, 120)), data.subset(slice(120, None))
+    views = Augmentation(crop_scale=(0.8, 1.0), flip=0.0)
+    run = Run(train, Pretraining(name, TINY, augmentation=views, optimization=QUICK), folder)
+    return Subject(name, 0, run, run.model.student.encoder, train, test, (train, test))
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_fine_tuning_learns_and_leaves_the_encoder_alone(tmp_path):
     """Bright on the left or on the right: two classes that a few steps tell apart."""
     rng = np.random.default_rng(0)
-    labels = np.arange(120) % 2
-    images = rng.integers(0, 60, (120, 32, 32))
+    labels = np.arange(160) % 2
+    images = rng.integers(0, 60, (160, 32, 32))
     images[labels == 1, :, :16] += 150
     images[labels == 0, :, 16:] += 150
-    data = ImageSet(images.astype(np.uint8), labels=labels)
-    train, test = data.subset(np.arange(80)), data.subset(np.arange(80, 120))
-    flipless = replace(Pretraining("byol", TINY, optimization=QUICK).augmentation, flip=0.0, crop_scale=(0.8, 1.0))
-    run = Run(train, Pretraining("byol", TINY, augmentation=flipless, optimization=QUICK), tmp_path)
-    encoder = run.model.student.encoder
-    before = [parameter.clone() for parameter in encoder.parameters()]
-    config = evaluate.Evaluation(tmp_path, steps=40)
-    assert evaluate.finetuned(run, encoder, train, test, config, seed=0) > 0.9
-    assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
-    nonsense = replace(train, labels=np.random.default_rng(1).permutation(train.labels))
-    assert evaluate.finetuned(run, encoder, nonsense, test, config, seed=0) < 0.9
+    subject = subject_on(ImageSet(images.astype(np.uint8), labels=labels), tmp_path)
+    before = state(subject.encoder)
+    assert finetune.finetuned(subject, subject.train, replace(SETTINGS, steps=40), 0) > 0.9
+    assert unchanged(subject.encoder, before)
+    nonsense = replace(subject.train, labels=np.random.default_rng(1).permutation(subject.train.labels))
+    assert finetune.finetuned(subject, nonsense, replace(SETTINGS, steps=40), 0) < 0.9
 
 
-def test_refusals(finished, tmp_path):
+def test_batches_take_every_image_once_before_any_twice():
+    torch.manual_seed(0)
+    seen = torch.cat(list(finetune.batches(10, replace(SETTINGS, steps=7, batch_size=4))))
+    assert seen.shape == (28,)
+    assert seen[:10].sort().values.tolist() == seen[10:20].sort().values.tolist() == list(range(10))
+    assert [len(batch) for batch in finetune.batches(3, replace(SETTINGS, steps=2))] == [3, 3]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_segmentation_finds_the_blob_and_leaves_the_encoder_alone(frozen, tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    before = state(subject.encoder)
+    settings = replace(SETTINGS, steps=60, lr=5e-3, batch_size=32)
+    net = segment.trained(subject, subject.train, 1, settings, 0, frozen=frozen)
+    assert unchanged(subject.encoder, before)
+    assert unchanged(net.encoder, before) is frozen  # BatchNorm's statistics too
+    assert segment.dice(subject, net, subject.test, 1)[0] > 0.7
+    # Images without a mask do not count, and where none has one there is nothing to average.
+    empty = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0] == 0))
+    full = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0]))
+    assert segment.dice(subject, net, subject.test, 1) == pytest.approx(segment.dice(subject, net, full, 1))
+    with pytest.raises(ValueError, match="no test image has"):
+        segment.dice(subject, net, empty, 1)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_the_decoder_fits_every_stem(stride):
+    encoder = Encoder(1, replace(TINY, stem_stride=stride))
+    net = segment.Segmenter(encoder, 2, frozen=False)
+    images = torch.rand(2, 1, 64, 64)
+    assert net(images).shape == (2, 2, 64, 64)
+    sizes = [each.shape[2] for each in encoder.pyramid(images)]
+    assert [a / b for a, b in itertools.pairwise(sizes)] == [2.0] * (len(sizes) - 1)
+    assert [each.shape[1] for each in encoder.pyramid(images)] == encoder.pyramid_channels
+    net(images).sum().backward()
+    assert encoder.resnet.conv1.weight.grad.abs().sum() > 0
+
+
+def test_dice_is_twice_the_overlap_over_the_sum(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    net = segment.Segmenter(subject.encoder, 1, frozen=True).eval()
+    with torch.no_grad():
+        guess = segment.predicted(subject, net, subject.test.images).bool().numpy()[:, 0]
+    truth = subject.test.masks > 0
+    per_image = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(guess, truth, strict=True) if b.any()]
+    assert segment.dice(subject, net, subject.test, 1)[0] == pytest.approx(np.mean(per_image), abs=1e-6)
+
+
+def test_the_probe_as_one_map_is_the_pipeline(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    net = localise.Probed(subject)
+    features = [
+        subject.run.encode(to_float(side.images), subject.encoder)[0].numpy() for side in (subject.train, subject.test)
+    ]
+    expected = fit(features[0], subject.train.labels[:, 0]).decision_function(features[1])
+    with torch.no_grad():
+        found = net(subject.run.normalize(to_float(subject.test.images)))[:, 0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_grad_cam_looks_at_the_blob(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    tuned = replace(SETTINGS, steps=60, lr=5e-3)
+    net = segment.trained(subject, subject.train, 1, tuned, 0, frozen=False)
+    seeing = replace(subject, encoder=net.encoder)
+    scores = localise.measure(seeing, SETTINGS)
+    assert scores["blob, by chance"][0] == pytest.approx(100 * 64 / 1024)
+    assert max(value[0] for name, value in scores.items() if "layer" in name) > 2 * 6.25
+
+
+def test_energy_by_hand():
+    cam = np.zeros((3, 4, 4))
+    cam[0, :2] = 1.0
+    cam[1, 0, 0] = 3.0
+    mask = np.zeros((3, 4, 4), np.uint8)
+    mask[:, 0] = 1
+    assert localise.energy(cam, mask).tolist() == [0.5, 1.0, 0.0]  # the empty map points nowhere
+
+
+class Places(nn.Module):
+    """A map that holds the row of each cell and noise; pooled features of no use."""
+
+    scales = ("layer2",)
+
+    def forward(self, images):
+        rows = torch.linspace(-1, 1, 8)[None, None, :, None].expand(len(images), 1, 8, 8)
+        noise = torch.randn(len(images), 1, 8, 8)
+        return images.mean((2, 3)), [torch.cat([rows, noise], 1)]
+
+
+def test_anatomy_tells_what_the_cell_knows(tmp_path):
+    subject = replace(subject_on(toy(), tmp_path), encoder=Places())
+    scores = anatomy.measure(subject, SETTINGS)
+    assert scores["layer2, row"][0] > 99.9
+    assert abs(scores["layer2, column"][0]) < 3
+    corners = anatomy.tint(np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]))
+    distances = np.abs(corners[:, None] - corners[None]).sum(-1)[np.triu_indices(4, 1)]
+    assert distances.min() > 0.5  # four corners, four colours
+
+
+def test_bits_is_the_mutual_information():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (10, 4, 4))
+    assert codes.bits(truth, truth) == pytest.approx(stats.entropy(np.bincount(truth.ravel()), base=2))
+    assert codes.bits(rng.integers(0, 16, truth.shape) * 0, truth) == 0
+    noise = rng.integers(0, 5, truth.shape)
+    assert codes.bits(noise, truth) == pytest.approx(mutual_info_score(noise.ravel(), truth.ravel()) / np.log(2))
+
+
+@given(count=st.integers(2, 40), seed=st.integers(0, 10))
+def test_another_image_is_never_the_own(count, seed):
+    order = codes.derangement(count, np.random.default_rng(seed))
+    assert sorted(order) == list(range(count))
+    assert not (order == np.arange(count)).any()
+
+
+def test_cells_are_covered_not_at_all_by_half_or_more():
+    masks = np.zeros((1, 4, 4), np.uint8)
+    masks[0, :2, 2:] = 2  # any bit counts
+    masks[0, 2:, 0] = 1
+    assert codes.covered(masks, (2, 2)).tolist() == [[[0, 2], [1, 0]]]
+
+
+def test_own_codes_are_those_of_the_teacher(finished):
     folder, path = finished
-    with pytest.raises(ValueError, match=r"no byol/checkpoint\.pt or dissect/checkpoint"):
-        evaluate.main(evaluate.Evaluation(tmp_path, path))
-    with pytest.raises(ValueError, match="protocols must be of linear, finetune, got knn"):
-        evaluate.main(evaluate.Evaluation(folder, path, protocols=("knn",)))
+    config = evaluate.Evaluation(runs=(folder,), data=path, encoders=("dissect",))
+    subject = evaluate.subject_of(evaluate.find(config)[0], config)
+    model = subject.run.model.eval()
+    images = subject.run.normalize(to_float(subject.test.images))
+    with torch.no_grad():
+        expected = model.quantizer(model.teacher(images)[1]).indices
+    for stage, indices in zip(TINY.scales, expected, strict=True):
+        np.testing.assert_array_equal(codes.own_codes(subject, subject.test)[stage], indices.numpy())
+    assert subject.codes
+    assert not replace(subject, encoder=Encoder(1, TINY)).codes
+
+
+# ---- the report ----
+
+
+def test_intervals_are_over_seeds_where_there_are_some():
+    draws = [[70.0, 72.0], [74.0, 74.0], [75.0, 77.0]]
+    mean, half = evaluation_report.interval(draws)
+    means = [71.0, 74.0, 76.0]
+    low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
+    assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
+    one, half = evaluation_report.interval(draws[:1])
+    assert (one, half) == (71.0, pytest.approx(stats.t.ppf(0.975, 1) * stats.sem(draws[0])))
+    assert evaluation_report.interval([[5.0]]) == (5.0, None)
+
+
+def test_differences_are_paired():
+    a = {0: {"1%": [3.0, 5.0]}, 1: {"1%": [9.0, 9.0]}, 2: {"1%": [1.0, 1.0]}}
+    b = {0: {"1%": [1.0, 1.0]}, 1: {"1%": [9.0, 8.0]}}
+    assert evaluation_report.difference(a, b, "1%") == [[2.0, 4.0], [0.0, 1.0]]
+    assert "| dissect over byol | 2 | 1.8 ± " in evaluation_report.table_of({"byol": b, "dissect": a}, 1)
 
 
 # ---- the kNN probe ----

@@ -1,0 +1,16 @@
+"""What a pretrained encoder is judged by: one protocol a file, all of the same form."""
+
+from examples.dissect.protocols import anatomy, codes, finetune, linear, localise, segment
+from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
+
+__all__ = ["PROTOCOLS", "Protocol", "Scores", "Settings", "Subject"]
+
+PROTOCOLS: dict[str, Protocol] = {
+    "linear": linear.PROTOCOL,
+    "finetune": finetune.PROTOCOL,
+    "segment-frozen": segment.FROZEN,
+    "segment-tuned": segment.TUNED,
+    "localise": localise.PROTOCOL,
+    "anatomy": anatomy.PROTOCOL,
+    "codes": codes.PROTOCOL,
+}

@@ -1,0 +1,86 @@
+"""Does a cell of the feature map know where in the chest it is? A ridge regression, and a t-SNE to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.linear_model import RidgeCV
+from sklearn.manifold import TSNE
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from examples.dissect.augment import to_float
+from examples.dissect.imageset import ImageSet
+from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
+
+IMAGES = 400
+"""To fit on, and to test on."""
+
+
+def cells(subject: Subject, data: ImageSet, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By stage: features of all cells `(M, C)` and where they are `(M, 2)`, row and column from -1 to 1."""
+    some = data.subset(slice(0, count))
+    found = {}
+    for stage, features in zip(
+        subject.encoder.scales, subject.run.encode(to_float(some.images), subject.encoder)[1], strict=True
+    ):
+        n, channels, height, width = features.shape
+        rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+        place = np.tile(np.stack([rows.ravel(), columns.ravel()], 1), (n, 1))
+        found[stage] = features.permute(0, 2, 3, 1).reshape(-1, channels).numpy(), place
+    return found
+
+
+def measure(subject: Subject, settings: Settings) -> Scores:
+    train, test = (cells(subject, side, IMAGES) for side in (subject.train, subject.test))
+    scores: Scores = {}
+    for stage, (features, place) in train.items():
+        model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7))).fit(features, place)
+        left = ((test[stage][1] - model.predict(test[stage][0])) ** 2).mean(0)
+        explained = 1 - left / test[stage][1].var(0)
+        for axis, value in zip(("row", "column"), explained, strict=True):
+            scores[f"{stage}, {axis}"] = [100 * float(value)]
+    return scores
+
+
+def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
+    """t-SNE of cells of the finest quantised stage, coloured by place."""
+    figure = Figure(figsize=(3.4 * len(subjects) + 1.6, 3.6), layout="constrained")
+    *panels, legend = figure.subplots(1, len(subjects) + 1, width_ratios=[3.4] * len(subjects) + [1.2])
+    for axes, subject in zip(panels, subjects, strict=True):
+        stage, (features, place) = next(iter(cells(subject, subject.test, 40).items()))
+        flat = TSNE(random_state=settings.seed, init="pca").fit_transform(StandardScaler().fit_transform(features))
+        axes.scatter(*flat.T, c=tint(place), s=4, linewidths=0)
+        axes.set(xticks=[], yticks=[])
+        score = measure(subject, settings)
+        r2 = " and ".join(f"{axis} {score[f'{stage}, {axis}'][0]:.0f}%" for axis in ("row", "column"))
+        axes.set_title(f"{subject.name}, {stage}\nexplained: {r2}", fontsize=9)
+    side = np.linspace(-1, 1, 64)
+    rows, columns = np.meshgrid(side, side, indexing="ij")
+    legend.imshow(tint(np.stack([rows.ravel(), columns.ravel()], 1)).reshape(64, 64, 3))
+    legend.set(xticks=[], yticks=[])
+    legend.set_title("place in the image", fontsize=8)
+    figure.savefig(folder / "anatomy.png", dpi=110)
+
+
+def tint(place: np.ndarray) -> np.ndarray:
+    """A colour `(M, 3)` for a place: the row from blue to yellow, the column from green to red."""
+    row, column = (place.T + 1) / 2
+    return np.clip(
+        np.stack([0.15 + 0.8 * column, 0.15 + 0.75 * (1 - column) * 0.6 + 0.35 * row, 0.95 - 0.85 * row], 1), 0, 1
+    )
+
+
+def lacking(subject: Subject) -> str | None:
+    return None
+
+
+PROTOCOL = Protocol(
+    "Anatomy: variance (%) of a cell's place that a ridge regression explains from its features, on test images",
+    measure,
+    lacking,
+    draw,
+)

@@ -1,0 +1,96 @@
+"""What codes know of a mask: the mutual information between the code of a cell and the mask's share in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import mutual_info_score
+from torch.nn import functional as F
+
+from examples.dissect import pictures
+from examples.dissect.augment import to_float
+from examples.dissect.imageset import ImageSet
+from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_masks
+
+
+def measure(subject: Subject, settings: Settings) -> Scores:
+    """In bits, by stage: with k-means codes of the frozen features, the same procedure for every encoder; with the own
+    codebook where there is one; against the mask of another image, which keeps what place alone tells; and the
+    entropy of the mask, which none can exceed."""
+    assert subject.masked is not None
+    train, test = subject.masked
+    assert test.masks is not None
+    scores: Scores = {}
+    own = own_codes(subject, test) if subject.codes else {}
+    maps = [subject.run.encode(to_float(side.images), subject.encoder)[1] for side in (train, test)]
+    rng = np.random.default_rng(settings.seed)
+    for stage, known, asked in zip(subject.encoder.scales, *maps, strict=True):
+        truth = covered(test.masks, (asked.shape[2], asked.shape[3]))
+        codes = kmeans(known, asked, subject.run.config.model.codebook_size, settings.seed)
+        other = truth[derangement(len(truth), rng)]
+        scores[f"{stage}, k-means"] = [bits(codes, truth)]
+        scores[f"{stage}, another's mask"] = [bits(codes, other)]
+        if stage in own:
+            scores[f"{stage}, own codes"] = [bits(own[stage], truth)]
+        scores[f"{stage}, entropy"] = [bits(truth, truth)]
+    return scores
+
+
+def covered(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """`(N, H, W)` of 0, 1, 2: nothing of the cell, up to a half, more than a half is masked."""
+    share = F.adaptive_avg_pool2d(torch.from_numpy((masks > 0).astype(np.float32))[:, None], grid)[:, 0].numpy()
+    return (share > 0).astype(int) + (share > 0.5)
+
+
+def kmeans(train: torch.Tensor, test: torch.Tensor, count: int, seed: int) -> np.ndarray:
+    """Codes `(N, H, W)` of the test cells, by centres fitted to the training cells."""
+    known, asked = (side.permute(0, 2, 3, 1).reshape(-1, side.shape[1]).numpy() for side in (train, test))
+    model = MiniBatchKMeans(min(count, len(known)), n_init=1, batch_size=4096, random_state=seed).fit(known)
+    return model.predict(asked).reshape(len(test), *test.shape[2:])
+
+
+def own_codes(subject: Subject, data: ImageSet) -> dict[str, np.ndarray]:
+    """By stage, of the encoder whose maps the codebooks were trained on: the teacher's, unless told otherwise."""
+    run = subject.run
+    assert run.model.quantizer is not None
+    encoder = subject.encoder
+    if run.model.quantize == "teacher":
+        encoder = run.model.teacher.module.get_submodule("encoder")  # type: ignore[assignment]
+    maps = run.encode(to_float(data.images), encoder)[1]
+    with torch.no_grad():
+        found = run.model.quantizer.eval()([each.to(run.config.device) for each in maps]).indices
+    return {stage: codes.cpu().numpy() for stage, codes in zip(subject.encoder.scales, found, strict=True)}
+
+
+def bits(codes: np.ndarray, truth: np.ndarray) -> float:
+    return float(mutual_info_score(truth.ravel(), codes.ravel()) / np.log(2))
+
+
+def derangement(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A permutation in which nothing stays: one random cycle through all."""
+    order = rng.permutation(count)
+    found = np.empty(count, int)
+    found[order] = np.roll(order, 1)
+    return found
+
+
+def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
+    for subject in subjects:
+        if subject.codes and subject.masked is not None:
+            data = subject.masked[1]
+            found = own_codes(subject, data)
+            size = subject.run.config.model.codebook_size
+            pictures.code_maps(data, found, size, folder / f"codes-{subject.name}-maps.png")
+            pictures.code_patches(data, next(iter(found.values())), folder / f"codes-{subject.name}-patches.png")
+
+
+PROTOCOL = Protocol(
+    "Mutual information (bits) between the code of a cell and the share of it that is masked",
+    measure,
+    lacking_masks,
+    draw,
+)

@@ -1,0 +1,124 @@
+"""Grad-CAM (captum's) of the frozen encoder through its linear probe: how much of it lies in the lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from examples.dissect.augment import to_float
+from examples.dissect.model import STAGES
+from examples.dissect.probe import fit
+from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
+
+LAYERS = STAGES[1:]
+
+
+class Probed(nn.Module):
+    """Normalised images -> the logits of the findings, by a linear probe with all labels."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        train = subject.train
+        assert train.labels is not None
+        self.encoder = subject.encoder.eval()
+        features = subject.run.encode(to_float(train.images), self.encoder)[0].numpy()
+        fits = [fit(features, column) for column in train.labels.T]
+        # coef (x - mean) / scale + intercept, as one linear map
+        weight = np.concatenate([each[-1].coef_ / each[0].scale_ for each in fits])
+        bias = [each[-1].intercept_[0] - row @ each[0].mean_ for each, row in zip(fits, weight, strict=True)]
+        self.head = nn.Linear(*weight.shape[::-1])
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.tensor(np.array(bias)))
+        self.to(subject.run.config.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(images)[0])
+
+
+def maps(subject: Subject, net: Probed, images: np.ndarray, finding: int) -> dict[str, np.ndarray]:
+    """By layer, the positive part of Grad-CAM at the images' size: `(N, S, S)`."""
+    device = subject.run.config.device
+    found = {}
+    for layer in LAYERS:
+        cam = LayerGradCam(net, net.encoder.resnet.get_submodule(layer))
+        parts = []
+        for batch in to_float(images).split(128):
+            inputs = subject.run.normalize(batch.to(device))
+            coarse = cam.attribute(inputs, target=finding, relu_attributions=True).detach()
+            fine = LayerAttribution.interpolate(coarse, images.shape[1:3], "bilinear")
+            parts.append(fine[:, 0].cpu().numpy())
+        found[layer] = np.concatenate(parts)
+    return found
+
+
+def measure(subject: Subject, settings: Settings) -> Scores:
+    assert subject.masked is not None
+    net = Probed(subject)
+    scores: Scores = {}
+    for finding, name, images, masks in lesions(subject):
+        for layer, cam in maps(subject, net, images, finding).items():
+            scores[f"{name}, {layer}"] = [100 * float(energy(cam, masks).mean())]
+        scores[f"{name}, by chance"] = [100 * float(masks.mean())]
+    return scores
+
+
+def lesions(subject: Subject) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """Of each finding: its number, name, and the test images that have it, with their masks."""
+    assert subject.masked is not None
+    test = subject.masked[1]
+    assert test.masks is not None
+    names = plane_names(subject.masked[0])
+    split = planes(test.masks, len(names))
+    for finding, name in enumerate(names):
+        there = split[:, finding].any((1, 2))
+        yield finding, name, test.images[there], split[there, finding]
+
+
+def energy(cam: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """`(N,)` share of the map that lies in the mask; 0 where the map is empty: it points nowhere."""
+    total = cam.sum((1, 2))
+    return np.where(total > 0, (cam * masks).sum((1, 2)) / np.maximum(total, 1e-12), 0.0)
+
+
+def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
+    for finding, name, images, masks in lesions(subjects[0]):
+        figure = Figure(figsize=(1.5 * 6 + 0.5, 1.55 * (1 + len(subjects)) + 0.5), layout="constrained")
+        grid = figure.subplots(1 + len(subjects), 6, squeeze=False)
+        images, masks = images[:6], masks[:6]
+        for axes, image in zip(grid[0], images, strict=False):
+            axes.imshow(image, cmap="gray")
+        for row, subject in zip(grid[1:], subjects, strict=True):
+            cams = maps(subject, Probed(subject), images, finding)["layer3"]
+            shares = energy(cams, masks)
+            for axes, image, cam, share in zip(row, images, cams, shares, strict=False):
+                axes.imshow(image, cmap="gray")
+                axes.imshow(cam, cmap="inferno", alpha=0.55)
+                axes.set_title(f"{share:.0%} inside", fontsize=7)
+            row[0].set_ylabel(subject.name, fontsize=9)
+        for row in grid:
+            for axes, mask in zip(row, masks, strict=False):
+                axes.contour(mask, levels=[0.5], colors="#4cc9f0", linewidths=1)
+            for axes in row:
+                axes.set(xticks=[], yticks=[])
+        figure.suptitle(f"Grad-CAM of layer3 for {name} through a linear probe; the lesion outlined", fontsize=9)
+        figure.savefig(folder / f"localise-{name.replace(' ', '-')}.png", dpi=110)
+
+
+def lacking(subject: Subject) -> str | None:
+    labels = subject.train.labels
+    if subject.masked is None or labels is None or labels.ndim != 2:
+        return "a mask of each finding, as the phantoms have"
+    names = plane_names(subject.masked[0])
+    return None if len(names) == labels.shape[1] else "a mask of each finding, as the phantoms have"
+
+
+PROTOCOL = Protocol(
+    "Grad-CAM through the linear probe: share (%) of the map that lies in the lesion", measure, lacking, draw
+)

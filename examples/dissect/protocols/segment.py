@@ -1,0 +1,188 @@
+"""A U-Net decoder (MONAI's) on the encoder's stages: Dice by share of the masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.losses.dice import DiceLoss
+from monai.metrics.meandice import DiceMetric
+from monai.networks.nets.flexible_unet import SegmentationHead, UNetDecoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from examples.dissect.augment import to_float
+from examples.dissect.imageset import ImageSet
+from examples.dissect.model import Encoder
+from examples.dissect.probe import label_subset
+from examples.dissect.protocols.finetune import batches
+from examples.dissect.protocols.subject import (
+    Protocol,
+    Scores,
+    Settings,
+    Subject,
+    lacking_masks,
+    plane_names,
+    planes,
+)
+
+
+class Segmenter(nn.Module):
+    """The encoder and a decoder that skips to each of its stages: images `(B, C, S, S)` -> logits `(B, P, S, S)`."""
+
+    def __init__(self, encoder: Encoder, masks: int, *, frozen: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.frozen = frozen
+        widths = encoder.pyramid_channels
+        decoded = [max(width, 16) for width in [*widths[-2::-1], widths[0]]]
+        self.decoder = UNetDecoder(
+            spatial_dims=2,
+            encoder_channels=[1, *widths],  # the decoder does not look at the first: the image's own
+            decoder_channels=decoded,
+            act=("relu", {"inplace": True}),
+            norm="batch",
+            dropout=0.0,
+            bias=False,
+            upsample="nontrainable",
+            pre_conv="default",
+            interp_mode="nearest",
+            align_corners=None,
+            is_pad=True,
+        )
+        self.head = SegmentationHead(2, decoded[-1], masks)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()  # its BatchNorm too
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.encoder.pyramid(images)
+        logits = self.head(self.decoder(maps, len(maps) - 1))
+        # The decoder ends at twice the first stage's size, which is not the image's where the stem keeps that.
+        return logits if logits.shape[2:] == images.shape[2:] else F.interpolate(logits, images.shape[2:])
+
+
+def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
+    assert subject.masked is not None
+    train, test = subject.masked
+    assert train.masks is not None
+    names = plane_names(train)
+    presence = present(train.masks, len(names))
+    found: Scores = {}
+    for share in settings.mask_shares:
+        for draw in range(1 if share == 1 else settings.subsets):
+            seed = settings.seed * 1000 + draw
+            some = train.subset(label_subset(presence, share, seed))
+            net = trained(subject, some, len(names), settings, seed, frozen=frozen)
+            for name, value in zip(names, dice(subject, net, test, len(names)), strict=True):
+                column = f"{100 * share:g}%" if len(names) == 1 else f"{name}, {100 * share:g}%"
+                found.setdefault(column, []).append(100 * value)
+    return found
+
+
+def present(masks: np.ndarray, count: int) -> np.ndarray:
+    """`(N, P)` of 0 and 1: whether an image has anything in a plane; subsets are drawn by it."""
+    return np.asarray(planes(masks, count).any((2, 3)), dtype=np.uint8)
+
+
+def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, seed: int, *, frozen: bool) -> Segmenter:
+    """On images and masks flipped, turned and scaled alike; the subject's encoder is left as it was."""
+    assert train.masks is not None
+    torch.manual_seed(seed)
+    run = subject.run
+    device = run.config.device
+    net = Segmenter(copy.deepcopy(subject.encoder), masks, frozen=frozen).to(device).train()
+    images = to_float(train.images).to(device)
+    targets = torch.from_numpy(planes(train.masks, masks)).float().to(device)
+    augment = K.AugmentationSequential(
+        K.RandomHorizontalFlip(p=0.5),
+        K.RandomAffine(degrees=10.0, translate=(0.05, 0.05), scale=(0.9, 1.1), p=1.0, padding_mode="border"),
+        data_keys=["input", "mask"],
+    )
+    overlap, pixels = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss()
+    optimizer = torch.optim.AdamW(
+        [parameter for part in ((net.decoder, net.head) if frozen else (net,)) for parameter in part.parameters()],
+        lr=settings.lr,
+        weight_decay=1e-4,
+    )
+    schedule = CosineAnnealingLR(optimizer, settings.steps)
+    for batch in batches(len(images), settings):
+        with torch.no_grad():
+            view, target = augment(images[batch], targets[batch])
+            target = (target > 0.5).float()
+        logits = net(run.normalize(view))
+        optimizer.zero_grad(set_to_none=True)
+        (overlap(logits, target) + pixels(logits, target)).backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def predicted(subject: Subject, net: Segmenter, images: np.ndarray) -> Tensor:
+    """`(N, P, S, S)` of 0 and 1."""
+    device = subject.run.config.device
+    parts = [net(subject.run.normalize(batch.to(device))) > 0 for batch in to_float(images).split(128)]
+    return torch.cat(parts).float().cpu()
+
+
+def dice(subject: Subject, net: Segmenter, test: ImageSet, masks: int) -> list[float]:
+    """The mean over the test images that have a mask, for each plane: where nothing is, Dice has no meaning."""
+    assert test.masks is not None
+    if not present(test.masks, masks).any(0).all():
+        raise ValueError("Dice is not defined for a mask that no test image has: give more images")
+    metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
+    metric(predicted(subject, net, test.images), torch.from_numpy(planes(test.masks, masks)).float())
+    found = metric.aggregate()
+    assert isinstance(found, Tensor)
+    return found.tolist()
+
+
+def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, frozen: bool) -> None:
+    """Test images, their masks' outlines, and what a decoder trained with the second share of masks makes of them."""
+    first = subjects[0].masked
+    assert first is not None
+    train, test = first
+    assert train.masks is not None
+    assert test.masks is not None
+    names = plane_names(train)
+    share = sorted(settings.mask_shares)[min(1, len(settings.mask_shares) - 1)]
+    presence = present(train.masks, len(names))
+    some = train.subset(label_subset(presence, share, settings.seed * 1000))
+    shown = test.subset(np.flatnonzero(test.masks.any((1, 2)))[:8])
+    assert shown.masks is not None
+    figure = Figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
+    grid = figure.subplots(len(subjects), len(shown), squeeze=False)
+    colors = ["#4cc9f0", "#f9c74f", "#90be6d"]
+    for row, subject in zip(grid, subjects, strict=True):
+        net = trained(subject, some, len(names), settings, settings.seed * 1000, frozen=frozen)
+        guess, truth = predicted(subject, net, shown.images).numpy(), planes(shown.masks, len(names))
+        for axes, image, made, real in zip(row, shown.images, guess, truth, strict=True):
+            axes.imshow(image, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            for plane, color in zip(range(len(names)), colors, strict=False):
+                if real[plane].any():
+                    axes.contour(real[plane], levels=[0.5], colors="white", linewidths=1.2)
+                if made[plane].any():
+                    axes.contour(made[plane], levels=[0.5], colors=color, linewidths=1.2)
+        row[0].set_ylabel(subject.name, fontsize=9)
+    keys = ", ".join(f"{name} {color}" for name, color in zip(names, ("blue", "yellow", "green"), strict=False))
+    kind = "frozen" if frozen else "fine-tuned"
+    figure.suptitle(f"{kind} encoder, {100 * share:g}% of the masks: truth white, {keys}", fontsize=9)
+    figure.savefig(folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
+
+
+TITLE = "U-Net decoder on the {} encoder: Dice (%) by share of the masks"
+FROZEN = Protocol(TITLE.format("frozen"), partial(measure, frozen=True), lacking_masks, partial(draw, frozen=True))
+TUNED = Protocol(TITLE.format("fine-tuned"), partial(measure, frozen=False), lacking_masks, partial(draw, frozen=False))
