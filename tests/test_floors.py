@@ -149,6 +149,14 @@ print(json.dumps([name.partition(".")[0] for name in set(sys.modules) - before])
     assert ours == {"vqssl"}
 
 
+def test_importing_vqssl_does_not_load_torchs_compiler():
+    """It takes many times as long as everything else in the package; who compiles loads it anyway."""
+    code = "import sys, vqssl, torch; print('torch._dynamo' in sys.modules, 'torch._inductor' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["False", "False"]
+
+
 def test_every_public_name_resolves_and_is_documented():
     assert len(vqssl.__all__) == len(set(vqssl.__all__))
     for name in vqssl.__all__:

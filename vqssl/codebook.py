@@ -1,5 +1,6 @@
 """EMACodebook: vector quantisation whose codes follow the data by exponential moving averages."""
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +191,14 @@ class EMACodebook(EMATable):
         skip = self.frozen or self._known_initialized or self.embed.is_meta
         return None if skip else self._first_codes(x, mask)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it waits for the device, once in a codebook's life
     def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        # It waits for the device, once in a codebook's life, and so stays out of graphs. Said here and not by a decorator,
+        # which would make `import vqssl` load all of torch's compiler: many times its own time.
+        if "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(self._drawn_first_codes)(x, mask)
+        return self._drawn_first_codes(x, mask)
+
+    def _drawn_first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.initialized:
             self._known_initialized = True
             return None
