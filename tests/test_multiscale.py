@@ -287,3 +287,14 @@ def test_a_state_that_fits_one_scale_only_changes_none(change):
 def test_construction_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         MultiScaleQuantizer(**{"in_channels": [5, 6], "codebook_size": 4, "dim": 3, **arguments})
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_usage_is_that_of_each_codebook(shared):
+    quantizer = MultiScaleQuantizer([4, 6], codebook_size=8, dim=4, shared=shared)
+    quantizer([torch.randn(2, 4, 5, 5), torch.randn(2, 6, 3, 3)])
+    found = quantizer.usage(dead_below=0.5)
+    assert len(found) == (1 if shared else 2)
+    for scale, usage in enumerate(found):
+        expected = quantizer.codebook(scale).usage(0.5)
+        assert [a.equal(b) for a, b in zip(usage, expected, strict=True)] == [True] * len(expected)

@@ -540,3 +540,22 @@ def test_repr():
     student = nn.Linear(2, 2)
     assert "momentum=0.9, buffers='copy'" in repr(MomentumTeacher(student, momentum=0.9, buffers="copy"))
     assert "momentum=0.996..1 over 10 steps, buffers='ema'" in repr(MomentumTeacher(student, total_steps=10))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_student_with_weight_norm_is_copied_before_and_after_a_backward_pass():
+    """Heads of DINO have it; what it computes is a plain attribute with a graph."""
+    student, halfway = (nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4, bias=False)), nn.ReLU()) for _ in range(2))
+    halfway.load_state_dict(student.state_dict())
+    x = torch.randn(5, 3)
+    for _ in range(2):
+        teacher = MomentumTeacher(student, momentum=0.5)
+        torch.testing.assert_close(teacher(x), student(x).detach())
+        student(x).sum().backward()
+    with torch.no_grad():
+        student[0].weight_g.mul_(3)
+        halfway[0].weight_g.mul_(2)
+    teacher.update_(student)
+    torch.testing.assert_close(teacher(x), halfway(x).detach())
+    assert student[0].weight_g.grad is not None
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())

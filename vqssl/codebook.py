@@ -192,8 +192,8 @@ class EMACodebook(EMATable):
         return None if skip else self._first_codes(x, mask)
 
     def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        # It waits for the device, once in a codebook's life, and so stays out of graphs. Said here and not by a decorator,
-        # which would make `import vqssl` load all of torch's compiler: many times its own time.
+        # It waits for the device, once in a codebook's life, and so stays out of graphs. Said here and not by a
+        # decorator, which would make `import vqssl` load all of torch's compiler: many times its own time.
         if "torch._dynamo" in sys.modules:
             return torch.compiler.disable(self._drawn_first_codes)(x, mask)
         return self._drawn_first_codes(x, mask)

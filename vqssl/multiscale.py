@@ -19,7 +19,7 @@ from vqssl.checks import (
 from vqssl.codebook import EMACodebook
 from vqssl.ema_table import update_together
 from vqssl.projection import OrthogonalProjection, Projection
-from vqssl.types import MultiScaleQuantized, Quantized
+from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
 
 __all__ = ["MultiScaleQuantizer"]
 
@@ -32,6 +32,10 @@ class MultiScaleQuantizer(nn.Module):
 
     (DiSSECT, arXiv 2509.18765, Eqs. 4 and 5.) All scales are quantised with the codes from before the step; then, in
     training mode, the codebooks are updated.
+
+    The commitment loss has a gradient only where the maps have one or the projection learns: with a teacher's maps and
+    the default projection it is a figure to watch. Maps of what is being trained (SimSiam, say) are best detached
+    first, unless the codes are to draw the features.
 
     Args:
         in_channels: C_s, the channels of each map, one number a scale.
@@ -161,6 +165,14 @@ class MultiScaleQuantizer(nn.Module):
         found = self.codebooks[0 if self.shared else scale]
         assert isinstance(found, EMACodebook)
         return found
+
+    def usage(self, dead_below: float = 0.1) -> tuple[CodebookUsage, ...]:
+        """:meth:`vqssl.EMACodebook.usage` of each scale; of the one codebook where shared.
+
+        >>> [usage.dead.item() for usage in MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).usage()]
+        [0, 0]
+        """
+        return tuple(self.codebook(scale).usage(dead_below) for scale in range(len(self.codebooks)))
 
     def freeze(self, frozen: bool = True) -> "MultiScaleQuantizer":
         """``freeze`` of :class:`vqssl.EMACodebook` for all codebooks."""

@@ -119,7 +119,10 @@ class MomentumTeacher(Grouped, nn.Module):
         self.process_group = process_group
         # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.module = copy.deepcopy(student).requires_grad_(False)
+        # What weight_norm computed and keeps as a plain attribute has a graph, which deepcopy refuses.
+        cached = [v for m in student.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+        detached = {id(value): value.detach().clone() for value in cached}
+        self.module = copy.deepcopy(student, detached).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
 
     @property

@@ -1,0 +1,57 @@
+"""Pretraining on X-rays with lightly's parts for BYOL."""
+
+import copy
+
+import torch
+from lightly.loss import NegativeCosineSimilarity
+from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.utils.scheduler import cosine_schedule
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from examples.drop_in.data import pairs
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet18()
+        self.backbone.fc = nn.Identity()
+        self.projection_head = BYOLProjectionHead(512, 1024, 128)
+        self.prediction_head = BYOLPredictionHead(128, 1024, 128)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prediction_head(self.projection_head(self.backbone(x)))
+
+    def forward_momentum(self, x: Tensor) -> Tensor:
+        return self.projection_head_momentum(self.backbone_momentum(x))
+
+
+def main(steps: int = 20) -> tuple[list[float], Model]:
+    torch.manual_seed(0)
+    model = Model()
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step, (x0, x1) in enumerate(pairs(steps, size=48, channels=3)):
+        momentum = cosine_schedule(step, steps, 0.99, 1.0)
+        update_momentum(model.backbone, model.backbone_momentum, m=momentum)
+        update_momentum(model.projection_head, model.projection_head_momentum, m=momentum)
+        p0, p1 = model(x0), model(x1)
+        z0, z1 = model.forward_momentum(x0), model.forward_momentum(x1)
+        loss = (criterion(p0, z1) + criterion(p1, z0)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+if __name__ == "__main__":
+    losses, model = main()
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")

@@ -1,0 +1,70 @@
+"""Pretraining on X-rays in plain PyTorch."""
+
+import torch
+from torch import Tensor, nn
+
+from examples.drop_in.data import pairs
+from vqssl import DiSSECTObjective, MomentumTeacher, MultiScaleQuantizer, SERFFusion
+
+
+def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
+
+
+def stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([stage(1, 32), stage(32, 64), stage(64, 128)])
+        self.projector = mlp(128, 64)
+
+    def forward(self, x):
+        maps = [x := stage(x) for stage in self.stages]
+        return self.projector(x.mean((2, 3))), maps
+
+
+class Model(nn.Module):
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.student = Student()
+        self.predictor = mlp(64, 64)
+        self.teacher = MomentumTeacher(self.student, momentum=0.99, total_steps=steps)
+        self.quantizer = MultiScaleQuantizer([32, 64, 128], codebook_size=64, dim=64)
+        self.fusion = SERFFusion(dim=64, num_scales=3)
+        self.objective = DiSSECTObjective()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The loss of two views, one after the other in the batch."""
+        p = self.predictor(self.student(images)[0]).chunk(2)
+        z, maps = self.teacher(images)
+        codes = self.quantizer(maps)
+        refined = self.fusion(z, codes.quantized)
+        return self.objective(p, z.chunk(2), refined.chunk(2), codes.commitment_loss).total
+
+    def update_teacher(self) -> None:
+        self.teacher.update_(self.student)
+
+
+def main(steps: int = 20) -> tuple[list[float], Model]:
+    torch.manual_seed(0)
+    model = Model(steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for views in pairs(steps):
+        loss = model(torch.cat(views))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_teacher()
+        losses.append(loss.item())
+    return losses, model
+
+
+if __name__ == "__main__":
+    losses, model = main()
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+    print("perplexity", [f"{usage.perplexity:.0f}" for usage in model.quantizer.usage()])

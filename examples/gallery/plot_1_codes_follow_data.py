@@ -1,0 +1,47 @@
+"""
+Codes that follow the data
+==========================
+
+A codebook alone, on points of the plane, so that one can see it: four clusters drift, and the codes go with them. No
+optimizer is involved; in training mode every call moves the codes, as BatchNorm moves its statistics.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+import vqssl
+
+torch.manual_seed(0)
+codebook = vqssl.EMACodebook(codebook_size=32, dim=2, decay=0.9)
+
+
+def points(step):
+    """512 points about four centres that turn slowly."""
+    angle = torch.tensor([0.0, 0.25, 0.5, 0.75]) * 2 * torch.pi + step / 60
+    centres = 3 * torch.stack([angle.cos(), angle.sin()], 1)
+    return centres[torch.randint(4, (512,))] + 0.5 * torch.randn(512, 2)
+
+
+# %%
+# Three moments of ninety steps. The size of a code is how many tokens it gets.
+
+figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.5), sharex=True, sharey=True, layout="constrained")
+for step in range(91):
+    x = points(step)
+    quantized, indices, loss = codebook(x)
+    if step in (0, 30, 90):
+        axes = panels[(0, 30, 90).index(step)]
+        axes.scatter(*x.T, s=4, c=indices, cmap="tab20", alpha=0.6, linewidths=0)
+        axes.scatter(*codebook.embed.T, s=6 * codebook.cluster_size, c="black", alpha=0.75, linewidths=0)
+        axes.set_title(f"step {step}: perplexity {codebook.usage().perplexity:.0f} of 32")
+        axes.set_aspect("equal")
+
+# %%
+# What a call returns is plain: the nearest code of each token, its number, and a loss that draws the tokens to the
+# codes. The gradient passes straight through to the tokens.
+
+x = points(90).requires_grad_()
+quantized, indices, loss = codebook.eval()(x)
+assert torch.equal(quantized, codebook.embed[indices])
+quantized.sum().backward()
+assert torch.equal(x.grad, torch.ones_like(x))

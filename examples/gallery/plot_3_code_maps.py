@@ -1,0 +1,56 @@
+"""
+Code maps of a feature pyramid
+==============================
+
+``MultiScaleQuantizer`` takes the feature maps of an encoder as they are, and gives each scale its own codes. Here the
+encoder is an untrained one, on generated thorax phantoms: already its codes follow the anatomy, because a random filter
+answers alike to alike places. (``python3 examples`` trains one, and draws the same picture of it.)
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import vqssl
+from examples.dissect.phantoms import make_phantoms
+
+torch.manual_seed(0)
+phantoms = make_phantoms(64, 64, seed=3)
+images = torch.from_numpy(phantoms.images).float()[:, None] / 255
+
+
+def block(channels, width):
+    return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+
+
+stages = nn.ModuleList([block(1, 32), block(32, 64), block(64, 128)])
+quantizer = vqssl.MultiScaleQuantizer([32, 64, 128], codebook_size=16, dim=32)
+
+# %%
+# In training mode the codes follow by themselves. Maps come channels first, of any size; indices have their shape.
+
+with torch.no_grad():
+    for _ in range(60):
+        x = images[torch.randperm(64)[:32]]
+        maps = [x := stage(x) for stage in stages]
+        out = quantizer(maps)
+print([tuple(each.shape) for each in maps], "->", [tuple(each.shape) for each in out.indices])
+print("perplexity by scale:", [f"{quantizer.codebook(scale).usage().perplexity:.1f} of 16" for scale in range(3)])
+
+# %%
+# Equal colours within a row are equal codes.
+
+with torch.no_grad():
+    x = images[:6]
+    maps = [x := stage(x) for stage in stages.eval()]
+    indices = quantizer.eval()(maps).indices
+figure, grid = plt.subplots(4, 6, figsize=(10, 6.8), layout="constrained")
+for column in range(6):
+    grid[0, column].imshow(images[column, 0], cmap="gray")
+    for row, codes in enumerate(indices, 1):
+        grid[row, column].imshow(codes[column], cmap="tab20", vmin=0, vmax=15, interpolation="nearest")
+for axes in grid.flat:
+    axes.set(xticks=[], yticks=[])
+for row, name in enumerate(["image", "fine", "medium", "coarse"]):
+    grid[row, 0].set_ylabel(name)
+plt.show()

@@ -1,0 +1,204 @@
+"""Writers and Lightning, by stand-ins: what is asked of them is little."""
+
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from vqssl import EMACodebook, MultiScaleQuantizer
+from vqssl.health import examine, lightning_callback, log_health
+
+
+class Writer:
+    def __init__(self):
+        self.rows = {}
+
+    def add_scalar(self, tag, scalar_value, global_step):
+        assert type(scalar_value) is float
+        self.rows.setdefault(tag, []).append((global_step, scalar_value))
+
+
+def model():
+    return nn.ModuleDict({"q": MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, channels_last=True)})
+
+
+def step(module):
+    module["q"]([torch.randn(32, 4), torch.randn(32, 4)])
+
+
+def test_scalars_are_the_numbers_of_the_report():
+    module, writer = model(), Writer()
+    step(module)
+    reports = log_health(writer, module, 5)
+    assert list(reports) == list(examine(module))
+    for name, report in reports.items():
+        for measure in (
+            "perplexity",
+            "usage",
+            "dead",
+            "dying",
+            "effective_dimension",
+            "nearest_median",
+            "tokens_per_step",
+        ):
+            assert writer.rows[f"codebook/{name}/{measure}"] == [(5, getattr(report, measure))]
+        assert writer.rows[f"codebook/{name}/level"] == [(5, ["ok", "look", "act"].index(report.level))]
+    assert not any(tag.endswith("drift") for tag in writer.rows)
+
+
+def test_drift_is_that_since_the_call_before():
+    module, writer = model(), Writer()
+    step(module)
+    before = log_health(writer, module, 1)
+    step(module)
+    expected = examine(module, since=before)
+    log_health(writer, module, 2, since=before, tag="vq")
+    for name, report in expected.items():
+        assert report.drift > 0
+        assert writer.rows[f"vq/{name}/drift"] == [(2, report.drift)]
+
+
+def test_what_cannot_be_measured_is_left_out():
+    writer = Writer()
+    log_health(writer, EMACodebook(1, 4), 0)
+    assert "codebook/codebook/perplexity" in writer.rows
+    assert "codebook/codebook/nearest_median" not in writer.rows
+
+
+def test_a_writer_has_to_write():
+    with pytest.raises(TypeError, match=r"writer must have add_scalar.*SummaryWriter"):
+        log_health(print, EMACodebook(8, 4), 0)
+    with pytest.raises(ValueError, match="must hold a codebook"):
+        log_health(Writer(), nn.Linear(2, 2), 0)
+
+
+# ---- Lightning ----
+
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def stand_in(name):
+    """A package with a Callback that has hooks, as Lightning's has."""
+
+    class Callback:
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise AssertionError("the callback's own hook comes first")
+
+        def on_train_start(self, trainer, pl_module):
+            pass
+
+    package = types.ModuleType(name)
+    package.Callback = Callback
+    return package
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """No Lightning but the stand-ins that a test imports: `packages(name, ...)`."""
+    for name in ("lightning", *PACKAGES):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def imported(*names):
+        found = []
+        for name in names:
+            parent = name.partition(".")[0]
+            if parent != name:
+                monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+            monkeypatch.setitem(sys.modules, name, stand_in(name))
+            found.append(sys.modules[name])
+        return found
+
+    return imported
+
+
+class Logger:
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+class Trainer:
+    """Runs epochs as Lightning's does, as far as the callback sees."""
+
+    def __init__(self, callback, rank=0):
+        self.callback, self.loggers = callback, [Logger(), Logger()]
+        self.is_global_zero = rank == 0
+        self.current_epoch = self.global_step = 0
+
+    def fit(self, module, epochs):
+        self.callback.on_fit_start(self, module)
+        self.callback.on_train_start(self, module)
+        for self.current_epoch in range(epochs):
+            for _ in range(3):
+                step(module)
+                self.global_step += 1
+            self.callback.on_train_epoch_end(self, module)
+
+
+@pytest.mark.parametrize(
+    "names", [PACKAGES[:1], PACKAGES[1:], PACKAGES], ids=["lightning", "pytorch_lightning", "both"]
+)
+def test_the_callback_is_of_every_package_in_use(packages, names):
+    found = packages(*names)
+    callback = lightning_callback(every_n_epochs=2)
+    for package in found:
+        assert isinstance(callback, package.Callback)
+    trainer, module = Trainer(callback), model()
+    trainer.fit(module, epochs=4)
+    for logger in trainer.loggers:
+        assert [at for at, _ in logger.rows] == [3, 9]  # steps after epochs 0 and 2
+        (_, first), (_, last) = logger.rows
+        assert "codebook/q.codebooks.1/perplexity" in first
+        assert "codebook/q.codebooks.1/drift" not in first
+        assert last["codebook/q.codebooks.1/drift"] > 0
+    assert list(callback.reports) == ["q.codebooks.0", "q.codebooks.1"]
+    assert callback.reports["q.codebooks.0"].updates == 9
+    # Another fit is another model: there is nothing to compare it with.
+    other = Trainer(callback)
+    other.fit(model(), epochs=1)
+    assert "codebook/q.codebooks.1/drift" not in other.loggers[0].rows[0][1]
+
+
+def test_one_rank_logs(packages):
+    packages(PACKAGES[0])
+    trainer = Trainer(lightning_callback(), rank=1)
+    trainer.fit(model(), epochs=2)
+    assert [logger.rows for logger in trainer.loggers] == [[], []]
+
+
+def test_a_model_without_codebooks_is_refused_before_training(packages):
+    packages(PACKAGES[0])
+    with pytest.raises(ValueError, match="must hold a codebook"):
+        lightning_callback().on_fit_start(None, nn.Linear(2, 2))
+
+
+def test_the_callback_goes_through_pickle(packages):
+    packages(PACKAGES[1])
+    callback = pickle.loads(pickle.dumps(lightning_callback(3, tag="vq")))
+    assert (callback.every_n_epochs, callback.tag) == (3, "vq")
+    assert isinstance(callback, sys.modules[PACKAGES[1]].Callback)
+
+
+def test_without_lightning_the_error_says_what_to_do(packages, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install lightning, or call log_health\(writer, module, step\)"):
+        lightning_callback()
+
+
+def test_what_is_installed_is_imported(packages, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "pytorch_lightning" or None)
+    package = stand_in("pytorch_lightning")
+    monkeypatch.setattr("importlib.import_module", lambda name: {"pytorch_lightning": package}[name])
+    assert isinstance(lightning_callback(), package.Callback)
+
+
+@pytest.mark.parametrize(("error", "value"), [(ValueError, 0), (TypeError, 1.5), (TypeError, True)])
+def test_epochs_are_counted(error, value):
+    with pytest.raises(error, match="every_n_epochs must be"):
+        lightning_callback(value)

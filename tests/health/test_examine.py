@@ -1,0 +1,411 @@
+"""Reports agree with the module they are of, and the verdict: quiet where all is well, plain where it is not."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.laws import assert_same_bits, state_of, through_file
+from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, RandomInit
+from vqssl.health import CodebookHealth, effective_dimension, examine, nearest_distances, spectrum
+from vqssl.health.verdict import near_duplicate_below
+
+
+def trained(tokens, *, steps=80, **options):
+    """A codebook fed with `tokens(step)`, for four times its memory."""
+    codebook = EMACodebook(**{"codebook_size": 64, "dim": 8, "decay": 0.95, **options})
+    for step in range(steps):
+        codebook(tokens(step))
+    return codebook
+
+
+def normal(step):
+    return torch.randn(512, 8)
+
+
+def only(source, **options):
+    (health,) = examine(source, **options).values()
+    return health
+
+
+def says(health, level):
+    return " / ".join(finding.says for finding in health.findings if finding.level == level)
+
+
+# ---- numbers ----
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1), size=st.integers(1, 12), dim=st.integers(1, 5), steps=st.integers(0, 5),
+    metric=st.sampled_from(["euclidean", "cosine"]), dtype=st.sampled_from([torch.float32, torch.float64]),
+)  # fmt: skip
+def test_numbers_are_those_of_the_measures(seed, size, dim, steps, metric, dtype):
+    torch.manual_seed(seed)
+    codebook = EMACodebook(size, dim, metric=metric, dtype=dtype, decay=0.8)
+    for _ in range(steps):
+        codebook(torch.randn(6, dim, dtype=dtype))
+    before = state_of(codebook)
+    health = only(codebook)
+    assert_same_bits(state_of(codebook), before)
+    usage = codebook.usage()
+    assert (health.codebook_size, health.dim) == (size, dim)
+    assert health.initialized == (steps > 0)
+    assert health.perplexity == usage.perplexity.item()
+    assert health.usage == usage.fraction.item()
+    assert health.dead == usage.dead.item()
+    assert health.dead + health.dying <= size
+    assert health.codes.equal(codebook.embed)
+    assert health.shares.mean().item() == pytest.approx(1)
+    if steps:
+        # Without what is left of the counts of 1, the sum is what came in.
+        assert health.updates == steps
+        assert health.tokens_per_step == pytest.approx(6, rel=1e-4)
+        assert health.start_share == pytest.approx(0.8**steps * size / codebook.cluster_size.sum().item())
+    if size > 1 and health.effective_dimension is not None:
+        distances = nearest_distances(codebook.embed) / health.spread
+        assert health.nearest_min == distances.min().item()
+        assert health.nearest_median == distances.median().item()
+        eigenvalues = spectrum(codebook.embed, codebook.cluster_size)
+        assert health.effective_dimension == effective_dimension(eigenvalues).item()
+        bound = near_duplicate_below(size, health.effective_dimension)
+        assert health.near_duplicates == (distances < bound).sum().item()
+    if metric == "cosine":
+        assert health.norm_spread < 1e-6
+    assert json.loads(json.dumps(health.as_dict(), allow_nan=False))["level"] == health.level
+
+
+def test_a_code_that_was_never_used_holds_the_start_share():
+    codebook = EMACodebook(4, 2, decay=0.9, revival=None)
+    codebook.set_codes_(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [900.0, 900.0]]))
+    codebook.initialized.fill_(True)
+    for _ in range(9):
+        codebook(torch.randn(100, 2))
+    health = only(codebook)
+    assert health.shares[3].item() == pytest.approx(health.start_share, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_states_of_any_dtype(dtype):
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in trained(normal).state_dict().items()
+    }
+    health = only(state, decay=0.95)
+    assert health.level == "ok"
+    assert health.perplexity > 40
+
+
+def test_state_file_module_and_wrapper_say_the_same():
+    model = MultiScaleQuantizer([8, 8], codebook_size=16, dim=4, channels_last=True, decay=0.9)
+    for _ in range(30):
+        model([torch.randn(64, 8), torch.randn(32, 8)])
+    expected = {name: health.as_dict() for name, health in examine(model).items()}
+    assert [health["tokens_per_step"] for health in expected.values()] == pytest.approx([64, 32], rel=1e-4)
+    for source in (nn.Sequential(model), model.state_dict(), {"model": through_file(model.state_dict())}):
+        found = [health.as_dict() for health in examine(source, decay=0.9).values()]
+        assert [{**health, "revives": True} for health in found] == list(expected.values())
+
+
+def test_reports_are_copies():
+    codebook = trained(normal)
+    health = only(codebook)
+    kept = health.codes.clone()
+    codebook(normal(0))
+    assert not codebook.embed.equal(kept)
+    assert health.codes.equal(kept)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        health.dead = 3
+
+
+@pytest.mark.parametrize("dead_below", [0.0, 0.3, 1.0])
+def test_dead_below_is_that_of_usage(dead_below):
+    codebook = trained(normal, revival=None)
+    health = only(codebook, dead_below=dead_below)
+    assert health.dead == codebook.usage(dead_below).dead.item()
+    assert health.dead_below == dead_below
+
+
+# ---- between two examinations ----
+
+
+def test_since_takes_all_that_examine_takes_and_returns():
+    codebook = trained(normal, steps=100)
+    report, state, earlier = examine(codebook), state_of(codebook), copy.deepcopy(codebook)
+    for step in range(20):
+        codebook(normal(step))
+    old, new = earlier.embed.double(), codebook.embed.double()
+    expected = (new - old).square().sum(1).mean().sqrt() / (old - old.mean(0)).square().sum(1).mean().sqrt()
+    for since in (
+        report,
+        state,
+        earlier,
+        {"model": state},
+        nn.ModuleDict({"inner": earlier}),
+        examine(nn.Sequential(earlier)),
+    ):
+        health = only(codebook, since=since)
+        assert health.drift == pytest.approx(expected.item(), rel=1e-6)
+        assert health.updates_since == 20
+    assert only(codebook).drift is None
+    assert only(codebook).updates_since is None
+
+
+def test_part_of_a_model_is_matched_with_the_whole():
+    model = nn.ModuleDict({"quantizer": MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, channels_last=True)})
+    model["quantizer"]([torch.randn(50, 4), torch.randn(50, 4)])
+    for reports in (
+        examine(model["quantizer"], since=model.state_dict()),
+        examine(model, since=model["quantizer"].state_dict()),
+    ):
+        assert [health.drift for health in reports.values()] == [0, 0]
+
+
+def test_from_random_codes_to_trained_ones_is_no_drift():
+    codebook = EMACodebook(8, 4)
+    before = examine(codebook)
+    codebook(torch.randn(100, 4))
+    health = only(codebook, since=before)
+    assert (health.drift, health.turnover, health.updates_since) == (None, None, None)
+
+
+def test_codebooks_that_do_not_train_are_told_from_those_that_do():
+    codebook = trained(normal)
+    before = examine(codebook)
+    codebook.eval()(normal(0))
+    assert "not moved in 0 updates" in says(only(codebook, since=before), "look")
+    codebook.train()(normal(0))
+    assert only(codebook, since=before).level == "ok"
+    codebook.set_codes_(codebook.embed[torch.randperm(64)])
+    shuffled = only(codebook, since=before)
+    assert "changed places" in says(shuffled, "look")
+    assert shuffled.turnover > 0.9
+
+
+# ---- the verdict ----
+
+
+CENTRES = 3 * torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
+HEALTHY = {
+    "normal": {"tokens": normal},
+    "no revival": {"tokens": normal, "revival": None},
+    "k-means": {"tokens": normal, "initialization": KMeansInit()},
+    "cosine": {"tokens": normal, "metric": "cosine"},
+    "far from the origin": {"tokens": lambda step: 5 + torch.randn(512, 8)},
+    "of any scale": {"tokens": lambda step: 1e-4 * torch.randn(512, 8)},
+    "clusters": {"tokens": lambda step: CENTRES[torch.randint(80, (512,))] + 0.1 * torch.randn(512, 8)},
+    "few directions": {"tokens": lambda step: torch.randn(512, 8) * 0.6 ** torch.arange(8)},
+    "one dimension": {"tokens": lambda step: torch.randn(512, 1), "dim": 1},
+    "two codes": {"tokens": normal, "codebook_size": 2},
+    "one code": {"tokens": normal, "codebook_size": 1},
+    "batch mean": {"tokens": normal, "ema": "batch_mean"},
+    "large": {"tokens": lambda step: torch.randn(1024, 8), "codebook_size": 512},
+}
+
+
+@pytest.mark.parametrize("case", HEALTHY.values(), ids=list(HEALTHY))
+def test_healthy_codebooks_are_ok(case):
+    case = dict(case)
+    codebook = trained(case.pop("tokens"), **case)
+    for source in (codebook, codebook.state_dict()):
+        health = only(source, decay=0.95)
+        assert health.level == "ok", health.findings
+        assert len(health.findings) == 1
+        assert health.findings[0].advice == ""
+
+
+BROKEN = {
+    "tokens all alike": ({"tokens": lambda step: torch.ones(512, 8)}, "nearly equal"),
+    "tokens nearly alike": ({"tokens": lambda step: 1 + 1e-6 * torch.randn(512, 8)}, "nearly equal"),
+    "codes elsewhere": (
+        {"tokens": lambda step: 50 + torch.randn(512, 8), "initialization": RandomInit(), "revival": None},
+        "collapsed use",
+    ),
+    "too many codes": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))], "revival": None}, "dead"),
+    "too many codes, revived": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))]}, "near-duplicate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "word"), BROKEN.values(), ids=list(BROKEN))
+def test_collapsed_codebooks_want_action(case, word):
+    case = dict(case)
+    codebook = trained(case.pop("tokens"), **case)
+    for source in (codebook, codebook.state_dict()):
+        health = only(source, decay=0.95)
+        assert health.level == "act"
+        assert health.findings[0].level == "act"
+        assert word in says(health, "act")
+        assert all(finding.advice for finding in health.findings)
+
+
+def given_counts(counts, *, updates=10_000, codes=None, **options):
+    """A trained codebook with such running counts."""
+    counts = torch.as_tensor(counts, dtype=torch.float32)
+    codebook = EMACodebook(len(counts), 8, **options)
+    codebook.set_codes_(torch.randn(len(counts), 8) if codes is None else codes)
+    codebook.cluster_size.copy_(counts)
+    codebook.rng[1] = updates + 2
+    return codebook
+
+
+@pytest.mark.parametrize(
+    ("dead", "level"), [(0, "ok"), (4, "ok"), (6, "look"), (25, "look"), (27, "act"), (60, "act")]
+)  # of 100
+def test_levels_of_dead_codes(dead, level):
+    counts = [0.01] * dead + [100.0] * (100 - dead)
+    health = only(given_counts(counts))
+    assert health.dead == dead
+    assert health.level == level
+    if dead > 5:
+        assert health.findings[0].says.startswith(f"{dead}% of the codes ({dead} of 100) are dead")
+
+
+def test_advice_names_what_the_module_lacks():
+    counts = [0.01] * 60 + [100.0] * 40
+    without = only(given_counts(counts, revival=NoRevival())).findings[0].advice
+    assert "revival=BatchRevival()" in without
+    assert "codebook_size to 50" in without
+    assert "threshold above 0.3" in only(given_counts(counts, revival=BatchRevival(0.3))).findings[0].advice
+    unknown = only(given_counts(counts).state_dict()).findings[0].advice
+    assert "if there is no revival" in unknown
+    assert "if there is" in unknown
+
+
+def test_a_smaller_codebook_is_one_that_holds_what_is_used():
+    counts = torch.full((1024,), 0.01)
+    counts[:200] = 1000.0
+    assert "codebook_size to 256" in only(given_counts(counts)).findings[0].advice
+
+
+def test_dying_and_uneven_use_are_worth_a_look():
+    dying = only(given_counts([20.0] * 30 + [150.0] * 70))
+    assert dying.dying == 30
+    assert "30% of the codes (30 of 100) are dying" in says(dying, "look")
+    uneven = only(given_counts([40.0] * 90 + [1500.0] * 10, revival=None))
+    assert uneven.dead == 0
+    assert "uneven use: perplexity" in says(uneven, "look")
+
+
+def test_few_tokens_are_no_finding_against_the_codes():
+    """Dead codes by chance alone: 32 tokens a step for 4096 codes, evenly used."""
+    codebook = EMACodebook(4096, 8, revival=None)
+    counts = torch.ones(4096)
+    for _ in range(1000):
+        counts = 0.99 * counts + 0.01 * torch.bincount(torch.randint(4096, (32,)), minlength=4096)
+    codebook = given_counts(counts, revival=None)
+    health = only(codebook)
+    assert health.dead > 200
+    assert health.level == "look"
+    assert "too few tokens to tell: 32 a step" in says(health, "look")
+    assert "codebook_size=2048 or less" in health.findings[0].advice
+    # As many codes dead with tokens enough are a finding, and so is collapse with few.
+    assert only(given_counts(counts * 100, revival=None)).level == "look"
+    assert "are dead" in says(only(given_counts(counts * 100, revival=None)), "look")
+    one = torch.zeros(4096)
+    one[0] = 32.0
+    assert "collapsed use" in says(only(given_counts(one, revival=None)), "act")
+
+
+@pytest.mark.parametrize(("remembered", "level"), [(2.1, "ok"), (100.0, "look")])
+def test_what_is_dead_by_chance_is_not_held_against_the_codes(remembered, level):
+    """8 of 100 are dead, of which chance explains 5 where counts remember two tokens a code, and none where 100."""
+    counts = torch.tensor([0.05] * 8 + [1.0] * 92)
+    counts *= remembered / 199 / counts.mean()
+    health = only(given_counts(counts, revival=None))
+    assert health.dead == 8
+    assert health.level == level, health.findings
+
+
+def test_early_on_usage_is_not_judged():
+    quick = trained(lambda step: 50 + torch.randn(512, 8), steps=3, initialization=RandomInit(), revival=None)
+    health = only(quick)
+    assert health.level == "look"
+    assert "too early to tell: after 3 updates" in says(health, "look")
+    needed = int(health.findings[0].advice.split()[-2])
+    while only(quick).updates < needed:
+        quick(50 + torch.randn(512, 8))
+    late = only(quick)
+    assert "too early" not in says(late, "look")
+    assert late.level == "act"
+    assert needed < 3 + math.log(0.01) / math.log(0.95)
+
+
+def test_what_was_never_trained_says_so_and_nothing_else():
+    for source in (EMACodebook(8, 4), EMACodebook(8, 4).state_dict(), EMACodebook(1, 1)):
+        health = only(source)
+        assert [finding.says for finding in health.findings] == ["not trained yet: the codes are random"]
+        assert health.level == "look"
+
+
+def test_codes_that_are_not_finite_are_named():
+    codebook = trained(normal)
+    codebook.embed[3, 2] = torch.nan
+    codebook.embed[9] = torch.inf
+    codebook.cluster_size[3] = torch.nan
+    health = only(codebook)
+    assert health.not_finite == 2
+    assert says(health, "act") == "3% of the codes (2 of 64) hold NaN or infinities"
+    assert json.dumps(health.as_dict(), allow_nan=False)
+    assert health.nearest.isfinite().all()
+    codebook.embed.fill_(torch.nan)
+    assert only(codebook).level == "act"
+    assert only(codebook).effective_dimension is None
+
+
+def test_no_counts_at_all():
+    health = only(given_counts(torch.zeros(10)))
+    assert health.level == "act"
+    assert "no tokens" in says(health, "act")
+
+
+def test_near_duplicates_are_counted_by_the_scale_of_the_codes():
+    codes = torch.randn(100, 8)
+    codes[50:80] = codes[:30] * (1 + 1e-5)
+    for scale in (1.0, 1e3):
+        health = only(given_counts([100.0] * 100, codes=codes * scale))
+        assert health.near_duplicates == 60
+        assert "60% of the codes (60 of 100) have a near-duplicate" in says(health, "act")
+    assert only(given_counts([100.0] * 100, codes=torch.randn(100, 8))).near_duplicates == 0
+
+
+def test_codes_on_a_line_are_worth_a_look():
+    line = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
+    assert "effective dimension 1.0 of 8" in says(only(given_counts([100.0] * 100, codes=line)), "look")
+
+
+def test_findings_come_worst_first_and_the_level_is_the_worst():
+    codes = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
+    health = only(given_counts([0.01] * 60 + [100.0] * 40, codes=codes))
+    assert [finding.level for finding in health.findings] == ["act", "look"]
+    assert health.level == "act"
+
+
+# ---- refusals ----
+
+STATE = EMACodebook(8, 4).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "decay must be from 0 to 1", {"decay": 1.5}),
+        (ValueError, "dead_below must be from 0 to 1", {"dead_below": -1}),
+        (TypeError, "dead_below must be a number", {"dead_below": "few"}),
+        (ValueError, r"codes of one shape .* \(9, 4\) for \(8, 4\) in codebook", {"since": EMACodebook(9, 4)}),
+        (ValueError, "same codebooks, got a, b for codebook", {"since": {"a": STATE, "b": copy.deepcopy(STATE)}}),
+        (ValueError, "must hold a codebook", {"since": {}}),
+        (TypeError, "module or a state dict", {"since": 3}),
+    ],
+)  # fmt: skip
+def test_examine_refuses(error, message, options):
+    with pytest.raises(error, match=message):
+        examine(EMACodebook(8, 4), **options)
+
+
+def test_the_report_is_of_the_public_type():
+    assert isinstance(only(EMACodebook(8, 4)), CodebookHealth)

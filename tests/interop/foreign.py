@@ -1,0 +1,285 @@
+"""Checks against the libraries themselves, for a process of its own: test_foreign.py runs it where they are.
+
+torchvision, timm and lightly must not be in the environment of the other tests: a torchvision that was built for
+another torch breaks what else imports it. ``python -m tests.interop.foreign`` runs every check and prints its name.
+"""
+
+import copy
+import io
+import sys
+import traceback
+import types
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from tests.laws import assert_same_bits
+from vqssl import MomentumTeacher
+from vqssl.interop import (
+    codebook_from_encodec,
+    codebook_from_vector_quantize_pytorch,
+    codebook_prefixes,
+    codebook_to_encodec,
+    codebook_to_vector_quantize_pytorch,
+    load_lightly_teacher_,
+    momentum_state_from_lightly,
+    resnet_state_dict,
+)
+
+NAMES = ("embed", "cluster_size", "embed_avg")
+STEPS = 8
+
+
+def make_torchvision_importable() -> torch.library.Library:
+    """A torchvision without its compiled part imports where two of that part's operators are at least named."""
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def through_file(thing):
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def small_resnet():
+    return import_module("torchvision.models").resnet18()
+
+
+def moved(student):
+    """A teacher that stands apart from where anything starts, its BatchNorm statistics too."""
+    teacher = MomentumTeacher(student, momentum=0.5)
+    with torch.no_grad():
+        student(torch.randn(4, 3, 64, 64))
+        for parameter in student.parameters():
+            parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
+    teacher.update_(student)
+    return teacher.eval()
+
+
+# ---- backbone_state_dict() into ResNets ----
+
+
+def resnets():
+    """Name to a fresh ResNet-18 of 1000 classes; the features that its pooling gives come out of `features`."""
+    timm, monai = import_module("timm"), import_module("monai.networks.nets")
+    return {
+        "torchvision": small_resnet(),
+        "timm": timm.create_model("resnet18", pretrained=False),
+        "MONAI": monai.resnet18(
+            spatial_dims=2, n_input_channels=3, conv1_t_stride=2, bias_downsample=False, num_classes=1000
+        ),
+    }
+
+
+def features(model, x):
+    model.fc = nn.Identity()
+    return model.eval()(x).flatten(1)
+
+
+def a_whole_resnet_straight_into_all_three():
+    student = nn.Sequential()
+    student.encoder = small_resnet()
+    student.encoder.fc = nn.Identity()
+    teacher = moved(student)
+    state, x = teacher.backbone_state_dict("encoder"), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = teacher(x)
+        for name, model in resnets().items():
+            answer = model.load_state_dict(state, strict=False)
+            assert answer.missing_keys == ["fc.weight", "fc.bias"], (name, answer)
+            assert answer.unexpected_keys == [], (name, answer)
+            assert features(model, x).equal(expected), name
+
+
+def a_resnet_cut_into_a_sequential_into_all_three():
+    teacher = moved(nn.Sequential(*list(small_resnet().children())[:-1]))
+    state, x = resnet_state_dict(teacher.backbone_state_dict()), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = teacher(x).flatten(1)
+        for name, model in resnets().items():
+            answer = model.load_state_dict(state, strict=False)
+            assert answer.missing_keys == ["fc.weight", "fc.bias"], (name, answer)
+            assert features(model, x).equal(expected), name
+
+
+# ---- teachers of lightly ----
+
+
+class LightlyBYOL(nn.Module):
+    """The submodules of lightly's example, without Lightning."""
+
+    def __init__(self):
+        super().__init__()
+        heads = import_module("lightly.models.modules")
+        self.backbone = nn.Sequential(*list(small_resnet().children())[:-1])
+        self.projection_head = heads.BYOLProjectionHead(512, 32, 16)
+        self.prediction_head = heads.BYOLPredictionHead(16, 32, 16)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+
+
+class LightlyMoCo(nn.Module):
+    """The submodules of lightly's benchmark, where the plain names are the teacher's."""
+
+    def __init__(self):
+        super().__init__()
+        head = import_module("lightly.models.modules").MoCoProjectionHead
+        self.backbone = small_resnet()
+        self.backbone.fc = nn.Identity()
+        self.projection_head = head(512, 32, 16)
+        self.query_backbone = copy.deepcopy(self.backbone)
+        self.query_projection_head = head(512, 32, 16)
+
+
+class Student(nn.Module):
+    def __init__(self, backbone, projection_head):
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = projection_head
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x).flatten(1))
+
+
+def train_as_lightly(student, follower, step):
+    """A step of theirs: momentum by their schedule, their update, and new weights for the student."""
+    momentum = import_module("lightly.utils.scheduler").cosine_schedule(step, STEPS, 0.9, 1.0)
+    update_momentum = import_module("lightly.models.utils").update_momentum
+    for name in ("backbone", "projection_head"):
+        update_momentum(getattr(student, name), getattr(follower, name), m=momentum)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+
+
+def check_lightly(method, student, follower):
+    """Half of the training by lightly, half by both."""
+    with torch.no_grad():
+        follower(torch.randn(4, 3, 32, 32))  # buffers of its own
+    for step in range(STEPS // 2):
+        train_as_lightly(student, follower, step)
+    checkpoint = through_file({"state_dict": method.state_dict(), "global_step": STEPS // 2})
+    ours = MomentumTeacher(student, momentum=0.9, total_steps=STEPS - 1, buffers="own")
+    load_lightly_teacher_(ours, checkpoint)
+    assert_same_bits(dict(ours.module.state_dict()), dict(follower.state_dict()))
+    for step in range(STEPS // 2, STEPS):
+        ours.update_(student)
+        train_as_lightly(student, follower, step)
+        for name, expected in follower.state_dict().items():
+            torch.testing.assert_close(ours.module.state_dict()[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    assert ours.step == STEPS
+    return checkpoint
+
+
+def a_byol_teacher_of_lightly_goes_on():
+    method = LightlyBYOL()
+    student = Student(method.backbone, method.projection_head)
+    follower = Student(method.backbone_momentum, method.projection_head_momentum)
+    checkpoint = check_lightly(method, student, follower)
+    backbone = {
+        name.removeprefix("backbone."): value
+        for name, value in momentum_state_from_lightly(checkpoint, {"backbone": "backbone_momentum"}).items()
+    }
+    small_resnet().load_state_dict(resnet_state_dict(backbone), strict=False)
+
+
+def a_moco_teacher_of_lightly_goes_on():
+    method = LightlyMoCo()
+    student = Student(method.query_backbone, method.query_projection_head)
+    check_lightly(method, student, Student(method.backbone, method.projection_head))
+
+
+# ---- codebooks ----
+
+
+def assert_same_state(ours, theirs, **tolerances):
+    for name in NAMES:
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **tolerances)
+
+
+def encodec_codebooks():
+    # It imports torchaudio to read files; the quantiser needs none of it.
+    sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
+    return import_module("encodec.quantization.core_vq")
+
+
+def a_codebook_of_encodec_trains_on():
+    for threshold in (0, 2):  # its expiry changes nothing in the end
+        theirs = encodec_codebooks().EuclideanCodebook(6, 24, threshold_ema_dead_code=threshold)
+        for _ in range(5):
+            theirs(torch.randn(100, 6))
+        state = through_file(theirs.state_dict())
+        ours = codebook_from_encodec(state)
+        assert_same_bits(codebook_to_encodec(ours, like=state), dict(state))
+        theirs.load_state_dict(codebook_to_encodec(ours, ""))
+        for _ in range(10):
+            x = torch.randn(4, 25, 6)
+            assert (theirs.cluster_size < 2).any()
+            assert ours(x).indices.equal(theirs(x)[1])
+            assert_same_state(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def every_layer_of_a_model_of_encodec():
+    quantizer = encodec_codebooks().ResidualVectorQuantization(
+        num_quantizers=4, dim=6, codebook_size=16, kmeans_init=False
+    )
+    for _ in range(3):
+        quantizer(torch.randn(2, 6, 50))
+    state = {"quantizer.vq." + name: value for name, value in quantizer.state_dict().items()}
+    prefixes = codebook_prefixes(state)
+    assert prefixes == [f"quantizer.vq.layers.{n}._codebook." for n in range(4)]
+    x = torch.randn(2, 6, 50)
+    expected, residual = quantizer.eval().encode(x), x.transpose(1, 2)
+    for prefix, indices in zip(prefixes, expected, strict=True):
+        found = codebook_from_encodec(state, prefix).eval()(residual)
+        assert found.indices.equal(indices)
+        residual = residual - found.quantized
+
+
+def a_codebook_of_an_old_vector_quantize_pytorch_trains_on():
+    """Release 0.7: no heads axis, a flag of one float, and cosine codes that kept no sums."""
+    package = import_module("vector_quantize_pytorch")
+    for cosine in (False, True):
+        theirs = package.VectorQuantize(dim=6, codebook_size=12, use_cosine_sim=cosine)
+        for _ in range(5):
+            theirs(torch.randn(2, 50, 6))
+        state = through_file(theirs.state_dict())
+        assert state["_codebook.embed"].shape == (12, 6)
+        assert ("_codebook.embed_avg" in state) != cosine
+        ours = codebook_from_vector_quantize_pytorch(
+            state, metric="cosine" if cosine else "euclidean", estimator="straight_through"
+        )
+        assert_same_bits(codebook_to_vector_quantize_pytorch(ours, like=state), dict(state))
+        theirs.load_state_dict(codebook_to_vector_quantize_pytorch(ours, like=state))
+        for _ in range(1 if cosine else 10):  # then the cosine rules part: theirs averages means there, ours sums
+            x = torch.randn(2, 50, 6)
+            assert ours(x).indices.equal(theirs(x)[1])
+            if not cosine:
+                assert_same_state(ours, theirs._codebook, rtol=1e-5, atol=1e-5)
+
+
+CHECKS = (
+    a_whole_resnet_straight_into_all_three,
+    a_resnet_cut_into_a_sequential_into_all_three,
+    a_byol_teacher_of_lightly_goes_on,
+    a_moco_teacher_of_lightly_goes_on,
+    a_codebook_of_encodec_trains_on,
+    every_layer_of_a_model_of_encodec,
+    a_codebook_of_an_old_vector_quantize_pytorch_trains_on,
+)
+
+if __name__ == "__main__":
+    registered = make_torchvision_importable()  # gone where nothing holds it
+    for check in CHECKS:
+        torch.manual_seed(0)
+        try:
+            check()
+        except Exception:  # the others are to be heard
+            traceback.print_exc()
+        else:
+            print(check.__name__, flush=True)

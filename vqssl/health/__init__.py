@@ -1,0 +1,47 @@
+"""Codebook health: what codebooks are doing, from a module or a checkpoint, and what to do about it.
+
+``python -m vqssl.health CHECKPOINT`` shows it in a terminal; the table wants rich and the picture matplotlib, both in
+``pip install vqssl[health]``. Importing this package imports neither.
+
+>>> import vqssl, vqssl.health
+>>> report = vqssl.health.examine(vqssl.MultiScaleQuantizer([16, 32], codebook_size=8, dim=4))
+>>> list(report), report["codebooks.0"].findings[0].says
+(['codebooks.0', 'codebooks.1'], 'not trained yet: the codes are random')
+"""
+
+from vqssl.health.callbacks import lightning_callback, log_health
+from vqssl.health.measures import (
+    code_spread,
+    drift,
+    dying_codes,
+    effective_dimension,
+    even_use,
+    nearest_distances,
+    spectrum,
+    turnover,
+)
+from vqssl.health.picture import draw
+from vqssl.health.report import CodebookHealth, examine
+from vqssl.health.sources import find_codebooks, read_checkpoint
+from vqssl.health.table import show
+from vqssl.health.verdict import Finding
+
+__all__ = [
+    "examine",
+    "CodebookHealth",
+    "Finding",
+    "find_codebooks",
+    "read_checkpoint",
+    "show",
+    "draw",
+    "log_health",
+    "lightning_callback",
+    "dying_codes",
+    "even_use",
+    "code_spread",
+    "spectrum",
+    "effective_dimension",
+    "nearest_distances",
+    "drift",
+    "turnover",
+]

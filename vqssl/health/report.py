@@ -1,0 +1,282 @@
+"""examine: what codebooks are doing, in numbers and findings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqssl import kernels
+from vqssl.checks import check_range
+from vqssl.functional.usage import codebook_usage
+from vqssl.health.measures import (
+    code_spread,
+    drift,
+    dying_codes,
+    effective_dimension,
+    nearest_distances,
+    spectrum,
+    turnover,
+)
+from vqssl.health.sources import Found, find_codebooks, short_names
+from vqssl.health.verdict import Finding, Level, judge, near_duplicate_below, worst
+
+__all__ = ["CodebookHealth", "examine"]
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookHealth:
+    """What :func:`examine` says of one codebook. Plain numbers; None where there is nothing to measure.
+
+    Geometry is that of the finite codes, and None where all codes are equal or there is only one.
+
+    >>> import vqssl
+    >>> examine(vqssl.EMACodebook(8, 4))["codebook"].level
+    'look'
+    """
+
+    codebook_size: int
+    """K."""
+    dim: int
+    """D."""
+    initialized: bool
+    """Whether the codes have had their first values from data; False: they are random."""
+    updates: int | None
+    """How often the codes were updated since; None where the state does not say."""
+    decay: float
+    """Of the running counts: they remember some 1 / (1 - decay) updates."""
+    revives: bool | None
+    """Whether dead codes are revived; None where a state was examined, which does not say."""
+    tokens_per_step: float
+    """How many valid tokens an update has had, over all ranks: the sum of the running counts, without what the counts
+    of 1 that a codebook starts with still add where ``updates`` is known."""
+    start_share: float | None
+    """How much of the fair share a code still holds that no token ever chose: ``decay ** updates * K / sum(N)``."""
+    dead_below: float
+    """tau: a code is dead below this fraction of the fair share ``sum(N) / K``."""
+    perplexity: float
+    """1 to K: how many codes are in use, in effect (:func:`vqssl.functional.codebook_usage`)."""
+    usage: float
+    """Share of codes that are not dead, 0 to 1."""
+    dead: int
+    """How many codes get less than ``dead_below`` of the fair share."""
+    dying: int
+    """How many will be dead after another 1 / (1 - decay) updates without tokens
+    (:func:`vqssl.health.dying_codes`)."""
+    not_finite: int
+    """How many codes hold a NaN or an infinity."""
+    effective_dimension: float | None
+    """1 to D: in how many directions the codes spread, weighted by use
+    (:func:`vqssl.health.effective_dimension`)."""
+    spread: float
+    """S: root mean square distance of the codes from their mean (:func:`vqssl.health.code_spread`)."""
+    norm: float
+    """Mean length of the codes."""
+    norm_spread: float
+    """Standard deviation of the lengths over their mean; 0 where the metric is cosine."""
+    nearest_min: float | None
+    """Smallest distance between two codes, in units of S."""
+    nearest_median: float | None
+    """Median over codes of the distance to the nearest other one, in units of S."""
+    near_duplicates: int
+    """How many codes have another so near that one of the two would do:
+    within a hundredth of the spacing that K codes in so many dimensions have."""
+    updates_since: int | None = None
+    """How many updates lie between the two examinations; None without ``since``, or where a state does not say."""
+    drift: float | None = None
+    """Root mean square move of the codes between the two, in units of the earlier S (:func:`vqssl.health.drift`)."""
+    turnover: float | None = None
+    """Share of codes that now lie nearer another code's earlier place (:func:`vqssl.health.turnover`)."""
+    findings: tuple[Finding, ...] = ()
+    """The verdict, worst first; never empty."""
+    codes: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0))
+    """``(K, D)``, a copy on the CPU: what a later ``examine(..., since=)`` compares with."""
+    shares: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
+    """``(K,)`` float64: the running counts in units of the fair share."""
+    nearest: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
+    """``(K,)`` float64: distance to the nearest other code in units of S, of the finite codes."""
+    eigenvalues: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
+    """``(D,)`` float64, largest first: :func:`vqssl.health.spectrum` of the codes, weighted by use."""
+
+    @property
+    def level(self) -> Level:
+        """The worst of the findings' levels: ``"ok"``, ``"look"`` or ``"act"``."""
+        return worst(self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, ready for ``json.dumps``: numbers, None, and the findings as dictionaries.
+
+        >>> import json, vqssl
+        >>> json.loads(json.dumps(examine(vqssl.EMACodebook(8, 4))["codebook"].as_dict()))["perplexity"]
+        8.0
+        """
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        kept = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        return {**kept, "level": self.level, "findings": [finding._asdict() for finding in self.findings]}
+
+
+def examine(
+    source: nn.Module | Mapping[Any, Any],
+    *,
+    since: nn.Module | Mapping[Any, Any] | Mapping[str, CodebookHealth] | None = None,
+    decay: float = 0.99,
+    dead_below: float | None = None,
+) -> dict[str, CodebookHealth]:
+    """Measure all codebooks of a module or a state, and judge them. Changes nothing, and waits for the device.
+
+    Args:
+        source: any module that holds :class:`vqssl.EMACodebook` modules, wrapped or not; a state dict; or a
+            checkpoint with state dicts in it. Found are those that :func:`vqssl.health.find_codebooks` finds.
+        since: the same, earlier, or what this function returned for it: gives ``drift`` and ``turnover``. Codebooks are
+            matched by name, or, where none is the same, by name without the prefix that all have; one and one match.
+        decay: of codebooks that come as a state, which does not hold it; modules know their own.
+        dead_below: a code is dead below this fraction of the fair share. None: the threshold of a module's revival;
+            0.1 where there is none or a state is examined, as :meth:`vqssl.EMACodebook.usage` has it.
+
+    Returns:
+        By the dotted name of each codebook, in the order of the source; shared codebooks once.
+
+    Raises:
+        TypeError: ``source`` or ``since`` is neither module nor mapping.
+        ValueError: there is no codebook in it; a codebook has no values or odd shapes; ``since`` has none of the
+            codebooks, or one of another shape; ``decay`` or ``dead_below`` is outside [0, 1].
+
+    >>> import torch, vqssl
+    >>> codebook = vqssl.EMACodebook(4, 2, decay=0.9, seed=1)
+    >>> for _ in range(100):
+    ...     _ = codebook(torch.randn(200, 2))
+    >>> health = examine(codebook)["codebook"]
+    >>> round(health.tokens_per_step), health.level
+    (200, 'ok')
+    """
+    check_range("decay", decay, 0, 1, rule="the share of the old statistics that a step keeps")
+    if dead_below is not None:
+        check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the fair share")
+    found = find_codebooks(source)
+    before = {} if since is None else _earlier(since)
+    if not set(found) & set(before):
+        # A part of a model next to the whole: names differ in what stands before all of them.
+        ours = {short: name for name, short in short_names(found)[1].items()}
+        theirs = short_names(before)[1]
+        single = next(iter(found)) if len(found) == len(before) == 1 else None
+        before = {single or ours.get(theirs[name], name): value for name, value in before.items()}
+    if since is not None and not set(found) & set(before):
+        raise ValueError(
+            f"since must hold the same codebooks, got {', '.join(before)} for {', '.join(found)}: give an earlier "
+            "state of the same model"
+        )
+    return {name: _examine_one(name, codebook, before.get(name), decay, dead_below) for name, codebook in found.items()}
+
+
+def _earlier(since: Any) -> dict[str, tuple[Tensor, bool, int | None]]:
+    """Codes, whether they were initialised, and updates."""
+    if isinstance(since, Mapping) and since and all(isinstance(value, CodebookHealth) for value in since.values()):
+        return {name: (health.codes, health.initialized, health.updates) for name, health in since.items()}
+    found = find_codebooks(since)
+    return {name: (codebook.embed, codebook.initialized, codebook.updates) for name, codebook in found.items()}
+
+
+def _examine_one(
+    name: str,
+    found: Found,
+    before: tuple[Tensor, bool, int | None] | None,
+    decay: float,
+    dead_below: float | None,
+) -> CodebookHealth:
+    decay = decay if found.decay is None else found.decay
+    if dead_below is None:
+        dead_below = 0.1 if found.threshold is None else found.threshold
+    # Statistics that overflowed or hold NaN are no use of a code.
+    counts = found.cluster_size.detach().double().cpu().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    usage = codebook_usage(counts, dead_below)
+    codes = found.embed.detach()
+    size, dim = codes.shape
+    finite = kernels.finite_rows(codes)
+    sound = codes if bool(finite.all()) else codes[finite]
+    geometry = _geometry(sound, counts.to(codes.device)[finite], size) if len(sound) else NO_GEOMETRY
+    total = counts.sum().item()
+    start = None if found.updates is None or total == 0 else decay**found.updates * size / total
+    tokens = total if found.initialized else 0.0
+    if found.updates is not None:
+        kept = decay**found.updates
+        tokens = max(total - kept * size, 0.0) / (1 - kept) if kept < 1 else 0.0
+    health = CodebookHealth(
+        codebook_size=size,
+        dim=dim,
+        initialized=found.initialized,
+        updates=found.updates,
+        decay=decay,
+        revives=found.revives,
+        tokens_per_step=tokens,
+        start_share=start,
+        dead_below=dead_below,
+        perplexity=usage.perplexity.item(),
+        usage=usage.fraction.item(),
+        dead=int(usage.dead),
+        dying=int(dying_codes(counts, dead_below)) if total else 0,
+        not_finite=size - len(sound),
+        codes=codes.to("cpu", copy=True),
+        shares=counts / (total / size) if total else counts,
+        **geometry,
+    )
+    if before is not None:
+        health = replace(health, **_compare(name, health, *before))
+    return replace(health, findings=judge(health))
+
+
+NO_GEOMETRY: dict[str, Any] = {
+    "spread": 0.0,
+    "norm": 0.0,
+    "norm_spread": 0.0,
+    "effective_dimension": None,
+    "nearest_min": None,
+    "nearest_median": None,
+    "near_duplicates": 0,
+}
+
+
+def _geometry(codes: Tensor, counts: Tensor, size: int) -> dict[str, Any]:
+    lengths = codes.double().norm(dim=1) if codes.device.type != "mps" else codes.cpu().double().norm(dim=1)
+    norm = lengths.mean().item()
+    spread = code_spread(codes).item()
+    eigenvalues = spectrum(codes, counts)
+    found = {
+        **NO_GEOMETRY,
+        "spread": spread,
+        "norm": norm,
+        "norm_spread": lengths.std(correction=0).item() / norm if norm > 0 else 0.0,
+        "eigenvalues": eigenvalues.cpu(),
+    }
+    if spread > 0:
+        nearest = (nearest_distances(codes) / spread).cpu()
+        dimension = effective_dimension(eigenvalues).item()
+        found |= {
+            "effective_dimension": dimension,
+            "nearest": nearest,
+            "nearest_min": nearest.min().item(),
+            "nearest_median": nearest.median().item(),
+            "near_duplicates": int((nearest < near_duplicate_below(size, dimension)).sum()),
+        }
+    elif len(codes) > 1:
+        found["near_duplicates"] = len(codes)
+    return found
+
+
+def _compare(
+    name: str, health: CodebookHealth, old: Tensor, was_initialized: bool, updates: int | None
+) -> dict[str, Any]:
+    old = old.detach().cpu()
+    if old.shape != health.codes.shape:
+        raise ValueError(
+            f"since must hold codes of one shape with those examined, got {tuple(old.shape)} for "
+            f"{tuple(health.codes.shape)} in {name}: give an earlier state of the same model"
+        )
+    known = health.updates is not None and updates is not None
+    between = {"updates_since": health.updates - updates if known else None}  # type: ignore[operator]
+    both = kernels.finite_rows(old) & kernels.finite_rows(health.codes)
+    if not (was_initialized and health.initialized and both.any()):
+        return between  # from random codes to codes is no drift
+    new, old = health.codes[both].double(), old[both].double()
+    moved = drift(new, old).item()
+    return {**between, "drift": moved if moved < float("inf") else None, "turnover": turnover(new, old).item()}

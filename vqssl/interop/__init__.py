@@ -1,0 +1,31 @@
+"""Other people's worlds: their codebooks and teachers as ours, and back.
+
+Functions of state dicts, so nothing but torch is needed, and the files are yours to open: ``torch.load(path,
+weights_only=True)`` or safetensors' ``load_file``. ``import vqssl`` leaves this out: write ``import vqssl.interop``.
+
+>>> import torch, vqssl.interop
+>>> theirs = {"initted": torch.tensor(True), "cluster_size": torch.ones(1, 8), "embed": torch.randn(1, 8, 4)}
+>>> theirs["embed_avg"] = theirs["embed"].clone()
+>>> vqssl.interop.codebook_from_vector_quantize_pytorch(theirs)
+EMACodebook(8, 4, decay=0.8, ...)
+"""
+
+from vqssl.interop.codebook_state import codebook_prefixes
+from vqssl.interop.encodec import codebook_from_encodec, codebook_to_encodec
+from vqssl.interop.lightly import load_lightly_teacher_, momentum_state_from_lightly
+from vqssl.interop.resnet import resnet_state_dict
+from vqssl.interop.vector_quantize_pytorch import (
+    codebook_from_vector_quantize_pytorch,
+    codebook_to_vector_quantize_pytorch,
+)
+
+__all__ = [
+    "codebook_from_vector_quantize_pytorch",
+    "codebook_to_vector_quantize_pytorch",
+    "codebook_from_encodec",
+    "codebook_to_encodec",
+    "codebook_prefixes",
+    "load_lightly_teacher_",
+    "momentum_state_from_lightly",
+    "resnet_state_dict",
+]

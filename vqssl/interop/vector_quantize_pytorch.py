@@ -1,0 +1,139 @@
+"""Codebooks of vector-quantize-pytorch (PyPI, by Phil Wang): ``VectorQuantize``, ``ResidualVQ`` and what holds them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vqssl.codebook import EMACodebook
+from vqssl.initialization import KMeansInit
+from vqssl.interop.codebook_state import CodebookFormat, build_codebook
+from vqssl.interop.state_dicts import check_state
+
+__all__ = ["codebook_from_vector_quantize_pytorch", "codebook_to_vector_quantize_pytorch"]
+
+FORMAT = CodebookFormat(
+    library="vector-quantize-pytorch",
+    flag="initted",
+    heads=True,
+    cure=(
+        "give the state of a VectorQuantize without affine_param and vq_bridge; metric='cosine' where embed_avg is "
+        "missing since the release was old; codebook_from_encodec where the flag is 'inited'"
+    ),
+)
+
+
+def codebook_from_vector_quantize_pytorch(
+    state: Mapping[str, Any],
+    prefix: str | None = None,
+    *,
+    head: int | None = None,
+    metric: str = "euclidean",
+    **options: Any,
+) -> EMACodebook:
+    """An :class:`~vqssl.EMACodebook` with the codes, counts and sums of a codebook of vector-quantize-pytorch.
+
+    Every bit is taken over, and training goes on as there: the same rule, in the same order, apart from tokens that
+    two codes are equally near to, as far as float32 can tell, where our search is exact. Formats read: those of
+    releases 0.3 to 1.32, with or without a heads axis, ``initted`` a bool or a float; cosine codebooks of releases
+    that kept no ``embed_avg`` get counts times codes, and their rule, an average of unit means, is ours only roughly.
+    Projections beside the codebook are ``nn.Linear`` and stay yours; the codebook quantises what comes out of them.
+
+    A state says neither how it was trained nor by what distance. Where ``options`` are silent, the codebook gets
+    what ``VectorQuantize`` has by default: ``decay=0.8``, ``eps=1e-5``, ``commitment_weight=1.0``, no revival,
+    ``estimator="rotation"`` (``"straight_through"`` where D is 1, as there), and k-means of 10 iterations where it
+    was not initialised yet. What behaves differently:
+
+    - ``threshold_ema_dead_code=t`` counts tokens a step; our ``BatchRevival`` takes a fraction of the fair share, t K
+      / tokens a step.
+    - A codebook that was not initialised quantises by the codes of the state in eval mode, and waits for training
+      mode; theirs runs k-means on the first batch in any mode.
+    - A cosine code that has had no token for some hundred steps shrinks to nothing there, since quotients shorter
+      than 1e-6 are no longer normalised; ours stays at length 1 and can be chosen again.
+    - With a mask and the cosine metric, their commitment measures from the token as it came, ours from the token at
+      length 1, as without a mask.
+    - With ``learnable_codebook=True`` or ``directional_reparam=True`` an optimizer moved ``embed``, and ``embed_avg``
+      does not belong to it: freeze the result, or call ``codebook.set_codes_(codebook.embed)`` before training.
+
+    Args:
+        state: of a ``VectorQuantize``, of its ``_codebook``, or of any module around them.
+        prefix: where the codebook is, such as ``"layers.0._codebook."``; None where there is only one.
+        head: which one, where ``separate_codebook_per_head`` gave each head codes of its own, ``embed`` ``(h, K, D)``.
+            With one codebook for all heads there is none to choose: give it tokens ``(B, N, h, D)``.
+        metric: ``"cosine"`` for ``use_cosine_sim=True``.
+        **options: what :class:`~vqssl.EMACodebook` takes by name. Device and dtype are those of the state, float32 at
+            least.
+
+    Returns:
+        The codebook ``(K, D)`` in training mode, ``initialized`` as ``initted`` was; its generator starts anew at
+        ``seed``.
+
+    Raises:
+        TypeError: ``state`` is no state dict, or a tensor is not floating.
+        ValueError: no codebook, several and no ``prefix`` or ``head``, names beyond the four (``affine_param``,
+            ``vq_bridge``), shapes that do not belong together, values that are not finite, or lengths that no cosine
+            codebook has.
+
+    >>> import torch
+    >>> embed = torch.randn(2, 8, 4)  # two heads
+    >>> state = {"_codebook.embed": embed, "_codebook.embed_avg": embed, "_codebook.cluster_size": torch.ones(2, 8)}
+    >>> state["_codebook.initted"] = torch.tensor(True)
+    >>> codebook = codebook_from_vector_quantize_pytorch(state, head=1)
+    >>> torch.equal(codebook.embed, embed[1])
+    True
+    """
+    check_state("state", state)
+    heads = FORMAT.read(state, prefix, metric)
+    if head is None and len(heads) > 1:
+        raise ValueError(
+            f"head must name one of {len(heads)} heads, each of which has codes of its own, got none: write head=0, or "
+            f"[codebook_from_vector_quantize_pytorch(state, head=h) for h in range({len(heads)})]"
+        )
+    if head is not None and (isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(heads)):
+        raise ValueError(f"head must be from 0 to {len(heads) - 1}, got {head!r}: heads count from 0")
+    chosen = heads[head or 0]
+    defaults = {
+        "decay": 0.8,
+        "eps": 1e-5,
+        "commitment_weight": 1.0,
+        "revival": None,
+        "estimator": "rotation" if chosen.embed.shape[-1] > 1 else "straight_through",
+        "initialization": KMeansInit(),
+    }
+    return build_codebook(chosen, metric, {**defaults, **options})
+
+
+def codebook_to_vector_quantize_pytorch(
+    codebook: EMACodebook | Sequence[EMACodebook], prefix: str | None = None, *, like: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """The state of one or several codebooks as ``VectorQuantize`` holds it.
+
+    What was read by :func:`codebook_from_vector_quantize_pytorch` comes back bit for bit, given ``like``. Their format
+    holds codes, counts and sums; what it cannot hold is our generator, so that revivals draw other tokens after a
+    detour through it, and all that is no state here either: metric, decay, eps, revival. Build their module with
+    ``use_cosine_sim``, ``decay`` and ``eps`` as of ours.
+
+    Args:
+        codebook: one, or a sequence with one for each head.
+        prefix: in front of the names; None is that of the only codebook in ``like``, or else ``"_codebook."``.
+        like: the state dict of the module that is to load the result. Shapes and dtypes follow it, so that releases
+            without a heads axis, or with ``initted`` of one float, load it too; values are rounded where its dtype is
+            narrower. None writes the format of release 1.32.
+
+    Returns:
+        ``embed`` and ``embed_avg`` ``(h, K, D)``, ``cluster_size`` ``(h, K)``, ``initted`` a bool, all copies. With
+        ``like``: all that is in it, these replaced.
+
+    Raises:
+        TypeError: ``codebook`` is no EMACodebook, ``like`` no state dict.
+        ValueError: heads of unequal size, metric, dtype, device or initialisation; no room in ``like``, or several
+            codebooks and no ``prefix``; values beyond the dtype of ``like``.
+
+    >>> import vqssl
+    >>> state = codebook_to_vector_quantize_pytorch([vqssl.EMACodebook(8, 4), vqssl.EMACodebook(8, 4)])
+    >>> {name: tuple(tensor.shape) for name, tensor in state.items()}
+    {'_codebook.initted': (), '_codebook.cluster_size': (2, 8), '_codebook.embed_avg': (2, 8, 4),
+     '_codebook.embed': (2, 8, 4)}
+    """
+    codebooks = [codebook] if isinstance(codebook, EMACodebook) or not isinstance(codebook, Sequence) else codebook
+    return FORMAT.write(codebooks, prefix, like)
