@@ -1,6 +1,12 @@
 """Sphinx's configuration. `make docs` builds into docs/_build/html, offline, warnings being errors."""
 
+import difflib
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the gallery uses the examples' phantoms
 
 project = "vqssl"
 author = "vqssl contributors"
@@ -10,19 +16,65 @@ release = version = installed_version("vqssl")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",
 ]
 # Results, and parts that pages include.
-exclude_patterns = ["_build", "reliability/*", "ablation/*"]
+exclude_patterns = [
+    "_build",
+    "_templates",
+    "reliability/*",
+    "ablation/*",
+    "evaluation",
+    "gallery/*.py",
+    "gallery/*.ipynb",
+]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+autosummary_generate = True
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["vqssl.css"]
+html_favicon = "_static/favicon.svg"
 
 html_theme = "furo"
 html_title = f"vqssl {release}"
+html_theme_options = {"footer_icons": [], "navigation_with_keys": True}
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples" / "gallery"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "abort_on_example_error": True,
+    "min_reported_time": 1e9,  # times are the machine's, not the example's
+    "show_memory": False,
+    "write_computation_times": False,
+    "thumbnail_size": (400, 260),
+    "image_scrapers": ("matplotlib",),
+}
+
+
+# What each guide changes. Sphinx's own `:diff:` shows where the files lie on the machine that built the page.
+for after in (ROOT / "examples" / "drop_in").glob("*.py"):
+    before = after.parent / "before" / after.name
+    if before.exists() and after.stem != "__init__":
+        texts = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in (before, after)]
+        changes = difflib.unified_diff(*texts, f"before/{after.name}", after.name, n=2)
+        folder = ROOT / "docs" / "guides" / "diffs"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{after.stem}.diff").write_text("".join(changes), encoding="utf-8")

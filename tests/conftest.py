@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["wheel_smoke.py", "kernels/ahead_of_time.py"]
 if os.environ.get("TRITON_INTERPRET") != "1":  # kernels/test_triton.py runs it in a process that has asked for this
     collect_ignore.append("kernels/interpreted.py")
+if not os.environ.get("VQSSL_SITE"):  # the built documentation; `.ci/run docs` sets it
+    collect_ignore.append("site")
 pytest.register_assert_rewrite("tests.laws")
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)

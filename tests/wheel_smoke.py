@@ -4,6 +4,8 @@ Standard library, torch and vqssl only; run as a script, not collected by pytest
 """
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -61,7 +63,17 @@ def check_modules() -> None:
     teacher.update_(student)
 
 
+def check_import_time() -> None:
+    """Beyond torch's own; the best of five processes, since others may want the machine."""
+    code = "import time, torch; start = time.perf_counter(); import vqssl; print(time.perf_counter() - start)"
+    command = [sys.executable, "-I", "-c", code]
+    best = min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
+    print(f"import vqssl: {best:.2f} s beyond torch")
+    assert best < 0.3, "import vqssl has become slow: look at python -X importtime -c 'import vqssl'"
+
+
 if __name__ == "__main__":
     check_installation()
     check_modules()
+    check_import_time()
     print(f"vqssl {vqssl.__version__} from {Path(vqssl.__file__).parent}: the wheel works")

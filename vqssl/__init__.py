@@ -1,6 +1,6 @@
 """Discrete (vector-quantised) self-supervision for PyTorch: parts that can each be used alone."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 from vqssl import functional
 from vqssl.codebook import EMACodebook

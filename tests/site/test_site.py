@@ -1,0 +1,159 @@
+"""The built documentation: every link leads somewhere, and a browser can read, click and search it.
+
+`.ci/run docs` builds it and runs this; by itself: `VQSSL_SITE=docs/_build/html python -m pytest tests/site`.
+"""
+
+import functools
+import os
+import shutil
+import threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+SITE = Path(os.environ["VQSSL_SITE"]).resolve()
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+SHOWN = (
+    "index.html",
+    "get-started.html",
+    "guides/byol.html",
+    "gallery/index.html",
+    "gallery/plot_3_code_maps.html",
+    "method.html",
+    "evidence.html",
+    "api/generated/vqssl.EMACodebook.html",
+    "benchmarks.html",
+    "reliability.html",
+    "faq.html",
+)
+
+
+class Links(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
+        self.links += [found[name] for name in ("href", "src") if found.get(name)]
+
+
+@functools.cache
+def read(path):
+    return Links(path.read_text(encoding="utf-8"))
+
+
+def test_the_site_is_there():
+    assert len(PAGES) > 60
+    assert set(SHOWN) <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    here, broken = SITE / page, []
+    for link in read(here).links:
+        target, fragment = urldefrag(link)
+        target = target.partition("?")[0]
+        if target.startswith(("http:", "https:", "mailto:", "data:", "javascript:")):
+            continue
+        path = (here.parent / unquote(target)).resolve() if target else here
+        missing = not path.exists()
+        lost = fragment and path.suffix == ".html" and not missing and unquote(fragment) not in read(path).ids
+        if missing or lost:
+            broken.append(link)
+    assert not broken
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def address():
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("NOT CHECKED in a browser: no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=found, args=quiet)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(browser, request):
+    width, height = SIZES[request.param]
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    opened.troubles = []
+    opened.on("pageerror", lambda error: opened.troubles.append(str(error)))
+    opened.on("console", lambda message: opened.troubles.append(message.text) if message.type == "error" else None)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_fits_and_shows_its_pictures(page, address, name, request):
+    page.goto(f"{address}/{name}", wait_until="load")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, "wider than the window"
+    page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("Array.from(document.images).every(image => image.complete)")
+    empty = "Array.from(document.images).filter(image => !image.naturalWidth).map(image => image.src)"
+    assert page.evaluate(empty) == []
+    assert page.troubles == []
+    folder = os.environ.get("VQSSL_SCREENSHOTS")
+    if folder:
+        size = "phone" if page.viewport_size["width"] < 500 else "desktop"
+        page.screenshot(path=f"{folder}/{name.replace('/', '-').removesuffix('.html')}-{size}.png", full_page=True)
+
+
+def test_equations_are_drawn_without_a_network(page, address):
+    page.goto(f"{address}/method.html", wait_until="load")
+    page.wait_for_selector("mjx-container")
+    assert page.locator("mjx-container").count() > 8
+
+
+def test_clicking_through_from_the_first_page(page, address):
+    page.goto(address, wait_until="load")
+    page.locator("article a", has_text="Get started").first.click()
+    page.wait_for_url("**/get-started.html")
+    page.locator("article a", has_text="guides").first.click()
+    page.wait_for_url("**/guides/index.html")
+    page.locator("article a", has_text="A VQ-VAE").first.click()
+    page.wait_for_url("**/guides/vq_vae.html")
+    assert "EMACodebook" in page.locator("article .highlight").first.inner_text()
+    page.goto(f"{address}/api/index.html")
+    page.locator("article a", has_text="MomentumTeacher").first.click()
+    page.wait_for_url("**/vqssl.MomentumTeacher.html*")
+    page.locator("a", has_text="[source]").first.click()
+    page.wait_for_url("**/_modules/vqssl/teacher.html*")
+
+
+def test_searching_finds_the_page(page, address):
+    page.goto(f"{address}/search.html?q=dead+codes", wait_until="load")
+    page.wait_for_selector("#search-results li a")
+    titles = page.locator("#search-results li a").all_inner_texts()
+    assert any("Dead codes" in title for title in titles), titles
+    page.locator("#search-results li a", has_text="Dead codes").first.click()
+    page.wait_for_url("**/gallery/plot_2_revival.html*")
