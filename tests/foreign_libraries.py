@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 180  # seconds to fetch
 
 # torchvision's minor version runs 15 ahead of torch's. What these depend on and is needed is here already, or in the
-# second half: transformers talks to its hub through the last five.
+# second half: transformers talks to its hub through the last six.
 WANTED = (
     f"torchvision==0.{int(torch.__version__.split('.')[1]) + 15}.*",
     "timm==1.0.31",
@@ -36,6 +36,7 @@ WANTED = (
     "anyio==4.16.0",
     "h11==0.16.0",
     "truststore==0.10.5",
+    "idna==3.20",
 )
 
 
