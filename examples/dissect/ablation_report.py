@@ -36,7 +36,7 @@ def interval(values: list[float]) -> str:
     if len(values) < 2:
         return f"{mean:.1f}"
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.1f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.1f}"  # a line is never broken within
 
 
 def gains(records: Records, name: str, share: str, over: str = "byol") -> list[float]:

@@ -51,7 +51,8 @@ def cell(draws: Sequence[Sequence[float]], digits: int) -> str:
     if not draws:
         return "–"
     mean, half = interval(draws)
-    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+    # a line is never broken within
+    return f"{mean:.{digits}f}" + ("" if half is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.{digits}f}")
 
 
 def difference(a: dict[int, Scores], b: dict[int, Scores], column: str) -> list[list[float]]:

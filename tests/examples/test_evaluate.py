@@ -335,7 +335,9 @@ def test_differences_are_paired():
     a = {0: {"1%": [3.0, 5.0]}, 1: {"1%": [9.0, 9.0]}, 2: {"1%": [1.0, 1.0]}}
     b = {0: {"1%": [1.0, 1.0]}, 1: {"1%": [9.0, 8.0]}}
     assert evaluation_report.difference(a, b, "1%") == [[2.0, 4.0], [0.0, 1.0]]
-    assert "| dissect over byol | 2 | 1.8 ± " in evaluation_report.table_of({"byol": b, "dissect": a}, 1)
+    assert "| dissect over byol | 2 | 1.8\N{NO-BREAK SPACE}±" in evaluation_report.table_of(
+        {"byol": b, "dissect": a}, 1
+    )
 
 
 # ---- the kNN probe ----
