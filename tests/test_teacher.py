@@ -559,3 +559,31 @@ def test_a_student_with_weight_norm_is_copied_before_and_after_a_backward_pass()
     torch.testing.assert_close(teacher(x), halfway(x).detach())
     assert student[0].weight_g.grad is not None
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+class Keeping(nn.Module):
+    """Keeps something beside its parameter."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+        self.kept = keep(self.weight)
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def test_a_view_of_a_parameter_is_refused_since_the_copy_would_not_follow():
+    with pytest.raises(ValueError, match=r"got 1\.kept, a view of 1\.weight, .*: make it a property"):
+        MomentumTeacher(nn.Sequential(nn.Linear(3, 3), Keeping(lambda weight: weight.view(-1))))
+    # Features of the last step are no part of the model.
+    student = Keeping(lambda weight: weight * 2)
+    teacher = MomentumTeacher(student)
+    torch.testing.assert_close(teacher.module.kept, student.kept.detach())
+    assert not teacher.module.kept.requires_grad
+
+
+@pytest.mark.parametrize("keep", [lambda weight: [weight * 2], lambda weight: {"a": weight.sum()}])
+def test_what_cannot_be_copied_is_said(keep):
+    with pytest.raises(ValueError, match=r"deepcopy can copy, got Keeping .*: keep no tensors with a graph in lists"):
+        MomentumTeacher(Keeping(keep))

@@ -62,7 +62,8 @@ class MomentumTeacher(Grouped, nn.Module):
     Raises:
         TypeError: ``student`` is no module.
         ValueError: the student has no parameters, lazy ones that have no shape yet, or was sharded by ``fully_shard``;
-            an argument is out of range.
+            it keeps a view of a parameter, or a list of tensors with a graph, as an attribute; an argument is out of
+            range.
 
     >>> import torch
     >>> student = torch.nn.Linear(3, 2)
@@ -119,10 +120,7 @@ class MomentumTeacher(Grouped, nn.Module):
         self.process_group = process_group
         # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
-        # What weight_norm computed and keeps as a plain attribute has a graph, which deepcopy refuses.
-        cached = [v for m in student.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-        detached = {id(value): value.detach().clone() for value in cached}
-        self.module = copy.deepcopy(student, detached).requires_grad_(False)
+        self.module = _copy(student).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
 
     @property
@@ -240,6 +238,30 @@ class MomentumTeacher(Grouped, nn.Module):
         else:
             momentum = f"momentum={self.momentum:g}..{self.final_momentum:g} over {self.total_steps} steps"
         return f"{momentum}, buffers={self.buffer_policy!r}"
+
+
+def _copy(student: nn.Module) -> nn.Module:
+    """A deep copy, which torch refuses where an attribute has a graph: what weight_norm computed, or features kept."""
+    parameters = {id(parameter): name for name, parameter in student.named_parameters()}
+    detached: dict[int, Any] = {}
+    for path, module in student.named_modules():
+        for name, value in vars(module).items():
+            if not isinstance(value, Tensor) or value.is_leaf:
+                continue
+            if id(value._base) in parameters:  # the copy would keep the weights of today
+                raise ValueError(
+                    "student must keep no view of a parameter as an attribute, got "
+                    f"{path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}, which would not "
+                    "follow it in the copy: make it a property, or compute it in forward"
+                )
+            detached[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(student, detached)
+    except RuntimeError as error:
+        raise ValueError(
+            f"student must be a module that copy.deepcopy can copy, got {type(student).__name__} ({error}): keep no "
+            "tensors with a graph in lists or dictionaries of its modules, or detach them first"
+        ) from error
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

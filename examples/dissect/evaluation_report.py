@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from scipy import stats
 
 from examples.dissect.protocols import PROTOCOLS, Scores
+from examples.dissect.train import differences
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -24,11 +26,39 @@ NOTE = (
 FIRST = ("random", "byol", "dissect", "full")
 
 
-def load(folder: Path) -> dict[str, Table]:
-    """By protocol."""
-    found: dict[str, Table] = {}
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder.
+
+    Raises:
+        ValueError: there are none, or two do not belong in one table: they differ in the settings, in the images of
+            one seed, or in what one encoder was pretrained with.
+    """
+    records: list[dict[str, Any]] = []
+    first: dict[tuple[Any, ...], tuple[Path, Any]] = {}
     for path in sorted(folder.glob("*-seed*.json")):
         record = json.loads(path.read_text())
+        pretraining = {name: part for name, part in record["pretraining"].items() if name not in ("seed", "device")}
+        parts: dict[tuple[Any, ...], Any] = {
+            ("settings",): record["settings"],
+            ("pretraining", record["encoder"]): pretraining,
+            ("checkpoint", record["encoder"], record["seed"]): record.get("checkpoint"),
+        }
+        parts |= {("images", record["seed"], side): value for side, value in record["images"].items()}
+        for key, value in parts.items():
+            other, theirs = first.setdefault(key, (path, value))
+            changed = [f"{name} is {a} and {b}" for name, a, b in differences(theirs, value, key[0])]
+            if changed:
+                raise ValueError(f"{other} and {path} do not belong in one table: {'; '.join(changed)}")
+        records.append(record)
+    if not records:
+        raise ValueError(f"no results in {folder}: measure something first, or give another --out")
+    return records
+
+
+def tables_of(records: Sequence[dict[str, Any]]) -> dict[str, Table]:
+    """By protocol."""
+    found: dict[str, Table] = {}
+    for record in records:
         found.setdefault(record["protocol"], {}).setdefault(record["encoder"], {})[record["seed"]] = record["scores"]
     return {name: ordered(found[name]) for name in PROTOCOLS if name in found}
 
@@ -81,8 +111,10 @@ def table_of(table: Table, digits: int) -> str:
 
 
 def gap_of(linear: Table, finetune: Table) -> str:
-    """What fine-tuning adds: linear probe minus fine-tuning."""
-    names = [name for name in linear if name in finetune]
+    """What fine-tuning adds: linear probe minus fine-tuning, of the encoders that have both; empty without any."""
+    names = [name for name in linear if set(linear[name]) & set(finetune.get(name, {}))]
+    if not names:
+        return ""
     columns = list(next(iter(linear[names[0]].values())))
     rows = [
         [name, str(len(set(linear[name]) & set(finetune[name])))]
@@ -138,16 +170,28 @@ def shares_picture(tables: dict[str, Table], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def drawn(records: Sequence[dict[str, Any]]) -> list[str]:
+    """How many images a share is, in words; of the first seed, since splits by patient differ by a few images."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        for kind, counts in record.get("drawn", {}).items():
+            found.setdefault(kind, counts)
+    return [
+        f"Images with {kind}: " + ", ".join(f"{count:,} are {share}" for share, count in counts.items()) + "."
+        for kind, counts in found.items()
+    ]
+
+
 def write(folder: Path) -> str:
     """`table.md` and `shares.png`; returns the former."""
-    tables = load(folder)
-    if not tables:
-        raise ValueError(f"no results in {folder}: measure something first, or give another --out")
-    parts = [NOTE]
+    records = load(folder)
+    tables = tables_of(records)
+    parts = [NOTE, *drawn(records)]
     for name, table in tables.items():
         parts.append(f"**{PROTOCOLS[name].title}**\n\n{table_of(table, 3 if name == 'codes' else 1)}")
-    if {"linear", "finetune"} <= set(tables):
-        parts.append(f"**Linear probe minus fine-tuning (points)**\n\n{gap_of(tables['linear'], tables['finetune'])}")
+    gap = gap_of(tables.get("linear", {}), tables.get("finetune", {}))
+    if gap:
+        parts.append(f"**Linear probe minus fine-tuning (points)**\n\n{gap}")
     text = "\n\n".join(parts)
     (folder / "table.md").write_text(text)
     shares_picture(tables, folder / "shares.png")

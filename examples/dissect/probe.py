@@ -51,8 +51,8 @@ def linear_probe(
     """Macro AUC on the test images by share of labels, one figure for each random subset of the training labels.
 
     Features are standardised with the mean and deviation of the labelled images, then a logistic regression is fit:
-    one for each finding of multi-hot labels, a multinomial one for classes. AUC is the mean over findings, or over
-    classes each against the rest; a finding that the test images all have or all lack has no AUC and is left out.
+    one for each finding of multi-hot labels, a multinomial one for classes. AUC is :func:`macro_auc`; a finding that
+    all or none of the training images have cannot be learnt, and is left out too.
 
     Args:
         train: features `(N, D)` and labels, `(N,)` classes or `(N, L)` findings.
@@ -73,6 +73,13 @@ def linear_probe(
     return result
 
 
+def subset_size(labels: np.ndarray, fraction: float) -> int:
+    """How many images the share is: at least four for every class, or for every value of a finding."""
+    columns = labels[:, None] if labels.ndim == 1 else labels
+    least = 4 * max(len(np.unique(column)) for column in columns.T)
+    return min(max(round(fraction * len(labels)), least), len(labels))
+
+
 def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Sorted indices of a random subset that holds every class, or both values of every finding, at least twice."""
     if fraction == 1:
@@ -80,7 +87,7 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     columns = labels[:, None] if labels.ndim == 1 else labels
     values = [np.unique(column) for column in columns.T]
     rng = np.random.default_rng(seed)
-    count = max(round(fraction * len(labels)), 4 * max(map(len, values)))
+    count = subset_size(labels, fraction)
     for _ in range(1000):
         index = np.sort(rng.permutation(len(labels))[:count])
         drawn = columns[index].T
@@ -127,13 +134,14 @@ def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """The mean AUC over classes (each against the rest), or over findings.
 
     Args:
-        labels: `(N,)` classes or `(N, L)` findings; a finding that all or no images have is left out.
+        labels: `(N,)` classes or `(N, L)` findings; one that all or no images have is left out.
         scores: `(N, C)` probabilities of the classes, or `(N, L)` scores.
+
+    Raises:
+        ValueError: none is left.
     """
     if labels.ndim == 1:
-        if scores.shape[1] == 2:
-            return float(roc_auc_score(labels, scores[:, 1]))
-        return float(roc_auc_score(labels, scores, multi_class="ovr", average="macro"))
+        labels = labels[:, None] == np.arange(scores.shape[1])
     found = [
         roc_auc_score(truth, column) for truth, column in zip(labels.T, scores.T, strict=True) if 0 < truth.mean() < 1
     ]
@@ -142,11 +150,25 @@ def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean(found))
 
 
+def learnable(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Numbers of the classes or findings that some images of both sides have and some have not."""
+    if train.ndim == 1:
+        train, test = (side[:, None] == np.arange(max(train.max(), test.max()) + 1) for side in (train, test))
+    return np.flatnonzero(train.any(0) & ~train.all(0) & test.any(0) & ~test.all(0))
+
+
 def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> float:
     if labels.ndim == 1:
-        return macro_auc(test_labels, fit(features, labels).predict_proba(test_features))
-    scores = [fit(features, column).predict_proba(test_features)[:, 1] for column in labels.T]
-    return macro_auc(test_labels, np.stack(scores, 1))
+        model = fit(features, labels)
+        scores = np.zeros((len(test_labels), max(labels.max(), test_labels.max()) + 1))
+        scores[:, model.classes_] = model.predict_proba(test_features)
+        kept = learnable(labels, test_labels)
+        return macro_auc(test_labels[:, None] == kept, scores[:, kept])
+    scores = np.zeros(test_labels.shape)
+    kept = learnable(labels, test_labels)
+    for finding in kept:
+        scores[:, finding] = fit(features, labels[:, finding]).predict_proba(test_features)[:, 1]
+    return macro_auc(test_labels[:, kept], scores[:, kept])
 
 
 def fit(features: np.ndarray, labels: np.ndarray) -> Pipeline:

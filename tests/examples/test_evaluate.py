@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from torch import nn
 
 from examples.dissect import evaluate, evaluation_report
 from examples.dissect.augment import Augmentation, to_float
+from examples.dissect.data import load_images, train_test_split
+from examples.dissect.finished_runs import apart, find, split_of, subject_of
 from examples.dissect.imageset import ImageSet
 from examples.dissect.model import Encoder, Model
 from examples.dissect.phantoms import make_phantoms
-from examples.dissect.probe import fit, knn_auc, knn_monitor, macro_auc
+from examples.dissect.probe import fit, knn_auc, knn_monitor, linear_probe, macro_auc
 from examples.dissect.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
 from examples.dissect.train import Optimization, Pretraining, Run
 
@@ -35,8 +38,8 @@ def finished(tmp_path_factory):
     phantoms = make_phantoms(96, 32, seed=0)
     path = folder / "images.npz"
     np.savez(path, images=phantoms.images, labels=phantoms.labels, groups=phantoms.groups, masks=phantoms.masks)
-    data = evaluate.load_images(path, 32)
-    train = data.subset(evaluate.train_test_split(data)[0])
+    data = load_images(path, 32)
+    train = data.subset(train_test_split(data)[0])
     for method in ("byol", "dissect"):
         Run(train, Pretraining(method, TINY, optimization=QUICK), folder / method).train(quiet=True)
     return folder, path
@@ -76,20 +79,164 @@ def test_all_protocols_by_one_command(finished, tmp_path, capsys):
     assert {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}.keys() == results.keys()
     again = json.loads((tmp_path / "linear-byol-seed0.json").read_text())
     assert again["scores"] == json.loads(results["linear-byol-seed0.json"])["scores"]
-    with pytest.raises(ValueError, match="other settings: steps was 3, is 4"):
+    with pytest.raises(ValueError, match=r"of something else: settings\.steps was 3, is 4\. Give another --out"):
         evaluate.main(replace(config, settings=replace(SETTINGS, steps=4)))
     assert evaluate.main(evaluate.Evaluation(out=tmp_path, report=True)) == text
 
 
-def test_refusals(finished, tmp_path):
+def small(
+    tmp_path: Path, *, epochs: int = 2, labels: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> tuple[Run, evaluate.Evaluation]:
+    """A run of one epoch or two and the file of its images, which tests may spoil; the settings to judge it by."""
+    phantoms = make_phantoms(64, 32, seed=1)
+    path = tmp_path / "images.npz"
+    assert phantoms.labels is not None
+    labels = phantoms.labels[:, 0].astype(np.int64) if labels is None else labels
+    arrays = {"images": phantoms.images, "labels": labels} | ({} if groups is None else {"groups": groups})
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    data = load_images(path, 32)
+    run = Run(data.subset(train_test_split(data)[0]), Pretraining("byol", TINY, optimization=QUICK), tmp_path / "byol")
+    run.train(quiet=True, until=epochs)
+    config = evaluate.Evaluation(runs=(tmp_path,), data=path, out=tmp_path / "out", settings=SETTINGS)
+    return run, replace(config, protocols=("linear",))
+
+
+def test_a_result_is_kept_for_the_same_checkpoint_and_images_only(tmp_path):
+    run, config = small(tmp_path)
+    text = evaluate.main(config)
+    assert evaluate.main(config) == text
+    assert "Images with labels: 14 are 30%, 48 are 100%." in text
+    arrays = dict(np.load(config.data))
+    images = arrays["images"].copy()
+    images[train_test_split(load_images(config.data, 32))[1][0]] //= 2  # trained on the same, and tested on others
+    np.savez(config.data, **{**arrays, "images": images})
+    with pytest.raises(ValueError, match=r"images\.test\.sha256 was \w+, is \w+"):
+        evaluate.main(config)
+    np.savez(config.data, **arrays)
+    assert evaluate.main(config) == text
+    with torch.no_grad():
+        run.model.student.encoder.resnet.conv1.weight.mul_(2)
+    run.save()
+    with pytest.raises(ValueError, match=r"linear-byol-seed0.json .* checkpoint\.sha256 was \w+, is \w+"):
+        evaluate.main(config)
+    assert evaluate.main(replace(config, encoders=("random",))) == text  # which no checkpoint has made
+
+
+def test_masks_may_come_later(tmp_path):
+    """What needs none is not measured again, and stands in one report with what does."""
+    masked = make_phantoms(64, 32, seed=1)
+    groups = np.arange(64)
+    _, config = small(tmp_path, groups=groups)
+    evaluate.main(config)
+    np.savez(tmp_path / "masks.npz", images=masked.images, masks=(masked.masks > 0).astype(np.uint8), groups=groups)
+    text = evaluate.main(replace(config, protocols=("linear", "codes"), masks=tmp_path / "masks.npz"))
+    assert "Mutual information" in text
+    assert "Linear probe" in text
+
+
+def test_an_unfinished_run_is_not_judged_unless_asked_for(tmp_path):
+    _, config = small(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"finished run, got one after epoch 1 of 2: let it go on .* --unfinished"):
+        evaluate.main(config)
+    text = evaluate.main(replace(config, unfinished=True))
+    assert "| byol@1 | 1 |" in text
+    assert json.loads((config.out / "linear-byol@1-seed0.json").read_text())["checkpoint"]["epoch"] == 1
+    # An encoder that was never trained is not unfinished.
+    assert "| random | 1 |" in evaluate.main(replace(config, encoders=("random",), out=tmp_path / "never"))
+
+
+def test_the_report_refuses_what_does_not_belong_together(tmp_path):
+    _, config = small(tmp_path)
+    evaluate.main(config)
+    path = config.out / "linear-byol-seed0.json"
+    record = json.loads(path.read_text())
+    other = config.out / "linear-byol-seed1.json"
+    for part, change in (
+        ("settings", {"subsets": 5}),
+        ("pretraining", {"method": "dissect"}),
+    ):
+        other.write_text(json.dumps({**record, "seed": 1, part: {**record[part], **change}}))
+        with pytest.raises(
+            ValueError, match=rf"seed0.json and .*seed1.json do not belong .* {part}\.{next(iter(change))} is"
+        ):
+            evaluation_report.write(config.out)
+    other.write_text(json.dumps({**record, "seed": 1}))
+    assert "| byol | 2 |" in evaluation_report.write(config.out)
+    other.unlink()
+    images = {**record["images"], "test": {"count": 13, "sha256": "0"}}
+    path.write_text(json.dumps({**record, "images": images}))
+    with pytest.raises(ValueError, match=r"images\.sha256 is"):
+        evaluation_report.write(config.out)
+
+
+def test_no_gap_without_an_encoder_that_has_both():
+    scores = {0: {"1%": [3.0, 5.0]}}
+    assert evaluation_report.gap_of({"byol": scores}, {"random": scores}) == ""
+    assert evaluation_report.gap_of({"byol": scores}, {"byol": {1: {"1%": [1.0, 1.0]}}}) == ""
+    assert "| byol | 1 |" in evaluation_report.gap_of({"byol": scores, "random": scores}, {"byol": scores})
+
+
+def test_labels_that_tell_nothing_are_refused_not_scored(tmp_path):
+    _, config = small(tmp_path, labels=np.zeros(64, np.int64))
+    with pytest.raises(ValueError, match="linear needs labels that tell images apart"):
+        evaluate.main(config)
+    assert not list(config.out.glob("*.json"))
+    evaluate.main(replace(config, protocols=()))
+    assert {file.name.partition("-")[0] for file in config.out.glob("*.json")} == {"anatomy"}
+
+
+def test_findings_that_nobody_has_are_left_out(tmp_path):
+    """Of three findings one is in no training image and one in all: the third alone counts."""
+    toys = toy()
+    findings = np.concatenate([toys.labels, np.zeros_like(toys.labels), np.ones_like(toys.labels)], 1)
+    findings[120:, 1] = 1 - toys.labels[120:, 0]
+    masks = toys.masks.copy()
+    masks[:, 0, 0] |= 4  # a bit for every finding; the second is in no test image
+    masks[:2, 0, 0] |= 2
+    data = ImageSet(toys.images, findings, None, masks, None, ("blob", "nowhere", "everywhere"))
+    subject = subject_on(data, tmp_path)
+    alone = replace(
+        subject,
+        train=replace(subject.train, labels=findings[:120, :1]),
+        test=replace(subject.test, labels=findings[120:, :1]),
+    )
+    for name in ("linear", "finetune"):
+        assert PROTOCOLS[name].lacking(subject) is None
+    assert (
+        PROTOCOLS["linear"].measure(subject, SETTINGS)["100%"] == PROTOCOLS["linear"].measure(alone, SETTINGS)["100%"]
+    )
+    assert np.isfinite(np.concatenate(list(PROTOCOLS["finetune"].measure(subject, SETTINGS).values()))).all()
+    assert PROTOCOLS["localise"].lacking(subject) is None
+    assert {name.partition(",")[0] for name in localise.measure(subject, SETTINGS)} == {"blob"}
+    assert PROTOCOLS["segment-frozen"].lacking(subject) == "every kind of mask among the images to test on"
+    never = replace(subject, train=replace(subject.train, labels=np.zeros_like(findings[:120])))
+    assert PROTOCOLS["linear"].lacking(never) == PROTOCOLS["finetune"].lacking(never)
+    assert "a probe can learn" in PROTOCOLS["localise"].lacking(never)
+
+
+def test_a_class_that_one_side_lacks_is_left_out():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((90, 4)), np.arange(90) % 3
+    features[np.arange(90), labels] += 3
+    two = labels[60:] < 2
+    found = linear_probe((features[:60], labels[:60]), (features[60:][two], labels[60:][two]), (1.0,))
+    assert found[1.0][0] > 0.9  # the third class has no test image
+    known = labels[:60] < 2
+    found = linear_probe((features[:60][known], labels[:60][known]), (features[60:], labels[60:]), (1.0,))
+    assert found[1.0][0] > 0.7  # nor training image
+
+
+def test_refusals(finished, tmp_path, monkeypatch):
     folder, path = finished
     config = evaluate.Evaluation(runs=(folder,), data=path, out=tmp_path / "out", settings=SETTINGS)
     with pytest.raises(ValueError, match=r"must hold checkpoints of the example or the sweep, got .*nowhere"):
         evaluate.main(replace(config, runs=(tmp_path / "nowhere",)))
     with pytest.raises(ValueError, match="encoders must be of random, byol, dissect, got full"):
         evaluate.main(replace(config, encoders=("full",)))
+    twin = tmp_path / "twin" / "byol"
+    shutil.copytree(folder / "byol", twin)
     with pytest.raises(ValueError, match="one run a seed"):
-        evaluate.find(replace(config, runs=(folder, folder / "byol")))
+        evaluate.main(replace(config, runs=(folder, twin)))
     others = tmp_path / "others.npz"
     np.savez(others, images=make_phantoms(96, 32, seed=5).images)
     with pytest.raises(ValueError, match="was not trained on these images"):
@@ -100,19 +247,14 @@ def test_refusals(finished, tmp_path):
     plain.mkdir()
     (plain / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        evaluate.find(replace(config, runs=(plain,)))
+        evaluate.main(replace(config, runs=(plain,)))
+    monkeypatch.chdir(folder / "byol")
+    assert [each.name for each in find([Path()], ["byol"], device="cpu", unfinished=False)] == ["byol"]
 
 
 def test_a_protocol_that_the_images_do_not_allow(tmp_path):
     """Left out aloud where all are asked for, refused where it is asked for by name."""
-    phantoms = make_phantoms(64, 32, seed=1)
-    path = tmp_path / "images.npz"
-    np.savez(path, images=phantoms.images, labels=phantoms.labels[:, 0].astype(np.int64))
-    data = evaluate.load_images(path, 32)
-    train = data.subset(evaluate.train_test_split(data)[0])
-    Run(train, Pretraining("byol", TINY, optimization=QUICK), tmp_path / "byol").train(quiet=True, until=0)
-    Run(train, Pretraining("byol", TINY, optimization=QUICK), tmp_path / "byol").save()
-    config = evaluate.Evaluation(runs=(tmp_path,), data=path, out=tmp_path / "out", settings=SETTINGS)
+    config = replace(small(tmp_path)[1], protocols=())
     evaluate.main(config)
     names = {file.name.partition("-byol")[0] for file in config.out.glob("*-byol-seed0.json")}
     assert names == {"linear", "finetune", "anatomy"}
@@ -123,16 +265,16 @@ def test_a_protocol_that_the_images_do_not_allow(tmp_path):
 def test_masks_of_their_own_are_tested_on_patients_never_pretrained_on(finished):
     folder, path = finished
     phantoms = make_phantoms(96, 32, seed=0)
-    found = evaluate.find(evaluate.Evaluation(runs=(folder,), data=path))
-    train, test = evaluate.split_of(evaluate.load_images(path, 32), found[0])
-    known, asked = evaluate.apart(phantoms, train)
+    found = find([folder], [], device="cpu", unfinished=False)
+    train, test = split_of(load_images(path, 32), found[0])
+    known, asked = apart(phantoms, train)
     assert len(known) + len(asked) == 96
     assert set(asked.groups) == set(test.groups)
     assert not set(asked.groups) & set(train.groups)
     with pytest.raises(ValueError, match="need `groups`"):
-        evaluate.apart(replace(phantoms, groups=None), train)
+        apart(replace(phantoms, groups=None), train)
     with pytest.raises(ValueError, match=r"of both patients pretrained on and others, got \d+ and 0 images"):
-        evaluate.apart(known, train)
+        apart(known, train)
 
 
 # ---- each protocol ----
@@ -192,7 +334,7 @@ def test_batches_take_every_image_once_before_any_twice():
 def test_segmentation_finds_the_blob_and_leaves_the_encoder_alone(frozen, tmp_path):
     subject = subject_on(toy(), tmp_path)
     before = state(subject.encoder)
-    settings = replace(SETTINGS, steps=60, lr=5e-3, batch_size=32)
+    settings = replace(SETTINGS, steps=60, mask_lr=5e-3, batch_size=32)
     net = segment.trained(subject, subject.train, 1, settings, 0, frozen=frozen)
     assert unchanged(subject.encoder, before)
     assert unchanged(net.encoder, before) is frozen  # BatchNorm's statistics too
@@ -201,8 +343,20 @@ def test_segmentation_finds_the_blob_and_leaves_the_encoder_alone(frozen, tmp_pa
     empty = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0] == 0))
     full = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0]))
     assert segment.dice(subject, net, subject.test, 1) == pytest.approx(segment.dice(subject, net, full, 1))
-    with pytest.raises(ValueError, match="no test image has"):
-        segment.dice(subject, net, empty, 1)
+    assert "to test on" in segment.lacking_masks(replace(subject, masked=(subject.train, empty)))
+
+
+def test_segmentation_finds_what_is_rare(tmp_path):
+    """Three pixels by three in every fourth image are two thousandths of all pixels, yet most of them are found."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((160, 32, 32), np.uint8)
+    for i in range(0, 160, 4):
+        y, x = rng.integers(2, 27, 2)
+        masks[i, y : y + 3, x : x + 3] = 1
+    images = (rng.integers(0, 60, masks.shape) + 150 * masks).astype(np.uint8)
+    subject = subject_on(ImageSet(images, masks=masks), tmp_path)
+    net = segment.trained(subject, subject.train, 1, replace(SETTINGS, steps=60, batch_size=32), 0, frozen=True)
+    assert segment.dice(subject, net, subject.test, 1)[0] > 0.4
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -242,7 +396,7 @@ def test_the_probe_as_one_map_is_the_pipeline(tmp_path):
 
 def test_grad_cam_looks_at_the_blob(tmp_path):
     subject = subject_on(toy(), tmp_path)
-    tuned = replace(SETTINGS, steps=60, lr=5e-3)
+    tuned = replace(SETTINGS, steps=60, mask_lr=5e-3)
     net = segment.trained(subject, subject.train, 1, tuned, 0, frozen=False)
     seeing = replace(subject, encoder=net.encoder)
     scores = localise.measure(seeing, SETTINGS)
@@ -283,10 +437,31 @@ def test_anatomy_tells_what_the_cell_knows(tmp_path):
 def test_bits_is_the_mutual_information():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, (10, 4, 4))
-    assert codes.bits(truth, truth) == pytest.approx(stats.entropy(np.bincount(truth.ravel()), base=2))
-    assert codes.bits(rng.integers(0, 16, truth.shape) * 0, truth) == 0
-    noise = rng.integers(0, 5, truth.shape)
-    assert codes.bits(noise, truth) == pytest.approx(mutual_info_score(noise.ravel(), truth.ravel()) / np.log(2))
+    assert codes.entropy(truth) == pytest.approx(stats.entropy(np.bincount(truth.ravel()), base=2))
+    assert codes.bits(np.zeros_like(truth), truth) == pytest.approx(0, abs=1e-12)
+    # Less what shuffled codes tell, on average: nothing is left of noise, however many codes there are.
+    many = rng.integers(0, 64, truth.shape)
+    plain = mutual_info_score(many.ravel(), truth.ravel()) / np.log(2)
+    chance = [mutual_info_score(rng.permutation(many.ravel()), truth.ravel()) / np.log(2) for _ in range(300)]
+    assert codes.bits(many, truth) == pytest.approx(plain - np.mean(chance), abs=0.02)
+    assert plain > 0.3
+    assert abs(np.mean([codes.bits(rng.integers(0, 64, truth.shape), truth) for _ in range(50)])) < 0.02
+
+
+def test_place_alone_is_subtracted(tmp_path, monkeypatch):
+    """Codes that are the row of a cell know a mask that is always at the bottom, and nothing beyond its place."""
+    data = toy()
+    data.masks[:] = 0
+    data.masks[:, 16:] = 1
+    subject = subject_on(data, tmp_path)
+
+    def rows(known, asked, count, seed):
+        return np.broadcast_to(np.arange(asked.shape[2])[None, :, None], (len(asked), *asked.shape[2:]))
+
+    monkeypatch.setattr(codes, "kmeans", rows)
+    scores = codes.measure(subject, SETTINGS)
+    assert scores["layer2, k-means"][0] == pytest.approx(scores["layer2, entropy"][0], abs=0.02)
+    assert scores["layer2, k-means beyond place"][0] == pytest.approx(0, abs=1e-9)
 
 
 @given(count=st.integers(2, 40), seed=st.integers(0, 10))
@@ -305,8 +480,8 @@ def test_cells_are_covered_not_at_all_by_half_or_more():
 
 def test_own_codes_are_those_of_the_teacher(finished):
     folder, path = finished
-    config = evaluate.Evaluation(runs=(folder,), data=path, encoders=("dissect",))
-    subject = evaluate.subject_of(evaluate.find(config)[0], config)
+    found = find([folder], ["random", "dissect"], device="cpu", unfinished=False)
+    never, subject = (subject_of(each, evaluate.Images(path, None, 0)) for each in found)
     model = subject.run.model.eval()
     images = subject.run.normalize(to_float(subject.test.images))
     with torch.no_grad():
@@ -314,7 +489,13 @@ def test_own_codes_are_those_of_the_teacher(finished):
     for stage, indices in zip(TINY.scales, expected, strict=True):
         np.testing.assert_array_equal(codes.own_codes(subject, subject.test)[stage], indices.numpy())
     assert subject.codes
-    assert not replace(subject, encoder=Encoder(1, TINY)).codes
+    assert not never.codes
+    assert codes.quantised_encoder(subject) is model.teacher.module.encoder
+    assert codes.quantised_encoder(never) is never.encoder
+    scores = codes.measure(subject, SETTINGS)
+    assert {name.partition(", ")[2] for name in scores} == {
+        "k-means", "k-means beyond place", "own", "own beyond place", "entropy"
+    }  # fmt: skip
 
 
 # ---- the report ----
@@ -367,8 +548,8 @@ def test_macro_auc_is_the_mean_over_findings():
 
 def test_the_monitor_changes_nothing_about_the_run(finished, tmp_path):
     _, path = finished
-    data = evaluate.load_images(path, 32)
-    train = data.subset(evaluate.train_test_split(data)[0])
+    data = load_images(path, 32)
+    train = data.subset(train_test_split(data)[0])
     config = Pretraining("dissect", TINY, optimization=QUICK)
     plain, watched = Run(train, config, tmp_path / "plain"), Run(train, config, tmp_path / "watched")
     plain.train(quiet=True)

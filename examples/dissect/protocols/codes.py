@@ -1,4 +1,8 @@
-"""What codes know of a mask: the mutual information between the code of a cell and the mask's share in it."""
+"""What codes know of a mask: the mutual information between the code of a cell and the mask's share in it.
+
+Codes of the features that a codebook would quantise: the teacher's, unless the run says otherwise, and those of an
+encoder that was never trained.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
+from torch import nn
 from torch.nn import functional as F
 
 from examples.dissect import pictures
@@ -16,27 +22,33 @@ from examples.dissect.augment import to_float
 from examples.dissect.imageset import ImageSet
 from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_masks
 
+OTHERS = 5
+"""Masks of other images, for what place alone tells."""
+
 
 def measure(subject: Subject, settings: Settings) -> Scores:
-    """In bits, by stage: with k-means codes of the frozen features, the same procedure for every encoder; with the own
-    codebook where there is one; against the mask of another image, which keeps what place alone tells; and the
-    entropy of the mask, which none can exceed."""
+    """In bits, by stage: with k-means codes, the same procedure for every encoder, and with the own codebook where
+    there is one; of each, what is left when what it tells of other images' masks is subtracted, which it has from place
+    alone; and the entropy of the mask, which none can exceed."""
     assert subject.masked is not None
     train, test = subject.masked
     assert test.masks is not None
     scores: Scores = {}
     own = own_codes(subject, test) if subject.codes else {}
-    maps = [subject.run.encode(to_float(side.images), subject.encoder)[1] for side in (train, test)]
+    encoder = quantised_encoder(subject)
+    maps = [subject.run.encode(to_float(side.images), encoder)[1] for side in (train, test)]
     rng = np.random.default_rng(settings.seed)
     for stage, known, asked in zip(subject.encoder.scales, *maps, strict=True):
         truth = covered(test.masks, (asked.shape[2], asked.shape[3]))
-        codes = kmeans(known, asked, subject.run.config.model.codebook_size, settings.seed)
-        other = truth[derangement(len(truth), rng)]
-        scores[f"{stage}, k-means"] = [bits(codes, truth)]
-        scores[f"{stage}, another's mask"] = [bits(codes, other)]
+        others = [truth[derangement(len(truth), rng)] for _ in range(OTHERS)]
+        codes = {"k-means": kmeans(known, asked, subject.run.config.model.codebook_size, settings.seed)}
         if stage in own:
-            scores[f"{stage}, own codes"] = [bits(own[stage], truth)]
-        scores[f"{stage}, entropy"] = [bits(truth, truth)]
+            codes["own"] = own[stage]
+        for kind, found in codes.items():
+            all_told = bits(found, truth)
+            scores[f"{stage}, {kind}"] = [all_told]
+            scores[f"{stage}, {kind} beyond place"] = [all_told - float(np.mean([bits(found, o) for o in others]))]
+        scores[f"{stage}, entropy"] = [entropy(truth)]
     return scores
 
 
@@ -53,21 +65,34 @@ def kmeans(train: torch.Tensor, test: torch.Tensor, count: int, seed: int) -> np
     return model.predict(asked).reshape(len(test), *test.shape[2:])
 
 
+def quantised_encoder(subject: Subject) -> nn.Module:
+    """Whose maps codebooks are trained on: the teacher's, unless told otherwise, where the encoder has one."""
+    run = subject.run
+    if subject.encoder is run.model.student.encoder and run.model.quantize == "teacher":
+        return run.model.teacher.module.get_submodule("encoder")
+    return subject.encoder
+
+
 def own_codes(subject: Subject, data: ImageSet) -> dict[str, np.ndarray]:
-    """By stage, of the encoder whose maps the codebooks were trained on: the teacher's, unless told otherwise."""
+    """By stage."""
     run = subject.run
     assert run.model.quantizer is not None
-    encoder = subject.encoder
-    if run.model.quantize == "teacher":
-        encoder = run.model.teacher.module.get_submodule("encoder")  # type: ignore[assignment]
-    maps = run.encode(to_float(data.images), encoder)[1]
+    maps = run.encode(to_float(data.images), quantised_encoder(subject))[1]
     with torch.no_grad():
         found = run.model.quantizer.eval()([each.to(run.config.device) for each in maps]).indices
     return {stage: codes.cpu().numpy() for stage, codes in zip(subject.encoder.scales, found, strict=True)}
 
 
 def bits(codes: np.ndarray, truth: np.ndarray) -> float:
-    return float(mutual_info_score(truth.ravel(), codes.ravel()) / np.log(2))
+    """Mutual information, less what codes of the same frequencies would have by chance: with hundreds of codes and a
+    few thousand cells counting alone tells tenths of a bit."""
+    table = contingency_matrix(truth.ravel(), codes.ravel(), sparse=True)
+    told = mutual_info_score(None, None, contingency=table) - expected_mutual_information(table, truth.size)
+    return float(told / np.log(2))
+
+
+def entropy(truth: np.ndarray) -> float:
+    return float(mutual_info_score(truth.ravel(), truth.ravel()) / np.log(2))
 
 
 def derangement(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +114,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
 
 
 PROTOCOL = Protocol(
-    "Mutual information (bits) between the code of a cell and the share of it that is masked",
+    "Mutual information (bits, less what chance gives) between the code of a cell and the share of it that is masked",
     measure,
     lacking_masks,
     draw,

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.dissect.augment import to_float, views_of
 from examples.dissect.imageset import ImageSet
-from examples.dissect.probe import label_subset, macro_auc
+from examples.dissect.probe import label_subset, learnable, macro_auc
 from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
 
 
@@ -36,7 +36,7 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
     device = run.config.device
     encoder = copy.deepcopy(subject.encoder).train()
     many = train.labels.ndim == 2
-    classes = train.labels.shape[1] if many else int(train.labels.max()) + 1
+    classes = train.labels.shape[1] if many else int(max(train.labels.max(), test.labels.max())) + 1
     head = nn.Linear(encoder.dim, classes).to(device)
     loss_of = nn.BCEWithLogitsLoss() if many else nn.CrossEntropyLoss()
     labels = torch.from_numpy(train.labels).to(device)
@@ -56,8 +56,9 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
     with torch.no_grad():
         features = run.encode(to_float(test.images), encoder)[0]
         logits = head(features.to(device)).cpu()
-    scores = logits if many else logits.softmax(-1)
-    return macro_auc(test.labels, scores.double().numpy())
+    scores = (logits if many else logits.softmax(-1)).double().numpy()
+    kept = learnable(train.labels, test.labels)
+    return macro_auc(test.labels[:, kept] if many else test.labels[:, None] == kept, scores[:, kept])
 
 
 def batches(count: int, settings: Settings) -> Iterator[Tensor]:

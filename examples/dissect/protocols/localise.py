@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from examples.dissect.augment import to_float
 from examples.dissect.model import STAGES
-from examples.dissect.probe import fit
+from examples.dissect.probe import fit, learnable
 from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
 
 LAYERS = STAGES[1:]
@@ -28,14 +28,17 @@ class Probed(nn.Module):
         assert train.labels is not None
         self.encoder = subject.encoder.eval()
         features = subject.run.encode(to_float(train.images), self.encoder)[0].numpy()
-        fits = [fit(features, column) for column in train.labels.T]
-        # coef (x - mean) / scale + intercept, as one linear map
-        weight = np.concatenate([each[-1].coef_ / each[0].scale_ for each in fits])
-        bias = [each[-1].intercept_[0] - row @ each[0].mean_ for each, row in zip(fits, weight, strict=True)]
+        # coef (x - mean) / scale + intercept, as one linear map; nothing for a finding that cannot be learnt
+        weight = np.zeros((train.labels.shape[1], features.shape[1]))
+        bias = np.zeros(len(weight))
+        for finding in learnable(train.labels, train.labels):
+            scaler, regression = fit(features, train.labels[:, finding])
+            weight[finding] = regression.coef_[0] / scaler.scale_
+            bias[finding] = regression.intercept_[0] - weight[finding] @ scaler.mean_
         self.head = nn.Linear(*weight.shape[::-1])
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight))
-            self.head.bias.copy_(torch.tensor(np.array(bias)))
+            self.head.bias.copy_(torch.from_numpy(bias))
         self.to(subject.run.config.device)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,15 +73,17 @@ def measure(subject: Subject, settings: Settings) -> Scores:
 
 
 def lesions(subject: Subject) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
-    """Of each finding: its number, name, and the test images that have it, with their masks."""
+    """Of each finding that a probe can learn: its number, name, and the test images that have it, with their masks."""
     assert subject.masked is not None
     test = subject.masked[1]
     assert test.masks is not None
+    assert subject.train.labels is not None
     names = plane_names(subject.masked[0])
     split = planes(test.masks, len(names))
-    for finding, name in enumerate(names):
+    for finding in learnable(subject.train.labels, subject.train.labels):
         there = split[:, finding].any((1, 2))
-        yield finding, name, test.images[there], split[there, finding]
+        if there.any():
+            yield int(finding), names[finding], test.images[there], split[there, finding]
 
 
 def energy(cam: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -115,8 +120,9 @@ def lacking(subject: Subject) -> str | None:
     labels = subject.train.labels
     if subject.masked is None or labels is None or labels.ndim != 2:
         return "a mask of each finding, as the phantoms have"
-    names = plane_names(subject.masked[0])
-    return None if len(names) == labels.shape[1] else "a mask of each finding, as the phantoms have"
+    if len(plane_names(subject.masked[0])) != labels.shape[1]:
+        return "a mask of each finding, as the phantoms have"
+    return None if any(True for _ in lesions(subject)) else "test images with a finding that a probe can learn"
 
 
 PROTOCOL = Protocol(

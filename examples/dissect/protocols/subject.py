@@ -10,6 +10,7 @@ import numpy as np
 
 from examples.dissect.imageset import ImageSet
 from examples.dissect.model import Encoder
+from examples.dissect.probe import learnable
 from examples.dissect.train import Run
 
 Scores = dict[str, list[float]]
@@ -30,7 +31,9 @@ class Settings:
     """Of fine-tuning and of a segmentation decoder; AdamW with a cosine."""
     batch_size: int = 64
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of fine-tuning."""
+    mask_lr: float = 1e-2
+    """Of a segmentation decoder."""
     seed: int = 0
     """Of the subsets, the decoders and heads, and the batches."""
 
@@ -69,11 +72,23 @@ class Protocol:
 
 
 def lacking_labels(subject: Subject) -> str | None:
-    return "labels" if subject.train.labels is None or subject.test.labels is None else None
+    train, test = subject.train.labels, subject.test.labels
+    if train is None or test is None:
+        return "labels"
+    if not len(learnable(train, test)):
+        return "labels that tell images apart, in training and in test images"
+    return None
 
 
 def lacking_masks(subject: Subject) -> str | None:
-    return "masks (give --masks, or data that hold some)" if subject.masked is None else None
+    if subject.masked is None:
+        return "masks (give --masks, or data that hold some)"
+    for side, kind in zip(subject.masked, ("to train on", "to test on"), strict=True):
+        assert side.masks is not None
+        there = planes(side.masks, len(plane_names(subject.masked[0]))).any((0, 2, 3))
+        if not there.all():
+            return f"every kind of mask among the images {kind}"
+    return None
 
 
 def plane_names(data: ImageSet) -> list[str]:
