@@ -84,6 +84,7 @@ class Ablation:
     """Of pretraining; the split is the same for all."""
     part: str = "0/1"
     """I/N: the I-th of N equal shares of the runs, for N processes at once."""
+    image_size: int = SMALL.image_size
     subsets: int = 10
     """Random label subsets for each share below 100%."""
     report: bool = False
@@ -106,7 +107,7 @@ def sweep(config: Ablation) -> None:
         raise SystemExit(f"error: variants must be of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     config.results.mkdir(parents=True, exist_ok=True)
-    data = load_images(config.data, SMALL.image_size)
+    data = load_images(config.data, config.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))
     # Seeds outermost: a sweep that is cut short has all variants with fewer seeds.
     todo = [(name, seed) for seed in config.seeds for name in ("random", *config.variants)]
@@ -137,12 +138,19 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
         "last_epoch": rounded(run.rows[-1]) if run.rows else {},
         "steps": run.epoch * run.steps_per_epoch,
         "images": [len(train), len(test)],
+        "image_size": config.image_size,
         "data": None if config.data is None else config.data.name,
-        "command": f"python -m examples.dissect.ablate --data {None if config.data is None else config.data.name}",
+        "command": command(config),
         "config": asdict(pretraining),
         "versions": {"vqssl": vqssl.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     return "{\n" + ",\n".join(f' "{key}": {json.dumps(value)}' for key, value in record.items()) + "\n}\n"
+
+
+def command(config: Ablation) -> str:
+    """As it was given, files by their name."""
+    size = "" if config.image_size == SMALL.image_size else f" --image-size {config.image_size}"
+    return f"python -m examples.dissect.ablate --data {None if config.data is None else config.data.name}{size}"
 
 
 def rounded(value: Any) -> Any:

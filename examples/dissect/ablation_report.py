@@ -49,7 +49,7 @@ def table(records: Records) -> str:
     shares = list(next(iter(next(iter(records.values())).values()))["auc"])
     header = ["variant", "seeds", *(f"{100 * float(share):g}%" for share in shares)]
     header += [f"over BYOL, {100 * float(share):g}%" for share in shares[:2]]
-    header += ["L(p, z_c)", "L(p, z_s)", "target spread", "perplexity"]
+    header += ["L(p, z_c)", "L(p, z_s)", "target spread", "perplexity", "dead codes"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in order(records):
         own = list(records[name].values())
@@ -60,10 +60,11 @@ def table(records: Records) -> str:
         for measure in ("alignment_global", "alignment_refined", "target_spread"):
             values = [record["last_epoch"].get(measure, 0.0) for record in own]
             cells.append(f"{np.mean(values):.2f}" if any(values) else "–")
-        per_scale = [
-            [value for key, value in record["last_epoch"].items() if key.startswith("perplexity_")] for record in own
-        ]
-        cells.append(" / ".join(f"{value:.0f}" for value in np.mean(per_scale, 0)) if per_scale[0] else "–")
+        for measure in ("perplexity_", "dead_"):
+            per_scale = [
+                [value for key, value in record["last_epoch"].items() if key.startswith(measure)] for record in own
+            ]
+            cells.append(" / ".join(f"{value:.0f}" for value in np.mean(per_scale, 0)) if per_scale[0] else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
