@@ -1,6 +1,5 @@
 """Sphinx's configuration. `make docs` builds into docs/_build/html, offline, warnings being errors."""
 
-import difflib
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -67,14 +66,3 @@ sphinx_gallery_conf = {
     "thumbnail_size": (400, 260),
     "image_scrapers": ("matplotlib",),
 }
-
-
-# What each guide changes. Sphinx's own `:diff:` shows where the files lie on the machine that built the page.
-for after in (ROOT / "examples" / "drop_in").glob("*.py"):
-    before = after.parent / "before" / after.name
-    if before.exists() and after.stem != "__init__":
-        texts = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in (before, after)]
-        changes = difflib.unified_diff(*texts, f"before/{after.name}", after.name, n=2)
-        folder = ROOT / "docs" / "guides" / "diffs"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{after.stem}.diff").write_text("".join(changes), encoding="utf-8")

@@ -12,16 +12,16 @@ import runpy
 import sys
 import traceback
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.foreign_libraries import run_beside
+from tests.guide_diffs import GUIDES, with_diff
+from tests.guide_diffs import STORIES as FOLDER
 from tests.interop.foreign import make_torchvision_importable
 from vqssl import EMACodebook
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "drop_in"
 HERE = ("byol", "vq_vae", "signals_1d", "volumes_3d")
 BESIDE = ("hugging_face", "lightly_byol", "lightly_simsiam", "lightning_module", "timm_features", "timm_vit")
 CHANGED = 15  # lines, imports included
@@ -48,6 +48,13 @@ def test_a_user_changes_few_lines(name):
     changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
     assert 0 < len(changed) <= CHANGED, "\n".join(changed)
     assert len(after) <= 90
+
+
+@pytest.mark.parametrize("name", [*HERE, *BESIDE])
+def test_the_guide_shows_the_difference(name):
+    page = (GUIDES / f"{name}.md").read_text(encoding="utf-8")
+    assert page == with_diff(page, name), "run python -m tests.guide_diffs"
+    assert f"(../../examples/drop_in/{name}.py)" in page  # the whole of it, wherever the page is read
 
 
 # ---- what a run does ----

@@ -63,7 +63,7 @@ def test_links_lead_somewhere(page):
         if target.startswith(("http:", "https:", "mailto:", "data:", "javascript:")):
             continue
         path = (here.parent / unquote(target)).resolve() if target else here
-        missing = not path.exists()
+        missing = not path.is_file() or not path.is_relative_to(SITE)  # a folder is no page, and a server has no more
         # Sphinx's pages of source know one name of a module: what is documented as vqssl.X and vqssl.revival.Y gets
         # links back to the right page, but to a wrong place in it.
         exact = path.suffix == ".html" and not page.startswith("_modules/")
