@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+RANDOM = pytest.mark.filterwarnings("ignore:.*quantises by random codes")
 JUNK = (float("nan"), float("inf"), -float("inf"), 3e38)
 
 
@@ -259,6 +260,7 @@ class QuantizerLaws:
         assert all(codebook.initialized for codebook in self.codebooks(module))
 
     @pytest.mark.parametrize("steps", [0, 3])
+    @RANDOM
     def test_eval_changes_nothing(self, steps):
         module = self.trained(steps).eval()
         before = state_of(module)
@@ -266,6 +268,7 @@ class QuantizerLaws:
         assert_same_bits(state_of(module), before)
 
     @pytest.mark.parametrize("steps", [0, 3])
+    @RANDOM
     def test_frozen_changes_nothing_in_training(self, steps):
         module = self.trained(steps)
         before = state_of(module)
@@ -278,6 +281,23 @@ class QuantizerLaws:
         module.freeze(False)
         module(self.batch(7))
         assert_differs(state_of(module), before)
+
+    @pytest.mark.parametrize("stop", [lambda module: module.eval(), lambda module: module.freeze()])
+    def test_random_codes_are_told_of_once(self, stop):
+        module = stop(self.make())
+        with pytest.warns(UserWarning, match="random codes.*Call it once in training mode.* or load a state") as told:
+            module(self.batch())
+        assert [warning.filename for warning in told] == [__file__]  # one, and it shows the line that called
+        module(self.batch())  # a second one would be an error here
+
+    def test_codes_that_were_loaded_are_not_random(self):
+        module = self.make().eval()
+        module.load_state_dict(self.trained(1).state_dict())
+        module(self.batch())
+
+    def test_a_compiled_graph_is_not_asked_for_random_codes(self):
+        module = self.make().eval()
+        torch.compile(module, fullgraph=True, backend="eager")(self.batch())
 
     def test_global_generators_are_neither_read_nor_advanced(self):
         module = self.make()

@@ -459,6 +459,11 @@ REFUSALS = {
         ValueError,
         "codes must be finite",
     ),
+    "tuple": (lambda c: c((X, X)), TypeError, r"got a tuple of 2: .*model\(x\)\[0\], here x\[0\]"),
+    "result": (lambda c: c(c.quantize(X)), TypeError, r"got Quantized: write x.quantized"),
+    "list of numbers": (lambda c: c([0.0] * 4), TypeError, r"got a list of 4: write torch.as_tensor\(x\)"),
+    "indices": (lambda c: c(torch.ones(3, 4).long()), TypeError, r"write codebook.lookup\(x\) for code numbers"),
+    "image": (lambda c: c(torch.ones(3, 4).byte()), TypeError, r"torch.uint8: write x.float\(\)$"),
     "codes integers": (lambda c: c.set_codes_(torch.ones(8, 4).long()), TypeError, "floating dtype"),
 }
 

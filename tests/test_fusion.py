@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from tests.laws import assert_same_bits, state_of
 from vqssl import SERFFusion
 from vqssl.functional import OPERATORS, SERFOperator, pooled_codes, spatial_attention, spatial_attention_weights
-from vqssl.types import MultiScaleQuantized
+from vqssl.types import MultiScaleQuantized, Quantized
 
 DIM = 4
 # Spatial sizes of three maps, finest first; each divides the first.
@@ -272,7 +272,7 @@ def test_a_copied_module_still_has_its_attention_maps(duplicate):
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "spatial"])
 def test_other_operators_have_no_places(name):
-    with pytest.raises(ValueError, match=f"need operator 'spatial', got '{name}'"):
+    with pytest.raises(ValueError, match=f"need operator 'spatial', got '{name}'.*write SERFFusion"):
         make(operator=name, hidden_dim=6).attention_maps(query(), maps(GRIDS["2-D"]))
 
 
@@ -390,7 +390,7 @@ def test_samples_are_independent_in_eval(name):
         (ValueError, "num_scales must be at least 1", {"num_scales": 0}),
         (ValueError, "hidden_dim must be at least 1", {"hidden_dim": 0}),
         (ValueError, "operator must be one of 'channel', 'batch', 'spatial'", {"operator": "cross"}),
-        (TypeError, "operator must be a name or", {"operator": spatial_attention}),
+        (TypeError, r"operator must be a name or.*write .*SERFOperator\(function", {"operator": spatial_attention}),
         (TypeError, "operator must be a name or", {"operator": None}),
     ],
 )
@@ -415,7 +415,14 @@ GOOD = [z(3, 4, 2, 2), z(3, 4, 1, 1)]
         (TypeError, "write its .quantized", (z(3, 4), MultiScaleQuantized(tuple(GOOD), (), z(), ()))),
         (ValueError, r"quantized\[0\] .* with B = 2", (z(2, 4), GOOD)),
         (ValueError, r"quantized\[0\] must be", (z(3, 4), [z(3), z(3)])),
-        (TypeError, r"quantized\[1\] must have a floating", (z(3, 4), [GOOD[0], GOOD[1].long()])),
+        (TypeError, r"quantized\[1\].*pass .quantized .*not .indices", (z(3, 4), [GOOD[0], GOOD[1].long()])),
+        (TypeError, r"quantized\[1\] must have a floating", (z(3, 4), [GOOD[0], GOOD[1].byte()])),
+        (TypeError, r"quantized\[1\].*write quantized\[1\].quantized", (z(3, 4), [GOOD[0], Quantized(z(), z(), z())])),
+        (TypeError, r"z_c .*got a tuple of 2: .*write z, maps = teacher\(view\)", ((z(3, 4), GOOD), GOOD)),
+        (ValueError, r"quantized\[0\].*write .*channels_last=True", (z(3, 4), [z(3, 2, 2, 4), GOOD[1]])),
+        (ValueError, r"quantized\[1\].*the same dim", (z(3, 4), [GOOD[0], z(3, 5, 1, 1)])),
+        (ValueError, r"quantized\[0\].*of the same images", (z(6, 4), GOOD)),
+        (ValueError, r"quantized\[0\].*of the same images", (z(6, 4), [z(3, 4, 4, 4), GOOD[1]])),
         (ValueError, r"z_c must be \(B, dim\) with dim = 4", (z(3, 5), GOOD)),
         (ValueError, r"one embedding a sample.*write z_c.flatten\(1\)", (z(3, 4, 1, 1), GOOD)),
         (
@@ -458,3 +465,8 @@ def test_one_graph_and_exportable(name):
     expected = fusion(*inputs)
     torch.testing.assert_close(torch.compile(fusion, fullgraph=True, backend="eager")(*inputs), expected)
     torch.testing.assert_close(torch.export.export(fusion, inputs).module()(*inputs), expected)
+
+
+def test_maps_with_channels_first_where_they_are_last():
+    with pytest.raises(ValueError, match=r"quantized\[0\] must be \(B, ..., dim\).*write .*channels_last=False"):
+        SERFFusion(4, 1, channels_last=True)(z(3, 4), [z(3, 4, 2, 2)])

@@ -211,8 +211,16 @@ REFUSALS = {
     "generator": (((x for x in GOOD),), TypeError, r"got generator: write list\(features\)"),
     "too few": ((GOOD[:1],), ValueError, "features must hold one entry for each of the 2 scales, got 1"),
     "too many": (([*GOOD, GOOD[0]],), ValueError, "2 scales, got 3"),
-    "order": ((GOOD[::-1],), ValueError, r"features\[0\] must be \(B, C, \*spatial\) with C = 5.*order of the maps"),
-    "second": (([GOOD[0], torch.randn(2, 3, 3, 6)],), ValueError, r"features\[1\].*channels_last = False"),
+    "order": (
+        (GOOD[::-1],),
+        ValueError,
+        r"features\[0\] must be \(B, C, \*spatial\) with C = 5.*features\[i\] for i in \[1, 0\]",
+    ),
+    "second": (([GOOD[0], torch.randn(2, 3, 3, 6)],), ValueError, r"features\[1\].*write .*channels_last=True"),
+    "tokens": (([torch.randn(2, 9, 5), GOOD[1]],), ValueError, r"features\[0\].*write .*channels_last=True"),
+    "one twice": (([GOOD[1], GOOD[1]],), ValueError, r"features\[0\].*of scale 1: .*channels \[5, 6\] in this order"),
+    "foreign": (([torch.randn(2, 8, 3), GOOD[1]],), ValueError, r"features\[0\].*give maps with channels \[5, 6\]"),
+    "maps and more": (([GOOD[0], [GOOD[1]]],), TypeError, r"features\[1\].*got a list of 1: .*give the maps alone"),
     "rank": (([torch.randn(5), GOOD[1]],), ValueError, r"features\[0\]"),
     "integers": (([GOOD[0], GOOD[1].long()],), TypeError, r"features\[1\] must have a floating dtype"),
     "device": (([GOOD[0], GOOD[1].to("meta")],), ValueError, r"features\[1\] must be on the device of the codes"),
@@ -298,3 +306,30 @@ def test_usage_is_that_of_each_codebook(shared):
     for scale, usage in enumerate(found):
         expected = quantizer.codebook(scale).usage(0.5)
         assert [a.equal(b) for a, b in zip(usage, expected, strict=True)] == [True] * len(expected)
+
+
+def test_maps_with_channels_first_given_as_tokens():
+    quantizer = MultiScaleQuantizer([5, 6], 4, dim=3, channels_last=True)
+    with pytest.raises(ValueError, match=r"features\[1\] must be \(B, ..., C\).*write .*channels_last=False"):
+        quantizer([torch.randn(2, 4, 5), GOOD[1]])
+
+
+def test_the_order_of_three_maps_is_named():
+    maps = {channels: torch.randn(2, channels, 4, 4) for channels in (5, 6, 7)}
+    quantizer = MultiScaleQuantizer([5, 6, 7], 4, dim=3)
+    features = [maps[7], maps[5], maps[6]]
+    with pytest.raises(ValueError, match=r"\[features\[i\] for i in \[1, 2, 0\]\]"):
+        quantizer(features)
+    quantizer([features[i] for i in [1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ([(2, 6, 9, 5), (2, 5, 9, 6)], "channels_last=True"),  # all have channels last; heights are channels by chance
+        ([(2, 6, 5, 5), (2, 5, 3, 3)], r"for i in \[1, 0\]"),  # in another order; a width is by chance
+    ],
+)
+def test_what_explains_all_maps_is_said(shapes, says):
+    with pytest.raises(ValueError, match=says):
+        MultiScaleQuantizer([5, 6], 4, dim=3)([torch.randn(shape) for shape in shapes])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqssl import DiSSECTLoss, DiSSECTObjective
+from vqssl.types import Quantized
 
 MODES = ("predict", "align", "detached")
 seeds = st.integers(0, 2**31 - 1)
@@ -235,6 +236,17 @@ def z(*shape):
         (TypeError, "floating", ([z().long(), z()], [z(), z()])),
         (ValueError, "commitment_loss must be a scalar", ([z(), z()], [z(), z()], None, z())),
         (TypeError, "commitment_loss must be a torch.Tensor", ([z(), z()], [z(), z()], None, 0.5)),
+        (ValueError, r"order of the predictions", ([z(), z()], [z()])),
+        (ValueError, r"commitment_loss.mean\(\) for one a view", ([z(), z()], [z(), z()], None, z(2))),
+        (
+            TypeError,
+            r"list of 2: write torch.stack\(commitment_loss\).mean\(\) for one a view, .*.sum\(\) for one a scale",
+            ([z(), z()], [z(), z()], None, [z(), z()]),
+        ),
+        (TypeError, "Quantized: write its .commitment_loss", ([z(), z()], [z(), z()], None, Quantized(z(), z(), z()))),
+        (TypeError, r"predictions\[0\] .*got a tuple of 2: .*student\(view\)\[0\]", ([(z(), [z()])] * 2, [z(), z()])),
+        (TypeError, r"predictions\[1\] .*got a list of 1: .*student\(view\)\[0\]", ((z(), [z()]), [z(), z()])),
+        (TypeError, r"predictions.chunk\(2\) for two views joined", (z(), [z()] * 3)),
         # One tensor has a length too: its samples would pass for views.
         (TypeError, "predictions must be a sequence", (z(), [z()] * 3)),
         (TypeError, "global_targets must be a sequence", ([z()] * 3, z())),
@@ -244,3 +256,13 @@ def z(*shape):
 def test_refuses_input(error, says, arguments):
     with pytest.raises(error, match=says):
         DiSSECTObjective()(*arguments)
+
+
+def test_backward_of_all_parts_names_the_one_that_has_it():
+    p = z().requires_grad_()
+    loss = DiSSECTObjective()([p, p], [z(), z()])
+    with pytest.raises(AttributeError, match=r"write .total.backward\(\)"):
+        loss.backward()
+    assert not hasattr(loss, "backward")
+    loss.total.backward()
+    assert p.grad is not None

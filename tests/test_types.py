@@ -51,16 +51,19 @@ def reloaded(module, *inputs):
 
 
 def test_a_module_that_returns_quantized_is_exported_saved_and_loaded():
-    codebook = EMACodebook(8, 4).eval()
-    x = torch.randn(3, 5, 4)
+    codebook, x = EMACodebook(8, 4), torch.randn(3, 5, 4)
+    codebook(x)
+    codebook.eval()
     found, expected = reloaded(codebook, x)(x), codebook(x)
     assert type(found) is Quantized
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
 def test_a_module_that_returns_nested_tuples_is_exported_saved_and_loaded():
-    quantizer = MultiScaleQuantizer([3, 5], codebook_size=4, dim=6).eval()
+    quantizer = MultiScaleQuantizer([3, 5], codebook_size=4, dim=6)
     maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
+    quantizer(maps)
+    quantizer.eval()
     found, expected = reloaded(quantizer, maps)(maps), quantizer(maps)
     assert type(found) is MultiScaleQuantized
     leaves = zip(_pytree.tree_leaves(found), _pytree.tree_leaves(expected), strict=True)

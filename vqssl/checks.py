@@ -24,11 +24,33 @@ def check_tokens(name: str, x: Tensor, dim: int) -> None:
         )
 
 
-def check_floating(name: str, x: Tensor) -> None:
+def check_floating(name: str, x: Tensor, several: str = "") -> None:
+    """``x`` is a real floating tensor. ``several`` says what to write where several tensors came instead of one."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}: write torch.as_tensor({name})")
+        raise TypeError(f"{name} must be a torch.Tensor, got {_kind(x)}: {_one_tensor(name, x, several)}")
     if not x.is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write {name}.float()")
+        # Wide integers are what `indices` holds; made floats, they would pass every check and mean nothing.
+        numbers = x.dtype in (torch.int16, torch.int32, torch.int64)
+        cure = f"codebook.lookup({name}) for code numbers, {name}.float() for measurements"
+        raise TypeError(
+            f"{name} must have a floating dtype, got {x.dtype}: write {cure if numbers else f'{name}.float()'}"
+        )
+
+
+def _kind(x: Any) -> str:
+    """What came instead of a tensor, in words."""
+    plain = isinstance(x, Sequence) and not isinstance(x, str) and not hasattr(x, "_fields")
+    return f"a {type(x).__name__} of {len(x)}" if plain else type(x).__name__
+
+
+def _one_tensor(name: str, x: Any, several: str) -> str:
+    """What to write instead of ``x``, which is no tensor."""
+    if hasattr(x, "quantized"):
+        return f"write {name}.quantized"
+    if isinstance(x, Sequence) and any(isinstance(part, Tensor) for part in x):
+        # Mostly (z, maps) of a model that returns both.
+        return several or f"give one tensor; of a model that returns several, write model(x)[0], here {name}[0]"
+    return f"write torch.as_tensor({name})"
 
 
 def check_device(name: str, x: Tensor, device: torch.device, owner: str = "the codes") -> None:
@@ -39,10 +61,10 @@ def check_device(name: str, x: Tensor, device: torch.device, owner: str = "the c
         )
 
 
-def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str) -> None:
+def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str, several: str = "") -> None:
     """Two floating tensors of one shape on one device."""
-    check_floating(name, x)
-    check_floating(other_name, other)
+    check_floating(name, x, several)
+    check_floating(other_name, other, several)
     if x.shape != other.shape:
         raise ValueError(
             f"{name} and {other_name} must have one shape, got {tuple(x.shape)} and {tuple(other.shape)}: {cure}"

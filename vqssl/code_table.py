@@ -25,7 +25,11 @@ from vqssl.functional.usage import codebook_usage
 from vqssl.functional.vectors import unit
 from vqssl.types import CodebookUsage
 
-__all__ = ["CodeTable"]
+__all__ = ["FOREIGN", "CodeTable"]
+
+FOREIGN = -(2**62)
+"""From where draws are counted beside counts that did not start with them: below zero they do not say how old those
+are, and still none comes twice."""
 
 
 class CodeTable(nn.Module):
@@ -33,7 +37,8 @@ class CodeTable(nn.Module):
 
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)``, ``embed_avg`` ``(K, D)``, at least float32
     whatever the rest of the model is cast to; ``initialized`` (bool); ``rng`` (int64: seed and draws so far). A state
-    of codes, counts and sums alone loads as that of a trained table, and leaves ``rng`` as it is.
+    of codes, counts and sums alone loads as that of a trained table; the seed stays, and the draws count on from
+    ``FOREIGN``.
 
     >>> table = CodeTable(8, 4, metric="euclidean", seed=0).half()
     >>> table.embed.dtype, table.embed.shape
@@ -154,8 +159,10 @@ class CodeTable(nn.Module):
         self.embed.copy_(codes)
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
+        # One draw, as of the first codes; later on the counter no longer says how old the counts are.
+        again = self.initialized & (self.rng[1] > 1)
+        self.rng[1] += torch.where(again, FOREIGN, 1)
         self.initialized.fill_(True)
-        self.rng[1] += 1
         self._known_initialized = True
 
     @torch.no_grad()
@@ -223,7 +230,7 @@ class CodeTable(nn.Module):
         # Codes, counts and sums alone, as before version 2, or of a file that knows no versions: a trained table.
         if local_metadata.get("version", 1) < 2 and prefix + "embed" in state_dict:
             state_dict.setdefault(prefix + "initialized", torch.ones_like(self.initialized))
-            state_dict.setdefault(prefix + "rng", self.rng.detach().clone())
+            state_dict.setdefault(prefix + "rng", torch.stack([self.rng[0].detach(), self.rng.new_tensor(FOREIGN)]))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":

@@ -1,15 +1,16 @@
 """EMACodebook: vector quantisation whose codes follow the data by exponential moving averages."""
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import by_name, check_object, check_range
+from vqssl.checks import by_name, check_object, check_range, may_ask
 from vqssl.collectives import gather_pool
 from vqssl.ema_table import EMATable, update_together
 from vqssl.functional.ema import EMARule
@@ -67,6 +68,7 @@ class EMACodebook(EMATable):
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)`` in tokens a step, ``embed_avg`` ``(K, D)``,
     ``initialized`` (bool) and ``rng`` (int64: seed, draws so far); a loaded state continues bit for bit. In eval mode
     or frozen, a codebook that was neither trained nor loaded quantises by random codes: ``initialized`` is False then.
+    Forward warns of it, once (not on a GPU or in a compiled graph, where the question would wait for the device).
 
     Raises:
         TypeError: an argument of another type than above.
@@ -132,6 +134,7 @@ class EMACodebook(EMATable):
         if self.training:
             self.initialize_(x, mask)
         self._check(x, mask)
+        warn_of_random_codes(self, [self])
         tokens = self._unmasked(x, mask)
         result = self._quantize(tokens, mask)
         if self.training and not self.frozen:
@@ -248,6 +251,36 @@ class EMACodebook(EMATable):
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized: ...
+
+
+def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> None:
+    """Once an owner: a forward that initialises nothing meets codes that nobody has set.
+
+    Args:
+        owner: whose forward it is, called by the user; its mode counts.
+        codebooks: those it is about to use.
+    """
+    if getattr(owner, "_warned_of_random_codes", False):
+        return
+    if not any((codebook.frozen or not owner.training) and _is_random(codebook) for codebook in codebooks):
+        return
+    owner._warned_of_random_codes = True  # type: ignore[assignment]
+    by_hand = "call initialize_(x), " if owner in codebooks else ""
+    warnings.warn(
+        f"this {type(owner).__name__} quantises by random codes: it is in eval mode or frozen, and was neither trained "
+        f"nor loaded. Call it once in training mode, {by_hand}or load a state.",
+        stacklevel=5,  # whoever called the module: between lie forward and the two calls of nn.Module
+    )
+
+
+def _is_random(codebook: EMACodebook) -> bool:
+    """Whether nobody has set the codes, as far as it can be told without waiting."""
+    if not may_ask(codebook.initialized):
+        return False
+    try:
+        return not codebook.initialized
+    except RuntimeError:  # under torch.func.vmap, or of a fake tensor, there is no one value to look at
+        return False
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -167,7 +167,10 @@ class SERFFusion(nn.Module):
         [(4, 6, 6), (4, 3, 3)]
         """
         if self.operator != OPERATORS["spatial"]:
-            raise ValueError(f"attention maps need operator 'spatial', got {self.operator_name!r}: it has no places")
+            raise ValueError(
+                f"attention maps need operator 'spatial', got {self.operator_name!r}, which has no places: write "
+                "SERFFusion(..., operator='spatial')"
+            )
         tokens, token_masks = self._tokens(z_c, quantized, masks)
         weights = spatial_attention_weights(z_c, self._places(tokens, token_masks), _joined(token_masks, tokens))
         per_scale = weights.split([z.shape[1] for z in tokens], dim=1)
@@ -178,6 +181,15 @@ class SERFFusion(nn.Module):
         return f"{self.dim}, num_scales={self.num_scales}, operator={self.operator_name!r}, residual={self.residual}"
 
     # ---- parts ----
+
+    def _cure(self, q: Tensor) -> str:
+        """What to write instead of a map whose shape does not fit."""
+        axis, other = (-1, 1) if self.channels_last else (1, -1)
+        if q.ndim > 1 and q.shape[axis] == self.dim:
+            return "give z_c and all maps of the same images; chunk either all or none of two joined views"
+        if q.ndim > 1 and q.shape[other] == self.dim:
+            return f"write SERFFusion(..., channels_last={not self.channels_last}) for this layout, as in the quantizer"
+        return "give the quantizer and SERFFusion the same dim, or project the maps to it first"
 
     def _anchor(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
         pooled = [masked_mean(z, mask) for z, mask in zip(tokens, masks, strict=True)]
@@ -201,10 +213,11 @@ class SERFFusion(nn.Module):
         masks = [None] * self.num_scales if masks is None else masks
         check_one_a_scale("quantized", quantized, self.num_scales)
         check_one_a_scale("masks", masks, self.num_scales)
-        check_floating("quantized[0]", quantized[0])
+        for scale, q in enumerate(quantized):
+            _check_codes(f"quantized[{scale}]", q)
         batch = quantized[0].shape[0] if quantized[0].ndim else 0
         if z_c is not None:
-            check_floating("z_c", z_c)
+            check_floating("z_c", z_c, "of a teacher that returns (z, maps), write z, maps = teacher(view)")
             if z_c.ndim != 2 or z_c.shape[1] != self.dim:
                 raise ValueError(
                     f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
@@ -216,11 +229,10 @@ class SERFFusion(nn.Module):
         axis, layout = (-1, "(B, ..., dim)") if self.channels_last else (1, "(B, dim, *spatial)")
         tokens, token_masks = [], []
         for scale, (q, mask) in enumerate(zip(quantized, masks, strict=True)):
-            check_floating(f"quantized[{scale}]", q)
             if q.ndim < 2 or q.shape[axis] != self.dim or len(q) != batch:
                 raise ValueError(
                     f"quantized[{scale}] must be {layout} with B = {batch} and dim = {self.dim}, got shape "
-                    f"{tuple(q.shape)}; channels_last is {self.channels_last}"
+                    f"{tuple(q.shape)}: {self._cure(q)}"
                 )
             check_dtype(f"quantized[{scale}]", q, self.alpha.dtype)
             places = q.shape[1:-1] if self.channels_last else q.shape[2:]
@@ -253,11 +265,23 @@ def _joined(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:
     return torch.cat(whole, dim=1)
 
 
+def _check_codes(name: str, q: Tensor) -> None:
+    if isinstance(q, Tensor) and q.dtype in (torch.int16, torch.int32, torch.int64):
+        raise TypeError(
+            f"{name} must hold the codes themselves, got their numbers, {q.dtype}: pass .quantized of what the "
+            "quantizer returned, not .indices"
+        )
+    check_floating(name, q)
+
+
 def _operator(operator: str | SERFOperator) -> tuple[str, SERFOperator]:
     if isinstance(operator, SERFOperator):
         return getattr(operator.function, "__name__", "custom"), operator
     if not isinstance(operator, str):
-        raise TypeError(f"operator must be a name or a vqssl.functional.SERFOperator, got {operator!r}")
+        raise TypeError(
+            f"operator must be a name or a vqssl.functional.SERFOperator, got {operator!r}: write operator='spatial', "
+            "or SERFOperator(function, 'anchor') for a function of your own"
+        )
     if operator not in OPERATORS:
         raise ValueError(f"operator must be one of {', '.join(map(repr, OPERATORS))}, got {operator!r}")
     return operator, OPERATORS[operator]

@@ -16,7 +16,7 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
 )
-from vqssl.codebook import EMACodebook
+from vqssl.codebook import EMACodebook, warn_of_random_codes
 from vqssl.ema_table import update_together
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
@@ -140,6 +140,7 @@ class MultiScaleQuantizer(nn.Module):
         ]
         if self.training:
             self._initialize(tokens, masks)
+        warn_of_random_codes(self, [self.codebook(scale) for scale in range(len(self.codebooks))])
         results = self._quantize(tokens, masks)
         if self.training:
             self._update(tokens, results)
@@ -230,17 +231,38 @@ class MultiScaleQuantizer(nn.Module):
         check_one_a_scale("masks", masks, self.num_scales)
         layout = "(B, ..., C)" if self.channels_last else "(B, C, *spatial)"
         for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
-            check_floating(f"features[{scale}]", feature)
+            check_floating(f"features[{scale}]", feature, "of a model that returns (z, maps), give the maps alone")
             axis = -1 if self.channels_last else 1
             if feature.ndim < 2 or feature.shape[axis] != channels:
                 raise ValueError(
-                    f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: check "
-                    f"the order of the maps, and channels_last = {self.channels_last}"
+                    f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: "
+                    f"{self._cure(features, scale)}"
                 )
             check_device(f"features[{scale}]", feature, self.codebook(scale).embed.device)
             shape = feature.shape[:-1] if self.channels_last else feature.shape[:1] + feature.shape[2:]
             check_mask(masks[scale], shape, feature.device, f"masks[{scale}]")
         return masks
+
+    def _cure(self, features: Sequence[Tensor], scale: int) -> str:
+        """What to write instead of a map whose channels do not fit."""
+        first, last = (
+            [f.shape[axis] if isinstance(f, Tensor) and f.ndim > 1 else -1 for f in features] for axis in (1, -1)
+        )
+        found, other = (last, first) if self.channels_last else (first, last)
+        expected = list(self.in_channels)
+        # Heights and widths may be what channels are: what explains all maps goes before what explains this one.
+        permuted = sorted(found) == sorted(expected)
+        if other == expected or (other[scale] == expected[scale] and not permuted):
+            return f"write MultiScaleQuantizer(..., channels_last={not self.channels_last}) for this layout"
+        if permuted:
+            order = sorted(range(len(found)), key=lambda i: expected.index(found[i]))
+            return f"in_channels is {expected}: give the maps in this order, [features[i] for i in {order}]"
+        if found[scale] in expected:
+            return (
+                f"these are the channels of scale {expected.index(found[scale])}: give one map a scale, with channels "
+                f"{expected} in this order"
+            )
+        return f"give maps with channels {expected}, or write MultiScaleQuantizer([...], ...) with those of your maps"
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqssl.checks import check_device, check_floating, check_range
 from vqssl.functional.losses import cosine_regression_loss
-from vqssl.types import DiSSECTLoss
+from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
 
 __all__ = ["DiSSECTObjective"]
 
@@ -112,10 +112,16 @@ class DiSSECTObjective(nn.Module):
                 refinement = _same_view(refined_targets, z_c)
                 total = total + refinement
         if commitment_loss is not None:
-            check_floating("commitment_loss", commitment_loss)
+            if isinstance(commitment_loss, Quantized | MultiScaleQuantized):
+                raise TypeError(
+                    f"commitment_loss must be a scalar, got the whole {type(commitment_loss).__name__}: write its "
+                    ".commitment_loss"
+                )
+            check_floating("commitment_loss", commitment_loss, _one_scalar("torch.stack(commitment_loss)"))
             if commitment_loss.ndim != 0:
                 raise ValueError(
-                    f"commitment_loss must be a scalar, got shape {tuple(commitment_loss.shape)}: average it over views"
+                    f"commitment_loss must be a scalar, got shape {tuple(commitment_loss.shape)}: "
+                    f"{_one_scalar('commitment_loss')}"
                 )
             check_device("commitment_loss", commitment_loss, total.device, "the predictions")
             commitment = commitment_loss
@@ -150,6 +156,11 @@ def _same_view(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tens
     return torch.stack([cosine_regression_loss(p, t) for p, t in pairs]).mean()
 
 
+def _one_scalar(losses: str) -> str:
+    """What to write where several commitment losses came."""
+    return f"write {losses}.mean() for one a view, {losses}.sum() for one a scale"
+
+
 def _check_views(
     predictions: Sequence[Tensor], global_targets: Sequence[Tensor], refined_targets: Sequence[Tensor] | None
 ) -> None:
@@ -161,7 +172,8 @@ def _check_views(
         if isinstance(tensors, Tensor):
             raise TypeError(
                 f"{name} must be a sequence of one (B, D) tensor a view, got one tensor of shape "
-                f"{tuple(tensors.shape)}: write {name}.unbind() if its first axis is the views"
+                f"{tuple(tensors.shape)}: write {name}.chunk(2) for two views joined by torch.cat, {name}.unbind() if "
+                "its first axis is the views"
             )
     views = len(predictions)
     if views < 2:
@@ -171,12 +183,16 @@ def _check_views(
         )
     for name, targets in (("global_targets", global_targets), ("refined_targets", refined_targets)):
         if targets is not None and len(targets) != views:
-            raise ValueError(f"{name} must hold one tensor for each of the {views} predictions, got {len(targets)}")
+            raise ValueError(
+                f"{name} must hold one tensor for each of the {views} predictions, got {len(targets)}: give the target "
+                "of each view, in the order of the predictions"
+            )
+    several = "give one (B, D) tensor a view; of a student that returns (z, maps), write student(view)[0]"
     for name, tensors in (
         ("predictions", predictions),
         ("global_targets", global_targets),
         ("refined_targets", refined_targets),
     ):
         for view, tensor in enumerate(tensors or ()):
-            check_floating(f"{name}[{view}]", tensor)
+            check_floating(f"{name}[{view}]", tensor, several)
             check_device(f"{name}[{view}]", tensor, predictions[0].device, "predictions[0]")

@@ -1,6 +1,6 @@
 """What the modules return: plain named tuples, so that results can be unpacked or read by name."""
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 from torch.utils import _pytree
@@ -72,9 +72,18 @@ class DiSSECTLoss(NamedTuple):
     refinement: Tensor
     commitment: Tensor
 
+    @property
+    def backward(self) -> NoReturn:
+        """Not here: write ``loss.total.backward()``."""
+        # A property that raises AttributeError: `hasattr` says False, and the error says more than Python's own.
+        raise AttributeError("DiSSECTLoss holds the loss and its parts, and has no backward: write .total.backward()")
+
 
 class CodebookUsage(NamedTuple):
     """How evenly the codes are used. All fields are detached scalars.
+
+    Counts of a codebook start at one each: before its first steps the usage reads as perfect, and means nothing.
+    ``codebook.initialized`` says whether there was any; after a few times 1 / (1 - decay) steps the start is forgotten.
 
     Attributes:
         perplexity: exp of the entropy (nats) of the code frequencies: 1 (one code) to K (all alike).

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqssl.functional import commitment_loss, cosine_regression_loss
+from vqssl.types import Quantized
 
 seeds = st.integers(0, 2**31 - 1)
 HALVES = (torch.float16, torch.bfloat16)
@@ -117,6 +118,14 @@ def test_strides_do_not_matter_to_commitment():
     [
         (TypeError, "floating", torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3), None),
         (TypeError, "torch.Tensor", [[1.0]], torch.zeros(1, 1), None),
+        (
+            TypeError,
+            r"x .*got a list of 1: .*torch.stack\(losses\).sum\(\)",
+            [torch.zeros(2, 3)],
+            torch.zeros(2, 3),
+            None,
+        ),
+        (TypeError, "write quantized.quantized", torch.zeros(2, 3), Quantized(*torch.zeros(3, 2, 3)), None),
         (ValueError, "look the codes up", torch.zeros(2, 3), torch.zeros(3, 3), None),
         (ValueError, "look the codes up", torch.zeros(2, 3), torch.zeros(3), None),
         (TypeError, "boolean", torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2)),
@@ -202,6 +211,8 @@ def test_a_zero_vector_has_loss_two_and_a_finite_gradient(dtype):
         (TypeError, "prediction must have a floating", torch.ones(2, 3).long(), torch.ones(2, 3)),
         (TypeError, "target must have a floating", torch.ones(2, 3), torch.ones(2, 3).long()),
         (TypeError, "torch.Tensor", torch.ones(2, 3), None),
+        (TypeError, r"write student\(view\)\[0\]", (torch.ones(2, 3), [torch.ones(2, 3)]), torch.ones(2, 3)),
+        (TypeError, r"target .*torch.stack\(losses\).mean\(\)", torch.ones(2, 3), [torch.ones(2, 3)]),
         (ValueError, "same output width", torch.ones(2, 3), torch.ones(2, 4)),
         (ValueError, "same output width", torch.ones(2, 3), torch.ones(3)),
         (ValueError, "got single numbers", torch.tensor(1.0), torch.tensor(1.0)),

@@ -66,7 +66,7 @@ def inputs(name, seed, batch=3, dim=4, places=5, dtype=torch.float64):
 
 def test_every_operator_has_its_case():
     assert OPERATORS.keys() == CASES.keys()
-    assert WITH_TOKENS == ["spatial"]
+    assert "spatial" in WITH_TOKENS
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -262,5 +262,5 @@ def test_bad_masks_are_refused(function, error, mask):
 
 
 def test_masked_mean_refuses_maps():
-    with pytest.raises(ValueError, match=r"\(B, N, D\)"):
+    with pytest.raises(ValueError, match=r"\(B, N, D\).*flatten maps with einops.rearrange"):
         masked_mean(torch.ones(2, 3))

@@ -13,16 +13,22 @@ from torch import nn
 
 from tests.laws import assert_same_bits, state_of, through_file
 from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, RandomInit
+from vqssl.collectives import TokenPool
 from vqssl.health import CodebookHealth, effective_dimension, examine, nearest_distances, spectrum
 from vqssl.health.verdict import near_duplicate_below
+from vqssl.interop import codebook_from_vector_quantize_pytorch
 
 
-def trained(tokens, *, steps=80, **options):
-    """A codebook fed with `tokens(step)`, for four times its memory."""
+def trained(tokens, *, steps=120, **options):
+    """A codebook fed with `tokens(step)`, for six times its memory."""
     codebook = EMACodebook(**{"codebook_size": 64, "dim": 8, "decay": 0.95, **options})
     for step in range(steps):
         codebook(tokens(step))
     return codebook
+
+
+OLD = ("embed", "cluster_size", "embed_avg")
+"""What a state held before version 2."""
 
 
 def normal(step):
@@ -109,7 +115,8 @@ def test_state_file_module_and_wrapper_say_the_same():
     assert [health["tokens_per_step"] for health in expected.values()] == pytest.approx([64, 32], rel=1e-4)
     for source in (nn.Sequential(model), model.state_dict(), {"model": through_file(model.state_dict())}):
         found = [health.as_dict() for health in examine(source, decay=0.9).values()]
-        assert [{**health, "revives": True} for health in found] == list(expected.values())
+        unsaid = {"revives": True, "metric": "euclidean", "initialization": "SampleInit"}
+        assert [{**health, **unsaid} for health in found] == list(expected.values())
 
 
 def test_reports_are_copies():
@@ -170,15 +177,20 @@ def test_from_random_codes_to_trained_ones_is_no_drift():
     codebook = EMACodebook(8, 4)
     before = examine(codebook)
     codebook(torch.randn(100, 4))
-    health = only(codebook, since=before)
-    assert (health.drift, health.turnover, health.updates_since) == (None, None, None)
+    for since in (before, EMACodebook(8, 4), EMACodebook(8, 4).state_dict()):
+        health = only(codebook, since=since)
+        assert (health.drift, health.turnover, health.updates_since) == (None, None, None)
+        assert "the earlier codebook was not trained yet" in says(health, "look")
+    bad = given_counts(torch.zeros(8))
+    assert "not trained yet" in says(only(bad, since=EMACodebook(8, 8)), "look")
 
 
 def test_codebooks_that_do_not_train_are_told_from_those_that_do():
     codebook = trained(normal)
     before = examine(codebook)
     codebook.eval()(normal(0))
-    assert "not moved in 0 updates" in says(only(codebook, since=before), "look")
+    assert says(only(codebook, since=before), "look").startswith("the same state twice: 0 updates lie between")
+    assert "have not moved" in says(only(codebook.state_dict() | {"rng": torch.tensor([0, 900])}, since=before), "look")
     codebook.train()(normal(0))
     assert only(codebook, since=before).level == "ok"
     codebook.set_codes_(codebook.embed[torch.randperm(64)])
@@ -331,12 +343,161 @@ def test_early_on_usage_is_not_judged():
         quick(50 + torch.randn(512, 8))
     late = only(quick)
     assert "too early" not in says(late, "look")
-    assert late.level == "act"
+    assert f"still settling: {needed} updates of some 100" in says(late, "look")
     assert needed < 3 + math.log(0.01) / math.log(0.95)
+    while only(quick).updates < 100:
+        assert only(quick).level == "look"
+        quick(50 + torch.randn(512, 8))
+    assert only(quick).level == "act"
 
 
+def test_before_the_first_update_nothing_is_told():
+    codebook = EMACodebook(64, 8)
+    codebook.set_codes_(torch.randn(64, 8))
+    for dead_below in (0.0, 0.1, 1.0):
+        health = only(codebook, dead_below=dead_below)
+        assert (health.updates, health.tokens_per_step) == (0, None)
+        assert "too early to tell: after 0 updates" in says(health, "look")
+
+
+def test_use_that_settles_is_not_held_against_a_codebook():
+    """What a new user saw: 200 steps of an encoder that has just begun, and the advice to halve the codebook."""
+    torch.manual_seed(0)
+    directions = torch.randn(8, 32)
+    encoder = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
+    decoder = nn.Linear(16, 32)
+    codebook = EMACodebook(64, 16)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    for _ in range(200):
+        x = directions[torch.randint(8, (512,))] + 0.3 * torch.randn(512, 32)
+        quantized, _, commitment = codebook(encoder(x))
+        loss = (decoder(quantized) - x).square().mean() + commitment
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    health = only(codebook)
+    assert health.perplexity < 32
+    (finding,) = health.findings
+    assert finding.says.startswith("still settling: 200 updates of some 500")
+    assert "300 more" in finding.advice
+    assert "codebook_size" not in finding.advice
+    # A state that does not say how old it is may be as young.
+    foreign = {key: value for key, value in codebook.state_dict().items() if key != "rng"}
+    assert "if training has just begun, look again after 500 updates" in only(foreign).findings[0].advice
+
+
+def test_decay_1_is_said():
+    codebook = EMACodebook(8, 4, decay=1.0)
+    for _ in range(50):
+        codebook(torch.randn(64, 4))
+    for source in (codebook, codebook.state_dict()):
+        health = only(source, decay=1.0)
+        assert says(health, "look").startswith("decay is 1: neither counts nor codes ever move")
+        assert health.tokens_per_step is None
+
+
+# ---- what the counts started from ----
+
+
+@pytest.mark.parametrize("updates", [0, 1, 3, 200])
+def test_codes_that_are_set_anew_make_the_age_of_the_counts_unknown(updates):
+    """The draws go on, so that none comes twice, and no longer count the updates of these counts."""
+    codebook = trained(normal)
+    for _ in range(2):
+        codebook.set_codes_(torch.randn(64, 8))
+        for step in range(updates):
+            codebook(normal(step))
+        health = only(codebook)
+        assert health.updates is None
+        assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
+        assert "no tokens" not in says(health, "act")
+    assert only(codebook, since=trained(normal)).updates_since is None
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2, 30])
+@pytest.mark.parametrize("into", ["new", "trained"])
+def test_counts_from_an_older_state_are_of_unknown_age(updates, into):
+    old = {key: value for key, value in trained(normal, steps=200).state_dict().items() if key in OLD}
+    codebook = EMACodebook(64, 8, decay=0.95) if into == "new" else trained(normal, steps=4)
+    codebook.load_state_dict(dict(old))
+    few = torch.randn(8, 8)
+    for _ in range(updates):
+        codebook(few)
+    for source in (codebook, codebook.state_dict()):
+        health = only(source, decay=0.95)
+        assert health.updates is None
+        assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
+        assert "no tokens" not in says(health, "act")
+        assert "too early" not in says(health, "look")
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2, 30])
+def test_counts_from_another_library_are_of_unknown_age(updates):
+    theirs = {"initted": torch.tensor(True), "embed": torch.randn(1, 64, 8), "cluster_size": torch.full((1, 64), 0.2)}
+    theirs["embed_avg"] = theirs["embed"] * 0.2
+    codebook = codebook_from_vector_quantize_pytorch(theirs, decay=0.99)
+    x = torch.randn(13, 8)
+    for _ in range(updates):
+        codebook(x)
+    health = only(codebook)
+    assert health.updates is None
+    assert health.tokens_per_step == pytest.approx(12.8, rel=0.1)
+    assert "no tokens" not in says(health, "act")
+
+
+def test_an_import_that_was_not_initialised_is_counted_from_its_first_codes():
+    theirs = {"initted": torch.tensor(False), "embed": torch.randn(1, 8, 4), "cluster_size": torch.ones(1, 8)}
+    codebook = codebook_from_vector_quantize_pytorch({**theirs, "embed_avg": theirs["embed"]})
+    assert not only(codebook).initialized
+    for _ in range(3):
+        codebook(torch.randn(50, 4))
+    assert (only(codebook).updates, only(codebook).tokens_per_step) == (3, pytest.approx(50, rel=1e-3))
+
+
+def test_no_tokens_is_said_only_of_counts_that_are_0():
+    """The default decay is a guess about a state: with another one its counts do not add up."""
+    codebook = trained(lambda step: torch.randn(40, 8), steps=30, decay=0.8, revival=None)
+    health = only(codebook.state_dict())  # 0.99 ** 30 * 64 is more than all its counts
+    assert "no tokens" not in says(health, "act")
+    assert health.tokens_per_step == pytest.approx(40, rel=0.01)
+
+
+# ---- broken counts ----
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("size", [1, 64])
+def test_counts_that_are_none_are_a_finding_of_their_own(count, size):
+    codebook = given_counts(torch.full((64,), 8.0))
+    codebook.cluster_size[:size] = count
+    health = only(codebook)
+    assert health.not_counts == size
+    assert health.findings[0].says.endswith(f"running counts ({size} of 64) are NaN, infinite or negative")
+    assert "no tokens" not in says(health, "act")
+    assert json.dumps(health.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("updates", [1, 10_000])
+def test_counts_of_0_are_said_as_such(updates):
+    for source in (given_counts(torch.zeros(10), updates=updates), given_counts(torch.zeros(10)).state_dict()):
+        assert only(source).findings[0].says == "no tokens: all running counts are 0"
+    assert "no tokens" in says(only({"embed": torch.randn(10, 4), "cluster_size": torch.zeros(10)}), "act")
+
+
+@pytest.mark.filterwarnings("ignore:.*random codes:UserWarning")
 def test_what_was_never_trained_says_so_and_nothing_else():
-    for source in (EMACodebook(8, 4), EMACodebook(8, 4).state_dict(), EMACodebook(1, 1)):
+    fed = EMACodebook(8, 4).eval()
+    fed(torch.randn(64, 4))
+    halves = EMACodebook(8, 4)
+    halves.update_(torch.randn(64, 4), torch.arange(64) % 8)
+    loaded = EMACodebook(8, 4, seed=3)
+    loaded.load_state_dict(fed.state_dict())
+    frozen = EMACodebook(8, 4).freeze()
+    frozen(torch.randn(64, 4))
+    for source in (
+        EMACodebook(8, 4), EMACodebook(8, 4).state_dict(), EMACodebook(1, 1), fed, halves, loaded, frozen,
+        {"model": through_file(fed.state_dict())}, EMACodebook(8, 4, decay=1.0), nn.Sequential(fed),
+    ):  # fmt: skip
         health = only(source)
         assert [finding.says for finding in health.findings] == ["not trained yet: the codes are random"]
         assert health.level == "look"
@@ -349,7 +510,7 @@ def test_codes_that_are_not_finite_are_named():
     codebook.cluster_size[3] = torch.nan
     health = only(codebook)
     assert health.not_finite == 2
-    assert says(health, "act") == "3% of the codes (2 of 64) hold NaN or infinities"
+    assert health.findings[0].says == "3% of the codes (2 of 64) hold NaN, infinities or values beyond 1e150"
     assert json.dumps(health.as_dict(), allow_nan=False)
     assert health.nearest.isfinite().all()
     codebook.embed.fill_(torch.nan)
@@ -357,10 +518,24 @@ def test_codes_that_are_not_finite_are_named():
     assert only(codebook).effective_dimension is None
 
 
-def test_no_counts_at_all():
-    health = only(given_counts(torch.zeros(10)))
-    assert health.level == "act"
-    assert "no tokens" in says(health, "act")
+@pytest.mark.parametrize("number", [1, 64])
+def test_codes_whose_squares_overflow_are_named(number):
+    codes = torch.randn(64, 8, dtype=torch.float64)
+    codes[:number] *= 1e200
+    state = {"embed": codes, "cluster_size": torch.full((64,), 8.0)}
+    health = only(state, since=state)
+    assert health.not_finite == number
+    assert "values beyond 1e150" in says(health, "act")
+    assert json.dumps(health.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e140])
+def test_codes_of_any_other_scale_are_measured(scale):
+    codes = torch.randn(64, 8, dtype=torch.float64)
+    small, plain = (only({"embed": c, "cluster_size": torch.full((64,), 8.0)}) for c in (codes * scale, codes))
+    assert small.level == plain.level == "ok"
+    assert small.effective_dimension == pytest.approx(plain.effective_dimension)
+    assert small.spread == pytest.approx(plain.spread * scale)
 
 
 def test_near_duplicates_are_counted_by_the_scale_of_the_codes():
@@ -371,6 +546,75 @@ def test_near_duplicates_are_counted_by_the_scale_of_the_codes():
         assert health.near_duplicates == 60
         assert "60% of the codes (60 of 100) have a near-duplicate" in says(health, "act")
     assert only(given_counts([100.0] * 100, codes=torch.randn(100, 8))).near_duplicates == 0
+
+
+def clumps(count, size=256, radius=0.01):
+    centres = torch.randn(count, 8, generator=torch.Generator().manual_seed(3))
+    return centres[torch.arange(size) % count] + radius * torch.randn(size, 8)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_codes_in_clumps_are_worth_a_look(count):
+    health = only(given_counts([100.0] * 256, codes=clumps(count)))
+    assert health.near_duplicates == 0
+    assert health.places == pytest.approx(count, rel=0.01)
+    assert f"the 256 codes sit in clumps: as seen from afar in {count} places" in says(health, "look")
+
+
+def test_tokens_in_two_tight_clusters_are_seen():
+    centres = torch.tensor([[0.0] * 8, [40.0] * 8])
+    codebook = trained(lambda step: centres[torch.randint(2, (1024,))] + 0.3 * torch.randn(1024, 8), codebook_size=256)
+    for source in (codebook, codebook.state_dict()):
+        assert "sit in clumps" in says(only(source, decay=0.95), "look")
+
+
+@pytest.mark.parametrize("size", [16, 64, 256, 1024])
+def test_codes_that_are_spread_are_in_no_clumps(size):
+    outlier = torch.randn(size, 8)
+    outlier[0] += 1e4
+    means = torch.randn(size, 8)
+    for codes in (
+        *(torch.randn(size, dim) for dim in (1, 2, 8, 64)),
+        *(KMeansInit()(pool(torch.randn(8 * size, dim)), size, torch.tensor([0, 1]), "euclidean") for dim in (1, 2, 8)),
+        *(KMeansInit()(pool(clumps(n, 8 * size, 0.2)), size, torch.tensor([0, 1]), "euclidean") for n in (2, 8, size)),
+        means + 0.001 * torch.randn(size, 8),  # as many clusters as codes
+        torch.distributions.StudentT(3.0).sample((size, 1)),
+        torch.distributions.Laplace(0.0, 1.0).sample((size, 1)),
+        outlier,
+    ):
+        state = {"embed": codes, "cluster_size": torch.full((size,), 100.0)}
+        assert "clumps" not in says(only(state), "look"), codes.shape
+
+
+def pool(x):
+    return TokenPool(x, torch.ones(len(x), dtype=torch.bool), torch.tensor([len(x)]), None)
+
+
+def test_advice_is_not_what_the_codebook_has():
+    line = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
+    ring = torch.nn.functional.normalize(torch.cat([torch.full((100, 1), 1.0), 0.3 * torch.randn(100, 1)], 1), dim=1)
+    ring = torch.cat([ring, 1e-4 * torch.randn(100, 6)], 1)
+    plain = given_counts([100.0] * 100, codes=line)
+    cosine = given_counts([100.0] * 100, codes=ring, metric="cosine")
+    assert 'metric="cosine"' in only(plain).findings[0].advice
+    assert 'metric="cosine"' in only(plain.state_dict()).findings[0].advice
+    for source in (cosine, cosine.state_dict(), cosine.half().state_dict()):
+        health = only(source)
+        assert health.metric == "cosine"
+        assert "nearly on a line" in health.findings[0].says
+        assert 'metric="cosine"' not in health.findings[0].advice
+    assert (only(plain).metric, only(plain.state_dict()).metric) == ("euclidean", None)
+    for counts in ([0.01] * 60 + [100.0] * 40, [40.0] * 90 + [1500.0] * 10, [1e5] + [1.0] * 99):
+        kmeans = only(given_counts(counts, revival=None, initialization=KMeansInit())).findings[0]
+        sample = only(given_counts(counts, revival=None)).findings[0]
+        assert kmeans.says == sample.says
+        assert "KMeansInit" not in kmeans.advice
+        assert "KMeansInit" in sample.advice
+    assert "starts more evenly if it was another" in only(given_counts(counts_of_few()).state_dict()).findings[0].advice
+
+
+def counts_of_few():
+    return [40.0] * 90 + [1500.0] * 10
 
 
 def test_codes_on_a_line_are_worth_a_look():

@@ -1,5 +1,6 @@
 """What people see: table, picture and command, and that they cost nothing until asked for."""
 
+import argparse
 import io
 import json
 import subprocess
@@ -112,6 +113,8 @@ def test_many_codebooks_stand_below_each_other_and_names_are_no_markup():
     odd = dict(zip(["a.[bold]", "b.[/]"], reports.values(), strict=False))
     assert "a.[bold]" in shown(odd)
     assert "b.[/]" in shown(odd)
+    for prefix in ("[bold]", "[/]"):  # and so in front of all names, where the title has it
+        assert prefix in shown({f"{prefix}.{name}": report for name, report in odd.items()})
 
 
 # ---- picture ----
@@ -173,6 +176,27 @@ def test_a_picture_of_unknown_format_is_refused(tmp_path):
         draw(examine(EMACodebook(8, 4)), tmp_path / "health.doc")
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_names_are_no_formulas(tmp_path, ending, checkpoint, capsys):
+    pytest.importorskip("matplotlib")
+    odd = "a$x^^y$"
+    reports = dict(zip([f"{odd}.{odd}", f"{odd}._b$x^^y$"], examine(healthy()).values(), strict=True))
+    draw(reports, tmp_path / f"page.{ending}", title=odd)
+    path = checkpoint.rename(checkpoint.with_name(f"{odd}.pt"))
+    assert main([str(path), "--json", "--picture", str(tmp_path / f"other.{ending}")]) == 0
+    assert (tmp_path / f"other.{ending}").exists()
+
+
+def test_the_legend_names_all_codebooks(tmp_path, monkeypatch):
+    """Matplotlib hides what begins with an underscore, as codebooks of vector-quantize-pytorch do."""
+    figure = pytest.importorskip("matplotlib.figure")
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self))
+    draw(dict(zip(["_codebook", "b"], examine(healthy()).values(), strict=True)), tmp_path / "health.png")
+    (legend,) = seen[0].subfigs[0].legends
+    assert [text.get_text().partition(":")[0] for text in legend.get_texts()] == ["_codebook", "b"]
+
+
 # ---- command ----
 
 
@@ -227,9 +251,29 @@ def test_what_is_not_installed_is_named(checkpoint, capsys, monkeypatch, module,
     monkeypatch.setitem(sys.modules, module, None)
     assert main([str(checkpoint), *options]) == 2
     out, err = capsys.readouterr()
-    assert out == ""
+    assert ("verdict" in out, '"level"' in out) == (False, "--json" in options)  # the report comes before the picture
     assert says in err
     assert "pip install vqssl[health]" in err
+
+
+def test_a_drawing_that_fails_loses_no_report(checkpoint, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main([str(checkpoint), "--json", "--picture", str(tmp_path / "page.doc")]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["level"] == "ok"
+    assert "write page.png" in err
+
+
+def test_an_error_is_one_line(tmp_path, checkpoint, capsys):
+    (tmp_path / "text.pt").write_text("lr: 0.1\n")
+    torch.save({"model": EMACodebook(8, 4).state_dict(), "config": argparse.Namespace(lr=0.1)}, tmp_path / "config.pt")
+    for name in ("text.pt", "config.pt", "nowhere.pt"):
+        for arguments in ([str(tmp_path / name)], [str(checkpoint), "--since", str(tmp_path / name)]):
+            assert main(arguments) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert err.count("\n") == 1
+            assert name in err
 
 
 def test_python_m_works(checkpoint):

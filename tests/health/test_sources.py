@@ -1,5 +1,6 @@
 """Codebooks are found wherever they are, once, and under one name."""
 
+import argparse
 import copy
 from typing import Any
 
@@ -122,6 +123,30 @@ def test_what_was_left_out_of_names_stays_where_it_tells_codebooks_apart():
     assert list(find_codebooks(both)) == ["q", "_orig_mod.q"]
 
 
+@pytest.mark.parametrize(
+    ("tree", "names"),
+    [
+        (lambda s: {1: s(), "1": s()}, ["1", "1#2"]),
+        (lambda s: {"a": {"b": s()}, "a.b": s()}, ["a.b", "a.b#2"]),
+        (lambda s: {"a": {"b": s()}, "a.b": s(), "a.b#2": s()}, ["a.b", "a.b#3", "a.b#2"]),
+        (lambda s: {"x": [s()], "x.0": s()}, ["x.0", "x.0#2"]),
+        (lambda s: {"a": {"module": s()}, "b": {"_orig_mod": s()}, "b.": s()}, None),
+    ],
+)
+def test_names_that_would_be_one_lose_no_codebook(tree, names):
+    made = []
+
+    def state():
+        made.append(EMACodebook(8, 4, seed=len(made)).state_dict())
+        return made[-1]
+
+    found = find_codebooks(tree(state))
+    assert len(found) == len(made)
+    assert names is None or list(found) == names
+    for codebook, one in zip(found.values(), made, strict=True):
+        assert codebook.embed.equal(one["embed"])
+
+
 def test_updates_are_counted_since_the_first_codes():
     codebook = EMACodebook(8, 4)
     assert find_codebooks(codebook)["codebook"].updates is None
@@ -202,7 +227,17 @@ def test_files_that_cannot_be_read_say_so(tmp_path, monkeypatch):
     refused("nowhere.pt", "must be a file, got .*nowhere.pt.*check the path")
     refused("", "must be a file")
     (tmp_path / "text.pt").write_text("no checkpoint")
-    refused("text.pt", r"without executing anything.*torch.save\(module.state_dict\(\), path\)")
+    refused(
+        "text.pt", r"must be what torch.save wrote, .*text.pt.*write it as torch.save\(model.state_dict\(\), path\)"
+    )
+    torch.save({"model": Model().state_dict(), "config": argparse.Namespace(lr=0.1)}, tmp_path / "config.pt")
+    refused("config.pt", r"got objects of argparse.Namespace in .*torch.save\(model.state_dict\(\), path\): tensors")
+    torch.save(
+        {"model": Model().state_dict(), "config": argparse.Namespace()},
+        tmp_path / "old.pt",
+        _use_new_zipfile_serialization=False,
+    )
+    refused("old.pt", r"torch.save\(model.state_dict\(\), path\)")
     torch.save(Model(), tmp_path / "whole.pt")
     refused("whole.pt", "tensors, not the module itself")
     torch.save([torch.ones(2)], tmp_path / "list.pt")

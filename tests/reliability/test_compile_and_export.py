@@ -202,6 +202,7 @@ def test_onnx_operators_are_the_rule():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_torch_func(metric):
     codebook = vqssl.EMACodebook(16, 4, metric=metric).eval()
+    codebook.set_codes_(codebook.embed)
     x = torch.randn(5, 7, 4)
 
     def loss(x):

@@ -67,6 +67,7 @@ def test_offsets_beyond_32_bits(metric):
 
 def test_threads_quantise_at_once():
     codebook = vqssl.EMACodebook(64, 8).eval()
+    codebook.set_codes_(codebook.embed)
     batches = [torch.randn(500 + 10 * n, 8) for n in range(32)]
     expected = [codebook(x) for x in batches]
     with ThreadPoolExecutor(8) as pool:

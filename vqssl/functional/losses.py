@@ -32,7 +32,9 @@ def commitment_loss(x: Tensor, quantized: Tensor, mask: Tensor | None = None, we
     >>> commitment_loss(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.zeros(2, 2), torch.tensor([True, False])).item()
     1.25
     """
-    check_alike("x", x, "quantized", quantized, "look the codes up with the indices of these very tokens")
+    cure = "look the codes up with the indices of these very tokens"
+    several = "call it once for each pair and add the results, torch.stack(losses).sum()"
+    check_alike("x", x, "quantized", quantized, cure, several)
     check_mask(mask, x.shape[:-1], x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     difference = x.to(dtype) - quantized.detach().to(dtype)
@@ -65,7 +67,11 @@ def cosine_regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
     2.0
     """
     cure = "give both heads the same output width and both views the same images"
-    check_alike("prediction", prediction, "target", target, cure)
+    several = (
+        "of a student that returns (z, maps), write student(view)[0]; for several pairs call it once for each, and "
+        "write torch.stack(losses).mean()"
+    )
+    check_alike("prediction", prediction, "target", target, cure, several)
     if prediction.ndim < 1:
         raise ValueError("prediction and target must both be (*batch, D), got single numbers: give the embeddings")
     if prediction.numel() == 0:

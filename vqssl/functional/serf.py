@@ -169,7 +169,10 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_floating("tokens", tokens)
     if tokens.ndim != 3:
-        raise ValueError(f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}")
+        raise ValueError(
+            f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}: flatten maps with "
+            "einops.rearrange(maps, 'b d ... -> b (...) d')"
+        )
     check_mask(mask, tokens.shape[:-1], tokens.device)
     # Summed in float32 at least: float16 ends at 65504, which a map of a few thousand places reaches.
     dtype = torch.promote_types(tokens.dtype, torch.float32)

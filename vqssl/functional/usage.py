@@ -59,9 +59,14 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
     """
     if not isinstance(counts, Tensor) or counts.is_complex() or counts.dtype == torch.bool:
         found = counts.dtype if isinstance(counts, Tensor) else type(counts).__name__
-        raise TypeError(f"counts must be a tensor of real numbers, got {found}: see code_counts")
+        raise TypeError(
+            f"counts must be a tensor of real numbers, got {found}: write code_counts(indices, codebook_size)"
+        )
     if counts.ndim != 1 or len(counts) == 0:
-        raise ValueError(f"counts must be (K,) with K >= 1, got shape {tuple(counts.shape)}: see code_counts")
+        raise ValueError(
+            f"counts must be (K,) with K >= 1, got shape {tuple(counts.shape)}: write code_counts(indices, K) for "
+            "indices, and call it once for each codebook"
+        )
     check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the fair share")
     counts = counts.detach()
     # float64 where the device has it: counts beyond 2^24, and exactly K for even use.
@@ -98,6 +103,9 @@ def target_spread(targets: Tensor) -> Tensor:
     """
     check_floating("targets", targets)
     if targets.ndim != 2 or len(targets) < 2:
-        raise ValueError(f"targets must be (B, D) with B >= 2, got shape {tuple(targets.shape)}")
+        raise ValueError(
+            f"targets must be (B, D) with B >= 2, got shape {tuple(targets.shape)}: give the embeddings of one batch, "
+            "and write targets.flatten(0, -2) for tokens"
+        )
     directions = unit(targets.detach().to(torch.promote_types(targets.dtype, torch.float32)))
     return directions.std(0, correction=0).mean() * targets.shape[1] ** 0.5

@@ -10,7 +10,7 @@ from vqssl.health import draw, examine, read_checkpoint, show
 from vqssl.health.verdict import worst
 
 EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, where a finding says act; 2 there is no report (no such
-file, no codebook in it, a missing package)."""
+file, no codebook in it, a missing package) or no picture (the report is printed first)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dead_below=options.dead_below,
         )
         level = worst(finding for report in reports.values() for finding in report.findings)
-        if options.picture is not None:
-            draw(reports, options.picture, title=f"Codebook health of {options.checkpoint.name}")
         if options.json:
             codebooks = {name: report.as_dict() for name, report in reports.items()}
             print(json.dumps({"level": level, "codebooks": codebooks}, indent=2, allow_nan=False))
         else:
             show(reports)
+        if options.picture is not None:  # last: where drawing fails, the report is out
+            draw(reports, options.picture, title=f"Codebook health of {options.checkpoint.name}")
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

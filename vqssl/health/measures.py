@@ -10,6 +10,7 @@ from vqssl.functional.search import nearest_codeword
 
 __all__ = [
     "code_spread",
+    "distinct_places",
     "drift",
     "dying_codes",
     "effective_dimension",
@@ -139,6 +140,8 @@ def effective_dimension(eigenvalues: Tensor) -> Tensor:
     2.0
     """
     eigenvalues = _wide(eigenvalues, ndim=1)
+    largest = eigenvalues.max()
+    eigenvalues = eigenvalues / torch.where(largest > 0, largest, 1.0)  # squares of squares leave float64 early
     squares = eigenvalues.square().sum()
     return torch.where(squares > 0, eigenvalues.sum().square() / torch.where(squares > 0, squares, 1.0), 0.0)
 
@@ -178,6 +181,43 @@ def nearest_distances(codes: Tensor) -> Tensor:
         scores.diagonal(start).fill_(torch.inf)
         nearest.append(scores.argmin(1))
     return (codes - codes[torch.cat(nearest)]).norm(dim=1)
+
+
+def distinct_places(codes: Tensor, radius: float) -> Tensor:
+    r"""In how many places codes lie, in effect, where what is nearer than a radius is one place.
+
+    .. math:: K^2 \Big/ \#\{(i, j) : \lVert e_i - e_j \rVert < r\}
+
+    K where all codes are apart, m where they sit in m clumps of equal size: the inverse of the chance that two codes,
+    drawn with replacement, lie in one place.
+
+    Args:
+        codes: ``(K, D)``, finite.
+        radius: r, above 0.
+
+    Returns:
+        Scalar float64, 1 to K.
+
+    Raises:
+        TypeError: ``codes`` is no floating tensor.
+        ValueError: it is not ``(K, D)`` with K, D >= 1.
+
+    >>> import torch
+    >>> distinct_places(torch.tensor([[0.0], [0.1], [9.0], [9.1]]), 0.5).item()
+    2.0
+    """
+    codes = _wide(codes)
+    size = len(codes)
+    codes = codes - codes.mean(0)
+    squares = codes.square().sum(1)
+    pairs = codes.new_zeros((), dtype=torch.int64)
+    step = max(CHUNK_ENTRIES // size, 1)
+    for start in range(0, size, step):
+        some = slice(start, start + step)
+        distances = torch.addmm(squares, codes[some], codes.T, alpha=-2) + squares[some, None]
+        distances.diagonal(start).fill_(0.0)  # a code lies in its own place, whatever rounding says
+        pairs += (distances < radius**2).sum()
+    return size**2 / pairs.double()
 
 
 def drift(codes: Tensor, old: Tensor) -> Tensor:

@@ -53,17 +53,22 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
         )
     parts: Any = figure.subfigures(2, 1, height_ratios=[4.6, 0.3 + 0.19 * len(lines)])
     above, below = parts
-    above.suptitle(title, x=0.01, ha="left", weight="bold")
+    # Names and titles are no formulas, whatever dollars they hold.
+    above.suptitle(title, x=0.01, ha="left", weight="bold", parse_math=False)
     axes = above.subplots(1, 3)
     _use(axes[0], reports)
     _nearest(axes[1], reports)
     _spectrum(axes[2], reports)
     prefix, _ = short_names(reports)
-    handles, labels = axes[0].get_legend_handles_labels()
-    above.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, title=prefix or None)
+    # Matplotlib leaves out labels that begin with an underscore, as names may, unless it is handed them.
+    handles = axes[0].lines[: len(reports)]
+    labels = [handle.get_label() for handle in handles]
+    legend = above.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, title=prefix or None)
+    for text in (*legend.get_texts(), legend.get_title()):
+        text.set_parse_math(False)
     for row, (text, colour) in enumerate(lines):
         height = 1 - (row + 0.6) / (len(lines) + 1)
-        below.text(0.02, height, text, color=colour, family="monospace", fontsize=9, va="center")
+        below.text(0.02, height, text, color=colour, family="monospace", fontsize=9, va="center", parse_math=False)
     figure.savefig(path, dpi=150)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqssl import kernels
 from vqssl.checks import check_range
 from vqssl.functional.usage import codebook_usage
 from vqssl.health.measures import (
     code_spread,
+    distinct_places,
     drift,
     dying_codes,
     effective_dimension,
@@ -20,7 +20,7 @@ from vqssl.health.measures import (
     turnover,
 )
 from vqssl.health.sources import Found, find_codebooks, short_names
-from vqssl.health.verdict import Finding, Level, judge, near_duplicate_below, worst
+from vqssl.health.verdict import PLACE, Finding, Level, judge, near_duplicate_below, worst
 
 __all__ = ["CodebookHealth", "examine"]
 
@@ -43,14 +43,20 @@ class CodebookHealth:
     initialized: bool
     """Whether the codes have had their first values from data; False: they are random."""
     updates: int | None
-    """How often the codes were updated since; None where the state does not say."""
+    """How often the codes were updated since, one for each call in training mode; None where the state does not say,
+    as where codes and counts were imported."""
     decay: float
     """Of the running counts: they remember some 1 / (1 - decay) updates."""
     revives: bool | None
     """Whether dead codes are revived; None where a state was examined, which does not say."""
-    tokens_per_step: float
+    metric: str | None
+    """``"euclidean"`` or ``"cosine"``; of a state ``"cosine"`` where all codes have length 1, else None."""
+    initialization: str | None
+    """Name of the class that gave the first codes, as ``"KMeansInit"``; None where a state was examined."""
+    tokens_per_step: float | None
     """How many valid tokens an update has had, over all ranks: the sum of the running counts, without what the counts
-    of 1 that a codebook starts with still add where ``updates`` is known."""
+    of 1 that a codebook starts with still add. Where ``updates`` is None the sum alone, which is right once the counts
+    have forgotten what they started from. None before the first update, and where the decay is 1."""
     start_share: float | None
     """How much of the fair share a code still holds that no token ever chose: ``decay ** updates * K / sum(N)``."""
     dead_below: float
@@ -65,7 +71,9 @@ class CodebookHealth:
     """How many will be dead after another 1 / (1 - decay) updates without tokens
     (:func:`vqssl.health.dying_codes`)."""
     not_finite: int
-    """How many codes hold a NaN or an infinity."""
+    """How many codes hold a NaN, an infinity, or a value whose square may be one in float64 (beyond 1e150)."""
+    not_counts: int
+    """How many running counts are NaN, infinite or negative; taken as 0 in all that is measured."""
     effective_dimension: float | None
     """1 to D: in how many directions the codes spread, weighted by use
     (:func:`vqssl.health.effective_dimension`)."""
@@ -82,8 +90,14 @@ class CodebookHealth:
     near_duplicates: int
     """How many codes have another so near that one of the two would do:
     within a hundredth of the spacing that K codes in so many dimensions have."""
+    places: float | None
+    """In how many places the codes lie, in effect, where what is nearer than a twentieth of S is one place: K where
+    they are apart, m where they sit in m clumps."""
+    since_initialized: bool | None = None
+    """Whether the earlier codes had their first values from data; None without ``since``."""
     updates_since: int | None = None
-    """How many updates lie between the two examinations; None without ``since``, or where a state does not say."""
+    """How many updates lie between the two examinations; None without ``since``, where a state does not say, or where
+    codes were set in between."""
     drift: float | None = None
     """Root mean square move of the codes between the two, in units of the earlier S (:func:`vqssl.health.drift`)."""
     turnover: float | None = None
@@ -187,20 +201,20 @@ def _examine_one(
     decay = decay if found.decay is None else found.decay
     if dead_below is None:
         dead_below = 0.1 if found.threshold is None else found.threshold
-    # Statistics that overflowed or hold NaN are no use of a code.
-    counts = found.cluster_size.detach().double().cpu().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+    counts = found.cluster_size.detach().cpu().double()
+    not_counts = int((~counts.isfinite() | (counts < 0)).sum())
+    counts = counts.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)  # such statistics are no use of a code
     usage = codebook_usage(counts, dead_below)
     codes = found.embed.detach()
     size, dim = codes.shape
-    finite = kernels.finite_rows(codes)
+    finite = _measurable(codes)
     sound = codes if bool(finite.all()) else codes[finite]
     geometry = _geometry(sound, counts.to(codes.device)[finite], size) if len(sound) else NO_GEOMETRY
     total = counts.sum().item()
-    start = None if found.updates is None or total == 0 else decay**found.updates * size / total
-    tokens = total if found.initialized else 0.0
-    if found.updates is not None:
-        kept = decay**found.updates
-        tokens = max(total - kept * size, 0.0) / (1 - kept) if kept < 1 else 0.0
+    metric = found.metric
+    if metric is None and len(sound) and _of_length_1(sound):
+        metric = "cosine"
+    tokens, start = _tokens(total, size, decay, found) if found.initialized else (None, None)
     health = CodebookHealth(
         codebook_size=size,
         dim=dim,
@@ -208,6 +222,8 @@ def _examine_one(
         updates=found.updates,
         decay=decay,
         revives=found.revives,
+        metric=metric,
+        initialization=found.initialization,
         tokens_per_step=tokens,
         start_share=start,
         dead_below=dead_below,
@@ -216,6 +232,7 @@ def _examine_one(
         dead=int(usage.dead),
         dying=int(dying_codes(counts, dead_below)) if total else 0,
         not_finite=size - len(sound),
+        not_counts=not_counts,
         codes=codes.to("cpu", copy=True),
         shares=counts / (total / size) if total else counts,
         **geometry,
@@ -223,6 +240,37 @@ def _examine_one(
     if before is not None:
         health = replace(health, **_compare(name, health, *before))
     return replace(health, findings=judge(health))
+
+
+def _tokens(total: float, size: int, decay: float, found: Found) -> tuple[float | None, float | None]:
+    """Tokens a step, and the start share; None where they are not known."""
+    if decay == 1:
+        return None, None
+    if found.updates is None:
+        return total, None
+    kept = decay**found.updates
+    if found.updates == 0:
+        return None, kept * size / total if total else None
+    tokens = (total - kept * size) / (1 - kept)
+    if tokens <= 0:
+        # No update has so few: the decay is another, or somebody wrote the counts, and nothing is known of their start.
+        return total, None
+    return tokens, kept * size / total
+
+
+LARGEST = 1e150
+"""Its square, and sums of those, are float64."""
+
+
+def _measurable(codes: Tensor) -> Tensor:
+    """``(K,)`` bool: finite, and so are the squares in float64."""
+    return codes.abs().amax(1) <= min(LARGEST, torch.finfo(codes.dtype).max)
+
+
+def _of_length_1(codes: Tensor) -> bool:
+    lengths = codes.float().norm(dim=1)
+    # Half precision keeps three digits. In one dimension length 1 says nothing.
+    return codes.shape[1] > 1 and bool(((lengths - 1).abs() < 5e-3).all())
 
 
 NO_GEOMETRY: dict[str, Any] = {
@@ -233,6 +281,7 @@ NO_GEOMETRY: dict[str, Any] = {
     "nearest_min": None,
     "nearest_median": None,
     "near_duplicates": 0,
+    "places": None,
 }
 
 
@@ -257,6 +306,7 @@ def _geometry(codes: Tensor, counts: Tensor, size: int) -> dict[str, Any]:
             "nearest_min": nearest.min().item(),
             "nearest_median": nearest.median().item(),
             "near_duplicates": int((nearest < near_duplicate_below(size, dimension)).sum()),
+            "places": distinct_places(codes, PLACE * spread).item(),
         }
     elif len(codes) > 1:
         found["near_duplicates"] = len(codes)
@@ -273,8 +323,9 @@ def _compare(
             f"{tuple(health.codes.shape)} in {name}: give an earlier state of the same model"
         )
     known = health.updates is not None and updates is not None
-    between = {"updates_since": health.updates - updates if known else None}  # type: ignore[operator]
-    both = kernels.finite_rows(old) & kernels.finite_rows(health.codes)
+    passed = health.updates - updates if known else -1  # type: ignore[operator]
+    between = {"since_initialized": was_initialized, "updates_since": passed if passed >= 0 else None}
+    both = _measurable(old) & _measurable(health.codes)
     if not (was_initialized and health.initialized and both.any()):
         return between  # from random codes to codes is no drift
     new, old = health.codes[both].double(), old[both].double()

@@ -16,6 +16,11 @@ FLAGS = ("initialized", "initted", "inited")
 """Under which of these a state says whether its codes have seen data: ours, vector-quantize-pytorch's, encodec's."""
 
 
+SAVE_TENSORS = (
+    "write it as torch.save(model.state_dict(), path): tensors, not the module itself nor a configuration's object"
+)
+
+
 class Found(NamedTuple):
     """A codebook as it was found; None where the source does not say.
 
@@ -30,11 +35,15 @@ class Found(NamedTuple):
     """``(K,)``."""
     initialized: bool
     updates: int | None
-    """Since the codes got their first values."""
+    """Of the counts since :meth:`vqssl.EMACodebook.set_codes_` set them to 1, as the first values do; None where they
+    came from elsewhere."""
     decay: float | None = None
     revives: bool | None = None
     threshold: float | None = None
     """Of the revival."""
+    metric: str | None = None
+    initialization: str | None = None
+    """Name of its class."""
 
 
 def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
@@ -45,7 +54,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
     lists of any depth; codes ``(heads, K, D)``, as vector-quantize-pytorch stores them, count as one codebook a head.
     A name is that of the module: without the key that all were nested under (``model``, ``state_dict``), and without
     what wrappers add (``module.`` before all names, ``_orig_mod``). A codebook that is the source itself is called
-    ``codebook``.
+    ``codebook``; where two names would be one, the second ends in ``#2``.
 
     Args:
         source: a module, a state dict, or a checkpoint that holds state dicts.
@@ -61,7 +70,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
     """
     if isinstance(source, nn.Module):
         listed = [(name, module) for name, module in source.named_modules() if isinstance(module, EMACodebook)]
-        found: dict[tuple[str, ...], Found] = {(name,): _from_module(module) for name, module in listed}
+        found: list[tuple[tuple[str, ...], Found]] = [((name,), _from_module(module)) for name, module in listed]
         kind = f"a {type(source).__name__}"
         if not found:
             found = _from_tree(source.state_dict())
@@ -78,7 +87,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
             f"source must hold a codebook, got {kind} with none: give the module that holds the EMACodebook, or a "
             "state with the keys embed and cluster_size under one prefix"
         )
-    named = dict(zip(_names(list(found)), found.values(), strict=True))
+    named = dict(zip(_names([path for path, _ in found]), (codebook for _, codebook in found), strict=True))
     for name, codebook in named.items():
         _check(name, codebook)
     return named
@@ -107,19 +116,18 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
         except ImportError as error:
             raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
         read: Callable[[Path], Any] = load_file
-        cure = "write it with safetensors.torch.save_file"
+        refusal = _unreadable_safetensors
     else:
         read = _load
-        cure = "write it as torch.save(module.state_dict(), path): tensors, not the module itself"
+        refusal = _unreadable
     try:
         content = read(path)
     except Exception as error:  # pickle, zip, zlib and safetensors raise what they like
-        raise ValueError(
-            f"checkpoint must be readable without executing anything, got {str(path)!r} ({type(error).__name__}): "
-            f"{cure}"
-        ) from error
+        raise ValueError(refusal(path)) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"checkpoint must hold a dictionary, got {type(content).__name__} in {str(path)!r}: {cure}")
+        raise ValueError(
+            f"checkpoint must hold a dictionary, got {type(content).__name__} in {str(path)!r}: {SAVE_TENSORS}"
+        )
     return content
 
 
@@ -143,18 +151,39 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _unreadable_safetensors(path: Path) -> str:
+    return f"checkpoint must be what safetensors wrote, got {str(path)!r}: write it with safetensors.torch.save_file"
+
+
+def _unreadable(path: Path) -> str:
+    """Why torch would not read it, found out without executing anything either."""
+    try:
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no zip, or none of torch's
+        return f"checkpoint must be what torch.save wrote, got {str(path)!r}, which is not: {SAVE_TENSORS}"
+    inside = f"objects of {', '.join(sorted(classes)[:3])}" if classes else "what cannot be read"
+    return (
+        f"checkpoint must hold tensors and plain values, which load without executing anything, got {inside} in "
+        f"{str(path)!r}: {SAVE_TENSORS}"
+    )
+
+
 def _from_module(codebook: EMACodebook) -> Found:
     found = _from_entries("", codebook.state_dict())
     assert found is not None
     threshold = codebook.revival.threshold if isinstance(codebook.revival, BatchRevival) else None
     return found._replace(
-        decay=float(codebook.decay), revives=not isinstance(codebook.revival, NoRevival), threshold=threshold
+        decay=float(codebook.decay),
+        revives=not isinstance(codebook.revival, NoRevival),
+        threshold=threshold,
+        metric=codebook.metric,
+        initialization=type(codebook.initialization).__name__,
     )
 
 
-def _from_tree(source: Mapping[Any, Any]) -> dict[tuple[str, ...], Found]:
-    """By the keys on the way: containers first, the dotted prefix last."""
-    found: dict[tuple[str, ...], Found] = {}
+def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], Found]]:
+    """With the keys on the way: containers first, the dotted prefix last."""
+    found: list[tuple[tuple[str, ...], Found]] = []
     seen = set()
     for path, state in _states(source, ()):
         for key, embed in state.items():
@@ -174,7 +203,7 @@ def _from_tree(source: Mapping[Any, Any]) -> dict[tuple[str, ...], Found]:
                 pairs = zip(embed, entries.cluster_size, strict=True)
                 heads = [entries._replace(embed=codes, cluster_size=counts) for codes, counts in pairs]
             for head, one in enumerate(heads):
-                found[(*path, prefix + (f"head{head}" if len(heads) > 1 else ""))] = one
+                found.append(((*path, prefix + (f"head{head}" if len(heads) > 1 else "")), one))
     return found
 
 
@@ -197,7 +226,8 @@ def _from_entries(prefix: str, state: Mapping[str, Any]) -> Found | None:
         return Found(embed, cluster_size, False, None)
     flags = [state[prefix + name] for name in FLAGS if prefix + name in state]
     initialized = bool(torch.as_tensor(flags[0]).bool().all()) if flags else True
-    # Of the draws that `rng` counts, one was the construction's and one the first codes'.
+    # Of the draws that `rng` counts, one was the construction's and one the codes' that were set. Beside counts from
+    # elsewhere there are fewer: such a state never had its codes set.
     rng = state.get(prefix + "rng")
     draws = int(rng[1]) if isinstance(rng, Tensor) and rng.shape == (2,) else 0
     return Found(embed, cluster_size, initialized, draws - 2 if draws >= 2 else None)
@@ -214,6 +244,14 @@ def _names(paths: list[tuple[str, ...]]) -> list[str]:
     names = [".".join(one) or "codebook" for one in parts]
     if len(set(names)) < len(names):  # what was left out told them apart
         names = [".".join(path).strip(".") or "codebook" for path in paths]
+    taken = set(names)
+    for position, name in enumerate(names):
+        number = 1
+        while names[position] in names[:position]:  # the keys 1 and "1", or a dot between keys and one within a key
+            number += 1
+            if f"{name}#{number}" not in taken:
+                names[position] = f"{name}#{number}"
+                taken.add(names[position])
     return names
 
 

@@ -5,7 +5,7 @@ from typing import IO, Any
 
 from vqssl.health.report import CodebookHealth
 from vqssl.health.sources import short_names
-from vqssl.health.verdict import tokens_per_code, worst
+from vqssl.health.verdict import amount, tokens_per_code, worst
 
 __all__ = ["MEASURES", "show"]
 
@@ -26,16 +26,15 @@ def _if_trained(health: CodebookHealth, text: str) -> str:
     return text if health.initialized else "–"
 
 
-def _remembered(health: CodebookHealth) -> str:
-    tokens = tokens_per_code(health)
-    return _if_trained(health, format(tokens, ",.0f" if tokens >= 10 else ".2g"))
+def _amount(value: float | None) -> str:
+    return "–" if value is None else amount(value)
 
 
 MEASURES: dict[str, Callable[[CodebookHealth], str]] = {
     "codes × width": lambda h: f"{h.codebook_size} × {h.dim}",
     "updates": lambda h: _number(h.updates, "d"),
-    "tokens a step": lambda h: _if_trained(h, f"{h.tokens_per_step:,.0f}"),
-    "remembered a code": _remembered,
+    "tokens a step": lambda h: _amount(h.tokens_per_step),
+    "remembered a code": lambda h: _amount(tokens_per_code(h)),
     "usage": lambda h: _if_trained(h, f"{100 * h.usage:.0f}%"),
     "perplexity": lambda h: _if_trained(h, f"{h.perplexity:.4g} ({100 * h.perplexity / h.codebook_size:.0f}%)"),
     "dead": lambda h: _if_trained(h, _of(h.dead, h)),
@@ -84,7 +83,7 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
         if label not in optional or any(getattr(h, optional[label]) is not None for h in reports.values())
     ]
     for start in range(0, len(listed), SIDE_BY_SIDE):
-        table = rich["Table"](title=prefix or None, title_justify="left", box=rich["SIMPLE"])
+        table = rich["Table"](title=rich["Text"](prefix) if prefix else None, title_justify="left", box=rich["SIMPLE"])
         table.add_column("")
         shown = listed[start : start + SIDE_BY_SIDE]
         for name in shown:

@@ -45,6 +45,21 @@ COLLAPSED = 1e-3
 LINE = 1.5
 """Effective dimension of a codebook that could have three or more: nearly all variance lies along one direction."""
 
+PLACE = 0.05
+"""Codes nearer than this, in units of the spread, lie in one place as seen from the whole codebook."""
+
+PLACES_LOOK = 12.0
+"""Distinct places below which many codes (four times as many) sit in clumps. Codes spread along a line, Gaussian or
+with heavier tails, have 18 to 34 places, and in two dimensions nearly all: only what has gaps has fewer."""
+
+ONE_PLACE = 1.2
+"""Distinct places below which a few codes lie far from all the others, which says nothing of those."""
+
+SETTLED = 5.0
+"""Memory lengths 1 / (1 - decay) until use has settled. A revived code enters with the fair share, and takes ln 10 of
+them to lose it; on encoders that train, perplexity first falls below half of what it comes to, and lies within 15% of
+that from 2 to 4 lengths on (``docs/health.md``)."""
+
 TURNOVER_LOOK = 0.5
 """Share of codes that lie where another one lay: half of the indices no longer mean what they meant."""
 
@@ -74,10 +89,10 @@ def judge(health: CodebookHealth) -> tuple[Finding, ...]:
     if not health.initialized:
         advice = "call it in training mode: .train(), not frozen, and with at least one valid token"
         return (Finding("look", "not trained yet: the codes are random", advice),)
-    found = [*_broken(health), *_collapsed(health)]
+    found = [*_broken(health), *_unused(health), *_collapsed(health)]
     if not found:  # else the rest would be consequences
         found = [*_usage(health), *_geometry(health)]
-    if worst(found) != "act":
+    if worst(found) != "act" or health.since_initialized is False:  # a since of no use is said in any case
         found += _movement(health)
     if not any(LEVELS.index(finding.level) for finding in found):
         found.append(_healthy(health))
@@ -111,16 +126,34 @@ def _broken(health: CodebookHealth) -> Iterator[Finding]:
     if health.not_finite:
         yield Finding(
             "act",
-            f"{_share(health.not_finite, health.codebook_size)} hold NaN or infinities",
+            f"{_share(health.not_finite, health.codebook_size)} hold NaN, infinities or values beyond 1e150",
             "codebooks of vqssl take in no such token: load an older checkpoint, and check what wrote this one",
         )
+    if health.not_counts:
+        yield Finding(
+            "act",
+            f"{_share(health.not_counts, health.codebook_size, 'running counts')} are NaN, infinite or negative",
+            "the state is broken, and its use cannot be told: load an older checkpoint, and check what wrote this one",
+        )
+
+
+def _unused(health: CodebookHealth) -> Iterator[Finding]:
+    if not health.not_counts and not health.shares.any():
+        yield Finding("act", "no tokens: all running counts are 0", "check the masks, and that tokens are finite")
 
 
 def _usage(health: CodebookHealth) -> Iterator[Finding]:
     size = health.codebook_size
     if size < 2:
         return
-    if health.start_share is not None and health.start_share > _unused_until(health):
+    if health.decay == 1:
+        yield Finding(
+            "look",
+            "decay is 1: neither counts nor codes ever move, so that use cannot be told",
+            "write decay=0.99; for codes that are to stay, freeze()",
+        )
+        return
+    if health.start_share is not None and (not health.updates or health.start_share > _unused_until(health)):
         yield Finding(
             "look",
             f"too early to tell: after {health.updates} updates a code that was never used still has "
@@ -129,49 +162,70 @@ def _usage(health: CodebookHealth) -> Iterator[Finding]:
         )
         return
     remembered = tokens_per_code(health)
-    if remembered <= 0:
-        yield Finding("act", "no tokens: all running counts are 0", "check the masks, and that tokens are finite")
+    if health.tokens_per_step is None or remembered is None:
         return
-    perplexity, chance_dead = even_use(remembered, health.dead_below)
-    even = health.perplexity / (perplexity * size)
-    few = remembered < FEW_TOKENS
-    if few:
+    if few := remembered < FEW_TOKENS:
         yield Finding(
             "look",
-            f"too few tokens to tell: {health.tokens_per_step:.0f} a step, of which the counts remember "
+            f"too few tokens to tell: {amount(health.tokens_per_step)} a step, of which the counts remember "
             f"{remembered:.2g} a code",
             f"use codebook_size={_power_below(size * remembered / FEW_TOKENS)} or less, larger batches, or a decay "
             "nearer to 1; until then dead codes are partly chance",
         )
-    dead = health.dead / size - chance_dead
-    if even < EVEN_ACT:
-        yield Finding(
-            "act",
-            f"collapsed use: perplexity {_count(health.perplexity)} of {size}",
-            "check that tokens differ, and lie where the codes do: initialization=KMeansInit() or SampleInit(), "
-            "revival=BatchRevival(), tokens of unit scale; if they do, lower codebook_size to "
-            f"{_power_above(max(health.perplexity, 2))}",
-        )
-    elif not few and dead > DEAD_LOOK:
-        level: Level = "act" if dead > DEAD_ACT else "look"
-        yield Finding(level, f"{_share(health.dead, size)} are dead", _fewer_dead(health))
-    elif not few and even < EVEN_LOOK:
+    uneven = _uneven(health, remembered, few)
+    if uneven is None:
+        return
+    until = _settled_after(health)
+    if health.updates is None:
+        yield uneven._replace(advice=f"{uneven.advice}; if training has just begun, look again after {until} updates")
+    elif health.updates < until:
         yield Finding(
             "look",
-            f"uneven use: perplexity {_count(health.perplexity)} of {size}",
-            f"codebook_size={_power_above(health.perplexity)} would hold as much; initialization=KMeansInit() starts "
-            "more evenly",
+            f"still settling: {health.updates} updates of some {until}, perplexity {_count(health.perplexity)} of "
+            f"{size} so far",
+            f"look again after some {until - health.updates} more: until then revived codes come and go",
         )
-    elif not few:
-        top = min(math.e * health.dead_below, 1.0)
-        chance_dying = even_use(remembered, top)[1] - chance_dead
-        if health.dying / size - chance_dying > DYING_LOOK:
-            yield Finding(
-                "look",
-                f"{_share(health.dying, size)} are dying: below {top:.2f} of the fair share, and falling if idle",
-                "the data fill fewer codes than there are: lower codebook_size to "
-                f"{_power_below(size - 1)}, or live with revivals",
-            )
+    else:
+        yield uneven
+
+
+def _uneven(health: CodebookHealth, remembered: float, few: bool) -> Finding | None:
+    """What is wrong with the use of the codes, if it has settled."""
+    size = health.codebook_size
+    perplexity, chance_dead = even_use(remembered, health.dead_below)
+    even = health.perplexity / (perplexity * size)
+    dead = health.dead / size - chance_dead
+    if even < EVEN_ACT:
+        start = _start(health, "start where the tokens are, by initialization=KMeansInit()", "; ")
+        revival = "" if health.revives else "have revival=BatchRevival(); "
+        return Finding(
+            "act",
+            f"collapsed use: perplexity {_count(health.perplexity)} of {size}",
+            f"check that tokens differ, are of unit scale, and lie where the codes do; {start}{revival}if all that is "
+            f"so, lower codebook_size to {_power_above(max(health.perplexity, 2))}",
+        )
+    if few:
+        return None
+    if dead > DEAD_LOOK:
+        level: Level = "act" if dead > DEAD_ACT else "look"
+        return Finding(level, f"{_share(health.dead, size)} are dead", _fewer_dead(health))
+    if even < EVEN_LOOK:
+        start = _start(health, "initialization=KMeansInit() starts more evenly")
+        return Finding(
+            "look",
+            f"uneven use: perplexity {_count(health.perplexity)} of {size}",
+            f"codebook_size={_power_above(health.perplexity)} would hold as much{start and '; ' + start}",
+        )
+    top = min(math.e * health.dead_below, 1.0)
+    chance_dying = even_use(remembered, top)[1] - chance_dead
+    if health.dying / size - chance_dying > DYING_LOOK:
+        return Finding(
+            "look",
+            f"{_share(health.dying, size)} are dying: below {top:.2f} of the fair share, and falling if idle",
+            f"the data fill fewer codes than there are: lower codebook_size to {_power_below(size - 1)}, or live with "
+            "revivals",
+        )
+    return None
 
 
 def _collapsed(health: CodebookHealth) -> Iterator[Finding]:
@@ -186,6 +240,7 @@ def _collapsed(health: CodebookHealth) -> Iterator[Finding]:
 
 def _geometry(health: CodebookHealth) -> Iterator[Finding]:
     size = health.codebook_size
+    clumps = _clumps(health)
     if health.near_duplicates > DUPLICATES_LOOK * size:
         yield Finding(
             "act" if health.near_duplicates > DUPLICATES_ACT * size else "look",
@@ -193,17 +248,44 @@ def _geometry(health: CodebookHealth) -> Iterator[Finding]:
             "two such codes do the work of one: lower codebook_size; where batches hold fewer tokens than codes, "
             "SampleInit() and BatchRevival() repeat some: make them larger",
         )
-    if health.effective_dimension is not None and health.effective_dimension < LINE and min(health.dim, size - 1) > 2:
+    elif clumps is not None:
+        yield Finding(
+            "look",
+            f"the {size} codes sit in clumps: as seen from afar in {clumps:.2g} places",
+            "tokens differ far more between clumps than within: if what is within matters, find the token dimensions "
+            f"that part the clumps and scale them down; if not, codebook_size={_power_above(clumps)} is enough",
+        )
+    on_a_line = health.effective_dimension is not None and health.effective_dimension < LINE
+    if on_a_line and clumps is None and min(health.dim, size - 1) > 2:  # two clumps always lie on a line
         yield Finding(
             "look",
             f"effective dimension {health.effective_dimension:.1f} of {health.dim}: the codes lie nearly on a line",
-            "one direction of the tokens outweighs the rest: normalise them before the codebook, or write "
-            'metric="cosine"',
+            "one direction of the tokens outweighs the rest: normalise each of their dimensions before the codebook"
+            + ("" if health.metric == "cosine" else ', or write metric="cosine"'),
         )
 
 
+def _clumps(health: CodebookHealth) -> float | None:
+    """How many; None where the codes are not in clumps."""
+    places = health.places
+    return places if places is not None and ONE_PLACE <= places <= min(PLACES_LOOK, health.codebook_size / 4) else None
+
+
 def _movement(health: CodebookHealth) -> Iterator[Finding]:
-    if health.drift == 0:
+    if health.since_initialized is False:
+        yield Finding(
+            "look",
+            "nothing to compare with: the earlier codebook was not trained yet",
+            "give a state from after its first update in training mode",
+        )
+    elif health.drift == 0 and health.updates_since == 0:
+        yield Finding(
+            "look",
+            "the same state twice: 0 updates lie between, and the codes are equal",
+            "give an earlier state; if training went on in between, it was frozen or in eval mode: .train(), "
+            "freeze(False), and in loops that use quantize() also update_()",
+        )
+    elif health.drift == 0:
         yield Finding(
             "look",
             "the codes have not moved"
@@ -230,10 +312,22 @@ def _healthy(health: CodebookHealth) -> Finding:
     )
 
 
-def tokens_per_code(health: CodebookHealth) -> float:
+def tokens_per_code(health: CodebookHealth) -> float | None:
     """m of :func:`vqssl.health.even_use`: how many tokens a code the running counts remember."""
-    fair = health.tokens_per_step / health.codebook_size
-    return float("inf") if fair > 0 and health.decay == 1 else fair * (1 + health.decay) / max(1 - health.decay, 1e-12)
+    if health.tokens_per_step is None:
+        return None
+    return health.tokens_per_step / health.codebook_size * (1 + health.decay) / max(1 - health.decay, 1e-12)
+
+
+def _settled_after(health: CodebookHealth) -> int:
+    return math.ceil(round(SETTLED / (1 - health.decay), 6))
+
+
+def _start(health: CodebookHealth, advice: str, end: str = "") -> str:
+    """Advice on the start of the codes; none where it was followed."""
+    if health.initialization == "KMeansInit":
+        return ""
+    return f"{advice}{'' if health.initialization else ' if it was another'}{end}"
 
 
 def _fewer_dead(health: CodebookHealth) -> str:
@@ -242,7 +336,8 @@ def _fewer_dead(health: CodebookHealth) -> str:
         threshold = f"revival=BatchRevival(threshold={max(health.dead_below, 0.1):g})"
         return f"train with {threshold} if there is no revival, with a higher threshold if there is, or {smaller}"
     if not health.revives:
-        return f"write revival=BatchRevival() and initialization=KMeansInit(), or {smaller}"
+        start = _start(health, " and initialization=KMeansInit()")
+        return f"write revival=BatchRevival(){start}, or {smaller}"
     raised = f"raise the revival's threshold above {health.dead_below:g} (it acts in training mode, not frozen)"
     return f"{raised}, or {smaller}"
 
@@ -254,15 +349,20 @@ def _unused_until(health: CodebookHealth) -> float:
 
 def _updates_needed(health: CodebookHealth) -> int:
     """t from ``decay ** t * K / sum(N) = tau``, where ``sum(N) = decay ** t * K + (1 - decay ** t) * T``."""
-    fair = health.tokens_per_step / health.codebook_size or 1.0
+    fair = (health.tokens_per_step or 0.0) / health.codebook_size or 1.0
     tau = _unused_until(health)
     if not 0 < health.decay < 1 or tau == 1:
         return 1
     return max(math.ceil(math.log(tau * fair / (1 - tau + tau * fair)) / math.log(health.decay)), 1)
 
 
-def _share(count: int, size: int) -> str:
-    return f"{100 * count / size:.0f}% of the codes ({count} of {size})"
+def _share(count: int, size: int, what: str = "codes") -> str:
+    return f"{100 * count / size:.0f}% of the {what} ({count} of {size})"
+
+
+def amount(value: float) -> str:
+    """A number of tokens."""
+    return format(value, ",.0f" if value >= 10 else ".2g")
 
 
 def _count(value: float) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vqssl.checks import check_floating
+from vqssl.code_table import FOREIGN
 from vqssl.codebook import EMACodebook
 from vqssl.interop.state_dicts import check_state, listed
 
@@ -144,6 +145,8 @@ def build_codebook(state: HeadState, metric: str, options: dict[str, Any]) -> EM
     ours = codebook.state_dict()
     loaded = {name: getattr(state, name) for name in ("embed", "cluster_size", "embed_avg")}
     loaded["initialized"] = torch.tensor(state.initialized)
+    if state.initialized:
+        loaded["rng"] = torch.tensor([codebook.seed, FOREIGN])  # what their counts started from is not known
     codebook.load_state_dict({**ours, **loaded})
     return codebook
 
