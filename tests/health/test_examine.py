@@ -408,8 +408,12 @@ def test_codes_that_are_set_anew_make_the_age_of_the_counts_unknown(updates):
         for step in range(updates):
             codebook(normal(step))
         health = only(codebook)
-        assert health.updates is None
-        assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
+        if updates:
+            assert health.updates is None
+            assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
+        else:  # but for this: counts of 1 each are new
+            assert (health.updates, health.tokens_per_step) == (0, None)
+            assert says(health, "look").startswith("too early to tell")
         assert "no tokens" not in says(health, "act")
     assert only(codebook, since=trained(normal)).updates_since is None
 

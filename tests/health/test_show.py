@@ -253,7 +253,7 @@ def test_what_is_not_installed_is_named(checkpoint, capsys, monkeypatch, module,
     out, err = capsys.readouterr()
     assert ("verdict" in out, '"level"' in out) == (False, "--json" in options)  # the report comes before the picture
     assert says in err
-    assert "pip install vqssl[health]" in err
+    assert f"pip install {module.partition('.')[0]}" in err
 
 
 def test_a_drawing_that_fails_loses_no_report(checkpoint, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Codebook health: what codebooks are doing, from a module or a checkpoint, and what to do about it.
 
 ``python -m vqssl.health CHECKPOINT`` shows it in a terminal; the table wants rich and the picture matplotlib, both in
-``pip install vqssl[health]``. Importing this package imports neither.
+the extra ``health``. Importing this package imports neither.
 
 >>> import vqssl, vqssl.health
 >>> report = vqssl.health.examine(vqssl.MultiScaleQuantizer([16, 32], codebook_size=8, dim=4))

@@ -42,7 +42,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install vqssl[health]") from error
+        raise ImportError("the picture needs matplotlib: pip install matplotlib") from error
     path = Path(path)
     lines = _verdict(reports)
     figure = Figure(figsize=(11.7, 4.9 + 0.19 * len(lines)), layout="constrained")

@@ -230,7 +230,10 @@ def _from_entries(prefix: str, state: Mapping[str, Any]) -> Found | None:
     # elsewhere there are fewer: such a state never had its codes set.
     rng = state.get(prefix + "rng")
     draws = int(rng[1]) if isinstance(rng, Tensor) and rng.shape == (2,) else 0
-    return Found(embed, cluster_size, initialized, draws - 2 if draws >= 2 else None)
+    updates = draws - 2 if draws >= 2 else None
+    if updates is None and initialized and bool((cluster_size == 1).all()):
+        updates = 0  # as `set_codes_` leaves them
+    return Found(embed, cluster_size, initialized, updates)
 
 
 def _names(paths: list[tuple[str, ...]]) -> list[str]:

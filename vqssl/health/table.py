@@ -110,5 +110,5 @@ def _rich() -> dict[str, Any]:
         from rich.table import Table
         from rich.text import Text
     except ImportError as error:
-        raise ImportError("the table needs rich: pip install vqssl[health], or ask for --json") from error
+        raise ImportError("the table needs rich: pip install rich, or ask for --json") from error
     return {"SIMPLE": SIMPLE, "Console": Console, "Table": Table, "Text": Text}
