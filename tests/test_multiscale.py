@@ -216,8 +216,17 @@ REFUSALS = {
         ValueError,
         r"features\[0\] must be \(B, C, \*spatial\) with C = 5.*features\[i\] for i in \[1, 0\]",
     ),
-    "second": (([GOOD[0], torch.randn(2, 3, 3, 6)],), ValueError, r"features\[1\].*write .*channels_last=True"),
-    "tokens": (([torch.randn(2, 9, 5), GOOD[1]],), ValueError, r"features\[0\].*write .*channels_last=True"),
+    "second": (
+        ([GOOD[0], torch.randn(2, 3, 3, 6)],),
+        ValueError,
+        r"features\[1\].*write features\[1\].movedim\(-1, 1\)",
+    ),
+    "tokens": (
+        ([torch.randn(2, 9, 5), torch.randn(2, 4, 6)],),
+        ValueError,
+        r"features\[0\].*write .*channels_last=True",
+    ),
+    "(z, maps)": (([torch.randn(2, 6), GOOD],), TypeError, r"features\[1\].*got a list of 2: .*give the maps alone"),
     "one twice": (([GOOD[1], GOOD[1]],), ValueError, r"features\[0\].*of scale 1: .*channels \[5, 6\] in this order"),
     "foreign": (([torch.randn(2, 8, 3), GOOD[1]],), ValueError, r"features\[0\].*give maps with channels \[5, 6\]"),
     "maps and more": (([GOOD[0], [GOOD[1]]],), TypeError, r"features\[1\].*got a list of 1: .*give the maps alone"),
@@ -310,8 +319,10 @@ def test_usage_is_that_of_each_codebook(shared):
 
 def test_maps_with_channels_first_given_as_tokens():
     quantizer = MultiScaleQuantizer([5, 6], 4, dim=3, channels_last=True)
-    with pytest.raises(ValueError, match=r"features\[1\] must be \(B, ..., C\).*write .*channels_last=False"):
+    with pytest.raises(ValueError, match=r"features\[1\] must be \(B, ..., C\).*write features\[1\].movedim\(1, -1\)"):
         quantizer([torch.randn(2, 4, 5), GOOD[1]])
+    with pytest.raises(ValueError, match=r"features\[0\] must be \(B, ..., C\).*write .*channels_last=False"):
+        quantizer([torch.randn(2, 5, 4), torch.randn(2, 6, 3, 3)])
 
 
 def test_the_order_of_three_maps_is_named():

@@ -573,9 +573,10 @@ class Keeping(nn.Module):
         return x @ self.weight.T
 
 
-def test_a_view_of_a_parameter_is_refused_since_the_copy_would_not_follow():
-    with pytest.raises(ValueError, match=r"got 1\.kept, a view of 1\.weight, .*: make it a property"):
+def test_a_view_of_a_parameter_is_told_since_in_the_copy_it_does_not_follow():
+    with pytest.warns(UserWarning, match=r"keeps 1\.kept, a view of 1\.weight, .* make it a property") as caught:
         MomentumTeacher(nn.Sequential(nn.Linear(3, 3), Keeping(lambda weight: weight.view(-1))))
+    assert caught[0].filename == __file__
     # Features of the last step are no part of the model.
     student = Keeping(lambda weight: weight * 2)
     teacher = MomentumTeacher(student)
@@ -587,3 +588,12 @@ def test_a_view_of_a_parameter_is_refused_since_the_copy_would_not_follow():
 def test_what_cannot_be_copied_is_said(keep):
     with pytest.raises(ValueError, match=r"deepcopy can copy, got Keeping .*: keep no tensors with a graph in lists"):
         MomentumTeacher(Keeping(keep))
+
+
+def test_another_error_of_copying_stays_what_it_is():
+    class Large(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        MomentumTeacher(Large(2, 2))

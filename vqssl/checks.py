@@ -13,6 +13,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 def check_tokens(name: str, x: Tensor, dim: int) -> None:
     """``x`` is a real floating tensor whose last axis has ``dim`` entries."""
+    if isinstance(x, Tensor) and x.dtype in (torch.int16, torch.int32, torch.int64):
+        # What `indices` holds; made floats, it would pass every check and mean nothing.
+        raise TypeError(
+            f"{name} must have a floating dtype, got {x.dtype}: write codebook.lookup({name}) for code numbers, "
+            f"{name}.float() for measurements"
+        )
     check_floating(name, x)
     if x.ndim < 1 or x.shape[-1] != dim:
         if x.ndim > 2 and x.shape[1] == dim:
@@ -29,12 +35,7 @@ def check_floating(name: str, x: Tensor, several: str = "") -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {_kind(x)}: {_one_tensor(name, x, several)}")
     if not x.is_floating_point():
-        # Wide integers are what `indices` holds; made floats, they would pass every check and mean nothing.
-        numbers = x.dtype in (torch.int16, torch.int32, torch.int64)
-        cure = f"codebook.lookup({name}) for code numbers, {name}.float() for measurements"
-        raise TypeError(
-            f"{name} must have a floating dtype, got {x.dtype}: write {cure if numbers else f'{name}.float()'}"
-        )
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write {name}.float()")
 
 
 def _kind(x: Any) -> str:
@@ -132,7 +133,7 @@ def check_one_a_scale(name: str, values: Any, scales: int) -> None:
     if len(values) != scales:
         raise ValueError(
             f"{name} must hold one entry for each of the {scales} scales, got {len(values)}: pass those maps that the "
-            "module was built for"
+            "module was built for; of a model that returns (z, maps), the maps alone"
         )
 
 

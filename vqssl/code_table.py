@@ -160,7 +160,7 @@ class CodeTable(nn.Module):
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
         # One draw, as of the first codes; later on the counter no longer says how old the counts are.
-        again = self.initialized & (self.rng[1] > 1)
+        again = self.rng[1] > 1
         self.rng[1] += torch.where(again, FOREIGN, 1)
         self.initialized.fill_(True)
         self._known_initialized = True

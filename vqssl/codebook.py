@@ -264,18 +264,18 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
         return
     if not any((codebook.frozen or not owner.training) and _is_random(codebook) for codebook in codebooks):
         return
-    owner._warned_of_random_codes = True  # type: ignore[assignment]
     by_hand = "call initialize_(x), " if owner in codebooks else ""
     warnings.warn(
         f"this {type(owner).__name__} quantises by random codes: it is in eval mode or frozen, and was neither trained "
         f"nor loaded. Call it once in training mode, {by_hand}or load a state.",
         stacklevel=5,  # whoever called the module: between lie forward and the two calls of nn.Module
     )
+    owner._warned_of_random_codes = True  # type: ignore[assignment]
 
 
 def _is_random(codebook: EMACodebook) -> bool:
     """Whether nobody has set the codes, as far as it can be told without waiting."""
-    if not may_ask(codebook.initialized):
+    if not may_ask(codebook.initialized) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     try:
         return not codebook.initialized

@@ -182,12 +182,15 @@ class SERFFusion(nn.Module):
 
     # ---- parts ----
 
-    def _cure(self, q: Tensor) -> str:
+    def _cure(self, q: Tensor, quantized: Sequence[Tensor]) -> str:
         """What to write instead of a map whose shape does not fit."""
         axis, other = (-1, 1) if self.channels_last else (1, -1)
         if q.ndim > 1 and q.shape[axis] == self.dim:
             return "give z_c and all maps of the same images; chunk either all or none of two joined views"
         if q.ndim > 1 and q.shape[other] == self.dim:
+            if any(each.ndim > 1 and each.shape[axis] == self.dim for each in quantized):  # as they should be
+                move = "1, -1" if self.channels_last else "-1, 1"
+                return f"write movedim({move}) behind it if this one has another layout than the rest"
             return f"write SERFFusion(..., channels_last={not self.channels_last}) for this layout, as in the quantizer"
         return "give the quantizer and SERFFusion the same dim, or project the maps to it first"
 
@@ -217,7 +220,7 @@ class SERFFusion(nn.Module):
             _check_codes(f"quantized[{scale}]", q)
         batch = quantized[0].shape[0] if quantized[0].ndim else 0
         if z_c is not None:
-            check_floating("z_c", z_c, "of a teacher that returns (z, maps), write z, maps = teacher(view)")
+            check_floating("z_c", z_c, "the embedding comes first: z, maps = teacher(view), then fusion(z, quantized)")
             if z_c.ndim != 2 or z_c.shape[1] != self.dim:
                 raise ValueError(
                     f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
@@ -232,7 +235,7 @@ class SERFFusion(nn.Module):
             if q.ndim < 2 or q.shape[axis] != self.dim or len(q) != batch:
                 raise ValueError(
                     f"quantized[{scale}] must be {layout} with B = {batch} and dim = {self.dim}, got shape "
-                    f"{tuple(q.shape)}: {self._cure(q)}"
+                    f"{tuple(q.shape)}: {self._cure(q, quantized)}"
                 )
             check_dtype(f"quantized[{scale}]", q, self.alpha.dtype)
             places = q.shape[1:-1] if self.channels_last else q.shape[2:]

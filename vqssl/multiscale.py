@@ -138,9 +138,9 @@ class MultiScaleQuantizer(nn.Module):
             project(self._tokens(feature, mask))
             for project, feature, mask in zip(self.projections, features, masks, strict=True)
         ]
+        warn_of_random_codes(self, [self.codebook(scale) for scale in range(len(self.codebooks))])
         if self.training:
             self._initialize(tokens, masks)
-        warn_of_random_codes(self, [self.codebook(scale) for scale in range(len(self.codebooks))])
         results = self._quantize(tokens, masks)
         if self.training:
             self._update(tokens, results)
@@ -230,8 +230,9 @@ class MultiScaleQuantizer(nn.Module):
         check_one_a_scale("features", features, self.num_scales)
         check_one_a_scale("masks", masks, self.num_scales)
         layout = "(B, ..., C)" if self.channels_last else "(B, C, *spatial)"
-        for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
+        for scale, feature in enumerate(features):  # all of them before any shape: (z, maps) has a tensor in front
             check_floating(f"features[{scale}]", feature, "of a model that returns (z, maps), give the maps alone")
+        for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
             axis = -1 if self.channels_last else 1
             if feature.ndim < 2 or feature.shape[axis] != channels:
                 raise ValueError(
@@ -253,6 +254,9 @@ class MultiScaleQuantizer(nn.Module):
         # Heights and widths may be what channels are: what explains all maps goes before what explains this one.
         permuted = sorted(found) == sorted(expected)
         if other == expected or (other[scale] == expected[scale] and not permuted):
+            if any(a == b for a, b in zip(found, expected, strict=True)):  # others are as they should be
+                move = "1, -1" if self.channels_last else "-1, 1"
+                return f"write features[{scale}].movedim({move}) if this one has another layout than the rest"
             return f"write MultiScaleQuantizer(..., channels_last={not self.channels_last}) for this layout"
         if permuted:
             order = sorted(range(len(found)), key=lambda i: expected.index(found[i]))

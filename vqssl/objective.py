@@ -24,7 +24,8 @@ class DiSSECTObjective(nn.Module):
         L(p, t) = 2 - 2 \left\langle \tfrac{p}{\lVert p \rVert}, \tfrac{t}{\lVert t \rVert} \right\rangle
 
     (DiSSECT, arXiv 2509.18765, Eq. 7; weights of one half each.) With two views this is BYOL's symmetric loss, with a
-    second target. The objective detaches z_c. Who trains the head that makes z_s is ``refinement``:
+    second target. It crosses the views itself: give predictions and targets in one order, and swap none. It detaches
+    z_c. Who trains the head that makes z_s is ``refinement``:
 
     - ``"predict"`` (default): the head predicts z_c. The student sees z_s detached, and the sum over views of
       L(z_s, sg[z_c]) / V is added to the total. The head cannot make its target easy for the student.
@@ -187,7 +188,7 @@ def _check_views(
                 f"{name} must hold one tensor for each of the {views} predictions, got {len(targets)}: give the target "
                 "of each view, in the order of the predictions"
             )
-    several = "give one (B, D) tensor a view; of a student that returns (z, maps), write student(view)[0]"
+    several = "give one (B, D) tensor a view; of a student that returns (z, maps), write predictor(student(view)[0])"
     for name, tensors in (
         ("predictions", predictions),
         ("global_targets", global_targets),

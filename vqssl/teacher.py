@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,8 +63,11 @@ class MomentumTeacher(Grouped, nn.Module):
     Raises:
         TypeError: ``student`` is no module.
         ValueError: the student has no parameters, lazy ones that have no shape yet, or was sharded by ``fully_shard``;
-            it keeps a view of a parameter, or a list of tensors with a graph, as an attribute; an argument is out of
-            range.
+            it keeps a list of tensors with a graph as an attribute; an argument is out of range.
+
+    Warns:
+        UserWarning: the student keeps a view of a parameter as an attribute, which in the copy does not follow it.
+            A view that was detached cannot be told from any other tensor.
 
     >>> import torch
     >>> student = torch.nn.Linear(3, 2)
@@ -249,15 +253,17 @@ def _copy(student: nn.Module) -> nn.Module:
             if not isinstance(value, Tensor) or value.is_leaf:
                 continue
             if id(value._base) in parameters:  # the copy would keep the weights of today
-                raise ValueError(
-                    "student must keep no view of a parameter as an attribute, got "
-                    f"{path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}, which would not "
-                    "follow it in the copy: make it a property, or compute it in forward"
+                warnings.warn(
+                    f"student keeps {path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}, which "
+                    "in the copy will not follow it: fine where forward makes it anew, otherwise make it a property",
+                    stacklevel=3,
                 )
             detached[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(student, detached)
     except RuntimeError as error:
+        if "deepcopy protocol" not in str(error):
+            raise
         raise ValueError(
             f"student must be a module that copy.deepcopy can copy, got {type(student).__name__} ({error}): keep no "
             "tensors with a graph in lists or dictionaries of its modules, or detach them first"

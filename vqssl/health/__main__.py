@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(reports)
         if options.picture is not None:  # last: where drawing fails, the report is out
             draw(reports, options.picture, title=f"Codebook health of {options.checkpoint.name}")
+            print(f"wrote {options.picture}", file=sys.stderr)
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -322,6 +322,8 @@ def even_use(tokens_per_code: float, dead_below: float = 0.1) -> tuple[float, fl
 def _wide(x: Tensor, ndim: int = 2) -> Tensor:
     """In float64, on the CPU where the device has none."""
     name = "codes" if ndim == 2 else "counts, weights and eigenvalues"
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}: write .double() behind it")
     check_floating(name, x)
     if x.ndim != ndim or 0 in x.shape:
         shape = "(K, D) with K, D >= 1" if ndim == 2 else "(K,) with K >= 1"

@@ -33,6 +33,7 @@ def _amount(value: float | None) -> str:
 MEASURES: dict[str, Callable[[CodebookHealth], str]] = {
     "codes × width": lambda h: f"{h.codebook_size} × {h.dim}",
     "updates": lambda h: _number(h.updates, "d"),
+    "decay γ": lambda h: f"{h.decay:g}" + (" assumed" if h.revives is None else ""),  # a state does not hold it
     "tokens a step": lambda h: _amount(h.tokens_per_step),
     "remembered a code": lambda h: _amount(tokens_per_code(h)),
     "usage": lambda h: _if_trained(h, f"{100 * h.usage:.0f}%"),
