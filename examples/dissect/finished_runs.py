@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from examples.dissect.data import ImageSet, load_images, train_test_split
 from examples.dissect.model import Encoder, Model
 from examples.dissect.phantoms import make_phantoms
 from examples.dissect.protocols import Subject
-from examples.dissect.train import Optimization, Pretraining, Run, fingerprint
+from examples.dissect.train import Optimization, Pretraining, Run, differences, fingerprint
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ class Found:
 
     @property
     def pretraining(self) -> dict[str, Any]:
-        """What made this encoder: of one that was never trained, its shape, its seed and how its images are varied."""
+        """What made this encoder; of one that was never trained, its shape, its seed, and what it is judged with: how
+        images are varied, and how many codes k-means makes of its features."""
         config = asdict(self.config)
         if self.name != "random":
             return config
-        shape = {name: config["model"][name] for name in ("width", "stem_stride", "scales")}
+        shape = {name: config["model"][name] for name in ("width", "stem_stride", "scales", "codebook_size")}
         return {"model": shape, "augmentation": config["augmentation"], "seed": self.config.seed}
 
     @property
@@ -73,7 +74,8 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
         unfinished: judge runs that have not come to their end as well, as `byol@3` after three epochs.
 
     Raises:
-        ValueError: nothing is found, or not what was asked for, or twice; a run is not finished.
+        ValueError: nothing is found, or not what was asked for, or twice; a run is not finished; two would be judged by
+            different recipes.
     """
     paths = sorted(path for folder in runs for path in (*folder.glob("checkpoint.pt"), *folder.glob("*/checkpoint.pt")))
     found = [read(path, device) for path in paths]
@@ -94,7 +96,20 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
         if other != each.folder:
             raise ValueError(f"each encoder must have one run a seed, got {other} and {each.folder}: name one of them")
     found = [finished(each, unfinished) for each in found]
+    for each in found:
+        differ = [f"{name} is {a} and {b}" for name, a, b in differences(recipe(found[0]), recipe(each))]
+        if differ:
+            raise ValueError(
+                f"all runs must be judged by one recipe, got {found[0].folder} and {each.folder}, of which "
+                f"{'; '.join(differ)}: evaluate them one by one, with an --out of their own"
+            )
     return sorted(found, key=lambda each: each.config.seed)
+
+
+def recipe(each: Found) -> dict[str, Any]:
+    """What protocols take from the run that made an encoder."""
+    config = asdict(each.config)
+    return {"augmentation": config["augmentation"], "codebook_size": config["model"]["codebook_size"]}
 
 
 def replaced(each: Found, name: str) -> Found:
@@ -139,7 +154,9 @@ def subject_of(each: Found, source: Images) -> Subject:
     """The encoder, with its run and the images that it is judged by."""
     size = int(each.images.split(",")[1])  # "(N, S, S) uint8 checksum"
     # Phantoms are of the run's seed: files are read once for all seeds.
-    data = phantoms(source.phantoms, size, each.config.seed) if source.data is None else file(source.data, size)
+    data = (
+        phantoms(source.phantoms, size, each.config.seed) if source.data is None else with_bits(file(source.data, size))
+    )
     train, test = split_of(data, each)
     run = Run(train, each.config, each.folder)
     encoder: Encoder = run.model.student.encoder
@@ -153,7 +170,7 @@ def subject_of(each: Found, source: Images) -> Subject:
         masked = file(source.masks, size)
         if masked.masks is None:
             raise ValueError(f"{source.masks}: --masks must hold `images` and `masks`, and there are no masks")
-        sides = apart(masked, train)
+        sides = apart(with_bits(masked), train)
     elif train.masks is not None:
         sides = (train, test)
     return Subject(each.name, each.config.seed, run, encoder, train, test, sides)
@@ -169,6 +186,13 @@ def phantoms(count: int, size: int, seed: int) -> ImageSet:
     return make_phantoms(count, size, seed=seed)
 
 
+def with_bits(data: ImageSet) -> ImageSet:
+    """Masks of 0 and 255, as image files have them, are masks of one kind, and not eight that are all alike."""
+    if data.masks is None or data.masks.max(initial=0) != 255 or ((data.masks > 0) & (data.masks < 255)).any():
+        return data
+    return replace(data, masks=(data.masks > 0).astype(np.uint8))
+
+
 def split_of(data: ImageSet, each: Found) -> tuple[ImageSet, ImageSet]:
     """Training and test images of the run: the example splits by its own seed, the sweep by 0."""
     for seed in (each.config.seed, 0):
@@ -181,10 +205,12 @@ def split_of(data: ImageSet, each: Found) -> tuple[ImageSet, ImageSet]:
 
 
 def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Images with masks, to train on and to test on: no patient of the second was pretrained on."""
+    """Images with masks, to train on and to test on: no patient and no image of the second was pretrained on."""
     if masked.groups is None or train.groups is None:
         raise ValueError("masks in a file of their own need `groups`, as the images do, to keep patients apart")
-    seen = np.isin(masked.groups, train.groups)
+    known = {image.tobytes() for image in train.images}
+    same = np.array([image.tobytes() in known for image in masked.images])  # under another patient's name
+    seen = np.isin(masked.groups, train.groups) | np.isin(masked.groups, masked.groups[same])
     if seen.all() or not seen.any():
         raise ValueError(
             f"masks must be of both patients pretrained on and others, got {seen.sum()} and {(~seen).sum()} images: "

@@ -134,6 +134,37 @@ def test_masks_may_come_later(tmp_path):
     assert "Linear probe" in text
 
 
+def test_a_mask_file_of_other_things_or_of_255(tmp_path):
+    """255 is one kind of mask, not eight; and two organs are not the two findings."""
+    groups = np.arange(64)
+    images = make_phantoms(64, 32, seed=1)
+    two = np.stack([np.arange(64) % 2, np.arange(64) // 2 % 2], 1).astype(np.uint8)
+    _, config = small(tmp_path, labels=two, groups=groups)
+    masks = np.zeros((64, 32, 32), np.uint8)
+    masks[:, 4:9, 4:9] = 255
+    np.savez(tmp_path / "masks.npz", images=images.images, masks=masks, groups=groups)
+    config = replace(config, masks=tmp_path / "masks.npz", settings=replace(SETTINGS, mask_shares=(1.0,)))
+    [found, *_] = find(config.runs, ["byol"], device="cpu", unfinished=False)
+    subject = subject_of(found, config.images)
+    assert segment.plane_names(subject.masked[0]) == ["mask"]
+    assert subject.masked[0].masks.max() == 1
+    organs = masks.copy()
+    organs[:] = 1
+    organs[:, :9] = 3
+    np.savez(tmp_path / "organs.npz", images=images.images, masks=organs, groups=groups)
+    subject = subject_of(found, replace(config, masks=tmp_path / "organs.npz").images)
+    assert PROTOCOLS["localise"].lacking(subject) == "a mask of each finding, as the phantoms have"
+    assert PROTOCOLS["segment-frozen"].lacking(subject) is None
+
+
+def test_runs_that_would_be_judged_by_different_recipes_are_refused(tmp_path):
+    run, config = small(tmp_path)
+    other = replace(run.config, model=replace(TINY, codebook_size=32))
+    Run(run.data, other, tmp_path / "dissect").train(quiet=True)
+    with pytest.raises(ValueError, match=r"one recipe, got .*byol and .*dissect, of which codebook_size is 16 and 32"):
+        evaluate.main(config)
+
+
 def test_an_unfinished_run_is_not_judged_unless_asked_for(tmp_path):
     _, config = small(tmp_path, epochs=1)
     with pytest.raises(ValueError, match=r"finished run, got one after epoch 1 of 2: let it go on .* --unfinished"):
@@ -271,6 +302,10 @@ def test_masks_of_their_own_are_tested_on_patients_never_pretrained_on(finished)
     assert len(known) + len(asked) == 96
     assert set(asked.groups) == set(test.groups)
     assert not set(asked.groups) & set(train.groups)
+    # A patient whose image was pretrained on is known, whatever the name.
+    renamed = replace(phantoms, groups=phantoms.groups + 1000)
+    seen = {image.tobytes() for image in train.images}
+    assert not seen & {image.tobytes() for image in apart(renamed, train)[1].images}
     with pytest.raises(ValueError, match="need `groups`"):
         apart(replace(phantoms, groups=None), train)
     with pytest.raises(ValueError, match=r"of both patients pretrained on and others, got \d+ and 0 images"):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from examples.dissect import pictures
 from examples.dissect.augment import to_float
 from examples.dissect.imageset import ImageSet
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_masks
+from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
 
 OTHERS = 5
 """Masks of other images, for what place alone tells."""
@@ -103,6 +103,14 @@ def derangement(count: int, rng: np.random.Generator) -> np.ndarray:
     return found
 
 
+def lacking(subject: Subject) -> str | None:
+    if subject.masked is None:
+        return "masks (give --masks, or data that hold some)"
+    masks = subject.masked[1].masks
+    assert masks is not None
+    return None if len(masks) > 1 and (masks > 0).any() else "masks of two images or more among those to test on"
+
+
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     for subject in subjects:
         if subject.codes and subject.masked is not None:
@@ -116,6 +124,6 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
 PROTOCOL = Protocol(
     "Mutual information (bits, less what chance gives) between the code of a cell and the share of it that is masked",
     measure,
-    lacking_masks,
+    lacking,
     draw,
 )

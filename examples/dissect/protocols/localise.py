@@ -120,7 +120,8 @@ def lacking(subject: Subject) -> str | None:
     labels = subject.train.labels
     if subject.masked is None or labels is None or labels.ndim != 2:
         return "a mask of each finding, as the phantoms have"
-    if len(plane_names(subject.masked[0])) != labels.shape[1]:
+    # A file of other masks may have as many kinds as there are findings.
+    if tuple(plane_names(subject.masked[0])) != subject.train.label_names:
         return "a mask of each finding, as the phantoms have"
     return None if any(True for _ in lesions(subject)) else "test images with a finding that a probe can learn"
 
