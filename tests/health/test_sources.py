@@ -201,6 +201,9 @@ def test_a_module_of_another_library_is_looked_through_by_its_state():
 def test_codes_without_flags_count_as_trained():
     state = {key: value for key, value in EMACodebook(8, 4).state_dict().items() if key not in ("initialized", "rng")}
     found = find_codebooks(state)["codebook"]
+    assert (found.initialized, found.updates) == (True, 0)  # counts of 1 each are new
+    state["cluster_size"] = torch.arange(8.0)
+    found = find_codebooks(state)["codebook"]
     assert (found.initialized, found.updates) == (True, None)
 
 
