@@ -32,13 +32,14 @@ MAY_IMPORT = {
     "initialization": MATHS,
     "revival": MATHS,
     "sharding": set(),
+    "copying": set(),
     "ema_table": MATHS | {"code_table", "revival"},
     # F3
     "codebook": BELOW_CODEBOOK,
     # F4: each can be dropped alone into someone else's model
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "fusion": BELOW_CODEBOOK,
-    "teacher": BELOW_CODEBOOK,
+    "teacher": BELOW_CODEBOOK | {"copying"},
     "objective": BELOW_CODEBOOK,
     "health": BELOW_CODEBOOK | {"codebook"},
 }

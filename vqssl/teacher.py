@@ -1,8 +1,6 @@
 """MomentumTeacher: a frozen copy of any module that follows it by momentum."""
 
-import copy
 import operator
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
 from vqssl.collectives import Grouped, all_reduce_mean_, rank_and_world_size
+from vqssl.copying import detached_copy, unwrapped
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.sharding import in_form_of, is_sharded, reshard_, was_sharded
 
@@ -99,7 +98,7 @@ class MomentumTeacher(Grouped, nn.Module):
             check_positive_int("total_steps", total_steps)
         if buffers not in BUFFER_POLICIES:
             raise ValueError(f"buffers must be one of {', '.join(map(repr, BUFFER_POLICIES))}, got {buffers!r}")
-        student = _unwrapped(student)
+        student = unwrapped(student)
         parameters = dict(student.named_parameters())
         if not parameters:
             raise ValueError(
@@ -124,7 +123,7 @@ class MomentumTeacher(Grouped, nn.Module):
         self.process_group = process_group
         # A tensor that stays on the CPU: an int would make torch.compile specialise on it, a buffer would be moved.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.module = _copy(student).requires_grad_(False)
+        self.module = detached_copy(student).requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
 
     @property
@@ -175,7 +174,7 @@ class MomentumTeacher(Grouped, nn.Module):
         """
         if not isinstance(student, nn.Module):
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}: pass the module itself")
-        student = _unwrapped(student)
+        student = unwrapped(student)
         reshard_(self.module, student)
         pairs = _paired("parameter", self.module.named_parameters(), student.named_parameters())
         buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
@@ -224,7 +223,7 @@ class MomentumTeacher(Grouped, nn.Module):
         ['weight', 'bias']
         """
         try:
-            part = _unwrapped(self.module.get_submodule(name))
+            part = unwrapped(self.module.get_submodule(name))
         except AttributeError:
             children = ", ".join(repr(child) for child, _ in self.module.named_children()) or "none: leave name out"
             raise ValueError(f"name must be a submodule of the student, got {name!r}: it has {children}") from None
@@ -242,44 +241,6 @@ class MomentumTeacher(Grouped, nn.Module):
         else:
             momentum = f"momentum={self.momentum:g}..{self.final_momentum:g} over {self.total_steps} steps"
         return f"{momentum}, buffers={self.buffer_policy!r}"
-
-
-def _copy(student: nn.Module) -> nn.Module:
-    """A deep copy, which torch refuses where an attribute has a graph: what weight_norm computed, or features kept."""
-    parameters = {id(parameter): name for name, parameter in student.named_parameters()}
-    detached: dict[int, Any] = {}
-    for path, module in student.named_modules():
-        for name, value in vars(module).items():
-            if not isinstance(value, Tensor) or value.is_leaf:
-                continue
-            if id(value._base) in parameters:  # the copy would keep the weights of today
-                warnings.warn(
-                    f"student keeps {path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}, which "
-                    "in the copy will not follow it: fine where forward makes it anew, otherwise make it a property",
-                    stacklevel=3,
-                )
-            detached[id(value)] = value.detach().clone()
-    try:
-        return copy.deepcopy(student, detached)
-    except RuntimeError as error:
-        if "deepcopy protocol" not in str(error):
-            raise
-        raise ValueError(
-            f"student must be a module that copy.deepcopy can copy, got {type(student).__name__} ({error}): keep no "
-            "tensors with a graph in lists or dictionaries of its modules, or detach them first"
-        ) from error
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(module, wrappers):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
-        else:
-            return module
 
 
 def _checked(step: Any) -> int:

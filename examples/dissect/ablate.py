@@ -148,7 +148,7 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
 
 
 def command(config: Ablation) -> str:
-    """As it was given, files by their name."""
+    """Of the sweep that a run is part of, files by their name."""
     size = "" if config.image_size == SMALL.image_size else f" --image-size {config.image_size}"
     return f"python -m examples.dissect.ablate --data {None if config.data is None else config.data.name}{size}"
 

@@ -10,8 +10,11 @@ the extra ``health``. Importing this package imports neither.
 """
 
 from vqssl.health.callbacks import lightning_callback, log_health
+from vqssl.health.examination import examine
+from vqssl.health.finding import Finding
 from vqssl.health.measures import (
     code_spread,
+    distinct_places,
     drift,
     dying_codes,
     effective_dimension,
@@ -21,10 +24,9 @@ from vqssl.health.measures import (
     turnover,
 )
 from vqssl.health.picture import draw
-from vqssl.health.report import CodebookHealth, examine
+from vqssl.health.report import CodebookHealth
 from vqssl.health.sources import find_codebooks, read_checkpoint
 from vqssl.health.table import show
-from vqssl.health.verdict import Finding
 
 __all__ = [
     "examine",
@@ -42,6 +44,7 @@ __all__ = [
     "spectrum",
     "effective_dimension",
     "nearest_distances",
+    "distinct_places",
     "drift",
     "turnover",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqssl.health import draw, examine, read_checkpoint, show
-from vqssl.health.verdict import worst
+from vqssl.health.finding import worst
 
 EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, where a finding says act; 2 there is no report (no such
 file, no codebook in it, a missing package) or no picture (the report is printed first)."""

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from vqssl.checks import check_positive_int
-from vqssl.health.report import CodebookHealth, examine
+from vqssl.health.examination import examine
+from vqssl.health.finding import LEVELS
+from vqssl.health.report import CodebookHealth
 from vqssl.health.sources import find_codebooks
-from vqssl.health.verdict import LEVELS
 
 __all__ = ["ScalarWriter", "lightning_callback", "log_health", "scalars"]
 

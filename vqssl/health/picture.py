@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from vqssl.health.finding import worst
 from vqssl.health.report import CodebookHealth
 from vqssl.health.sources import short_names
-from vqssl.health.verdict import worst
 
 __all__ = ["draw"]
 

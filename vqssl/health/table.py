@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from vqssl.health.finding import amount, worst
 from vqssl.health.report import CodebookHealth
 from vqssl.health.sources import short_names
-from vqssl.health.verdict import amount, tokens_per_code, worst
+from vqssl.health.use import tokens_per_code
 
 __all__ = ["MEASURES", "show"]
 
