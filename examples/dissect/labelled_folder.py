@@ -1,0 +1,60 @@
+"""Images of a zip and what an npz knows of them, as a folder with `labels.csv` that the example reads.
+
+python -m examples.dissect.labelled_folder kermany_cxr_224.zip kermany_cxr_64.npz kermany-224
+python3 examples paper --data kermany-224
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+
+def labelled_folder(
+    images: tyro.conf.Positional[Path], about: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]
+) -> Path:
+    """Unpack a zip and write the table of its labels beside the images.
+
+    That table and images name each other one by one is checked where they are read, by `load_images`.
+
+    Args:
+        images: a zip of pictures.
+        about: an npz with `names` as in the zip, `labels` and `groups`, ``(N,)`` each.
+        folder: where to; made if needed, and what is there of the same name is written again.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: the npz lacks one of the three, or they differ in length.
+    """
+    columns = ("names", "groups", "labels")
+    with np.load(about) as file:
+        missing = [name for name in columns if name not in file]
+        if missing:
+            raise ValueError(
+                f"{about} must hold names, groups and labels of the images, got {', '.join(file) or 'nothing'}"
+            )
+        rows = [file[name] for name in columns]
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{about} must hold a name, a group and a label for each image, got {lengths} of them")
+    with zipfile.ZipFile(images) as archive:
+        archive.extractall(folder)
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
+        writer.writerow(["name", "group", "label"])
+        writer.writerows(zip(*rows, strict=True))
+    return folder
+
+
+if __name__ == "__main__":
+    try:
+        print(tyro.cli(labelled_folder))
+    except (ValueError, FileNotFoundError, zipfile.BadZipFile) as error:
+        sys.exit(f"error: {error}")
