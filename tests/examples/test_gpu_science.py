@@ -43,7 +43,7 @@ def test_every_command_of_the_script_is_understood(tmp_path):
     config = tyro.cli(Evaluation, args=evaluation[2:])
     assert config.runs == (out / "seed3", out / "seed4")
     assert (config.data, config.masks, config.out) == (out / "images", tmp_path / "lungs.npz", out / "evaluation")
-    assert {"linear", "finetune", "segment-frozen", "segment-tuned"} <= set(config.protocols)
+    assert set(config.protocols) == {"linear", "finetune", "anatomy", "codes", "segment-frozen", "segment-tuned"}
     assert config.device == "cuda:1"
 
 
@@ -52,4 +52,4 @@ def test_without_masks_and_seeds_it_is_one_run(tmp_path):
     assert run[run.index("--out") + 1] == str(tmp_path / "runs" / "224" / "seed0")
     config = tyro.cli(Evaluation, args=evaluation[2:])
     assert config.masks is None
-    assert not [name for name in config.protocols if name.startswith("segment")]
+    assert set(config.protocols) == {"linear", "finetune", "anatomy"}  # what needs masks would be refused
