@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, Model]] = {
     "detached": dissect(refinement="detached"),
     "phi-learned": dissect(projection="learned"),
     "phi-learned-no-norm": dissect(projection="linear"),
+    "phi-learned-no-mlp": dissect(projection="learned", serf_mlp=False),
     # Codebooks and teacher.
     "eq-1": dissect(ema="batch_mean"),
     "cosine": dissect(metric="cosine"),
