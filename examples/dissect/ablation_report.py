@@ -48,16 +48,18 @@ def gains(records: Records, name: str, share: str, over: str = "byol") -> list[f
 def table(records: Records) -> str:
     shares = list(next(iter(next(iter(records.values())).values()))["auc"])
     header = ["variant", "seeds", *(f"{100 * float(share):g}%" for share in shares)]
-    header += [f"over {other}, {100 * float(share):g}%" for other in ("BYOL", "random") for share in shares[:2]]
+    header += [f"over {other}, {100 * float(share):g}%" for other in ("BYOL", "full", "random") for share in shares[:2]]
     header += ["L(p, z_c)", "L(p, z_s)", "target spread", "perplexity", "dead codes"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in order(records):
         own = list(records[name].values())
         cells = [name, str(len(own)), *(interval([auc(record, share) for record in own]) for share in shares)]
-        for other in ("byol", "random"):
+        for other in ("byol", "full", "random"):
             for share in shares[:2]:
                 gain = gains(records, name, share, other)
-                cells.append(interval(gain) if gain and name not in (other, "random") else "–")
+                # BYOL beside full is full beside BYOL, and is there already
+                told = gain and name not in (other, "random") and (name, other) != ("byol", "full")
+                cells.append(interval(gain) if told else "–")
         for measure in ("alignment_global", "alignment_refined", "target_spread"):
             values = [record["last_epoch"].get(measure, 0.0) for record in own]
             cells.append(f"{np.mean(values):.2f}" if any(values) else "–")
