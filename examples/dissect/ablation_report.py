@@ -49,7 +49,7 @@ def table(records: Records) -> str:
     shares = list(next(iter(next(iter(records.values())).values()))["auc"])
     header = ["variant", "seeds", *(f"{100 * float(share):g}%" for share in shares)]
     header += [f"over {other}, {100 * float(share):g}%" for other in ("BYOL", "full", "random") for share in shares[:2]]
-    header += ["L(p, z_c)", "L(p, z_s)", "target spread", "perplexity", "dead codes"]
+    header += ["L(p, z_c)", "L(p, z_s)", "L(z_s, z_c)", "target spread", "perplexity", "dead codes"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in order(records):
         own = list(records[name].values())
@@ -60,9 +60,14 @@ def table(records: Records) -> str:
                 # BYOL beside full is full beside BYOL, and is there already
                 told = gain and name not in (other, "random") and (name, other) != ("byol", "full")
                 cells.append(interval(gain) if told else "–")
-        for measure in ("alignment_global", "alignment_refined", "target_spread"):
+        for measure, digits in (
+            ("alignment_global", 2),
+            ("alignment_refined", 2),
+            ("refinement", 4),
+            ("target_spread", 2),
+        ):
             values = [record["last_epoch"].get(measure, 0.0) for record in own]
-            cells.append(f"{np.mean(values):.2f}" if any(values) else "–")
+            cells.append(f"{np.mean(values):.{digits}f}" if any(values) else "–")
         for measure in ("perplexity_", "dead_"):
             per_scale = [
                 [value for key, value in record["last_epoch"].items() if key.startswith(measure)] for record in own
