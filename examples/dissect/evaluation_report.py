@@ -101,12 +101,12 @@ def table_of(table: Table, digits: int) -> str:
         ]
         for name, seeds in table.items()
     ]
-    if "byol" in table:
+    for other in ("byol", "random"):
         for name in table:
-            if name not in ("random", "byol"):
-                shared = sum(seed in table["byol"] for seed in table[name])
-                gains = [cell(difference(table[name], table["byol"], column), digits) for column in columns]
-                rows.append([f"{name} over byol", str(shared), *gains])
+            if other in table and name not in (other, "random"):
+                shared = sum(seed in table[other] for seed in table[name])
+                gains = [cell(difference(table[name], table[other], column), digits) for column in columns]
+                rows.append([f"{name} over {other}", str(shared), *gains])
     return markdown(["encoder", "seeds", *columns], rows)
 
 
