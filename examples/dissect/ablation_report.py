@@ -14,6 +14,8 @@ import numpy as np
 from scipy import stats
 
 Records = dict[str, dict[int, dict[str, Any]]]
+FIRST = 3
+"""Seeds below it had a part in choosing what is run again with others."""
 
 
 def load(folder: Path) -> Records:
@@ -77,6 +79,27 @@ def table(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
+def again(records: Records) -> str:
+    """Of variants run again with other seeds than the first three: does a difference come back? Empty without any."""
+    names = [name for name in order(records) if name not in ("random", "byol") and max(records[name]) >= FIRST]
+    if not names:
+        return ""
+    shares = list(next(iter(records[names[0]].values()))["auc"])[:2]
+    columns = [(other, share) for other in ("byol", "full") for share in shares]
+    titles = [f"over {'BYOL' if other == 'byol' else other}, {100 * float(share):g}%" for other, share in columns]
+    header = ["variant", *(f"{title}, {which} seeds" for title in titles for which in ("first", "other"))]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for name in names:
+        cells = [name]
+        for other, share in columns:
+            for part in (range(FIRST), range(FIRST, max(records[name]) + 1)):
+                chosen = {key: {seed: runs[seed] for seed in part if seed in runs} for key, runs in records.items()}
+                gain = gains(chosen, name, share, other)
+                cells.append(interval(gain) if gain and name != other else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def order(records: Records) -> list[str]:
     from examples.dissect.ablate import VARIANTS
 
@@ -112,6 +135,9 @@ def write(folder: Path) -> None:
     records = load(folder)
     if not records:
         raise SystemExit(f"error: no runs in {folder}: give --data first")
-    (folder / "table.md").write_text(table(records))
+    texts = {"table.md": table(records), "again.md": again(records)}
+    for name, text in texts.items():
+        if text:
+            (folder / name).write_text(text)
+            print(text)
     draw(records, folder / "auc.png")
-    print(table(records))

@@ -68,3 +68,20 @@ def test_the_sweep_keeps_what_it_did_and_reports_it(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit, match="variants must be of byol, full, got nonsense"):
         ablate.sweep(replace(config, variants=("nonsense",)))
     assert ablation_report.load(config.results)["full"][1]["seed"] == 1
+
+
+def test_seeds_that_chose_and_others_are_told_apart():
+    """Gains over BYOL of 1, 2, 3 in the first seeds, of -1 and -2 in the others; one variant has the first only."""
+    gains = {"byol": [0] * 5, "full": [0] * 5, "cosine": [1, 2, 3, -1, -2], "shared": [5, 5, 5]}
+    records = {
+        name: {seed: {"auc": {"0.01": [0.5 + gain / 100], "0.05": [0.5]}} for seed, gain in enumerate(values)}
+        for name, values in gains.items()
+    }
+    *_, full, cosine = [
+        [cell.strip().replace("\N{NO-BREAK SPACE}", " ") for cell in line.split("|")[1:-1]]
+        for line in ablation_report.again(records).splitlines()
+    ]
+    assert full == ["full", "0.0 ± 0.0", "0.0 ± 0.0", "0.0 ± 0.0", "0.0 ± 0.0", "–", "–", "–", "–"]
+    first, other = "2.0 ± 2.5", "-1.5 ± 6.4"  # t(0.975) of 4.303 and 12.706, times 1 / sqrt(3) and 0.7071 / sqrt(2)
+    assert cosine == ["cosine", first, other, "0.0 ± 0.0", "0.0 ± 0.0", first, other, "0.0 ± 0.0", "0.0 ± 0.0"]
+    assert ablation_report.again({"byol": records["byol"], "shared": records["shared"]}) == ""
