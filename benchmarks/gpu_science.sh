@@ -5,11 +5,12 @@
 # The same command goes on after an interruption. $MASKS (kermany_v7_lungseg_128.npz) adds lungs and codes, $SEEDS ("0")
 # more runs; $DEVICE is cuda, $PYTHON an interpreter with the project's extra `examples`.
 set -euo pipefail
-cd_to=$(dirname "${BASH_SOURCE[0]}")/..
+root=$(dirname "${BASH_SOURCE[0]}")/..
+: "${2:?give IMAGES.zip ABOUT.npz [FOLDER [OPTION...]]}"
 images=$(realpath "$1") about=$(realpath "$2") out=$(realpath -m "${3:-runs/224}")
 shift $(($# < 3 ? $# : 3))
 masks=${MASKS:+$(realpath "$MASKS")}
-cd "$cd_to"
+cd "$root"
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 runs=()

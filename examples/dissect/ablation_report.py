@@ -89,12 +89,15 @@ def again(records: Records) -> str:
     titles = [f"over {'BYOL' if other == 'byol' else other}, {100 * float(share):g}%" for other, share in columns]
     header = ["variant", *(f"{title}, {which} seeds" for title in titles for which in ("first", "other"))]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    parts = [
+        {name: {seed: run for seed, run in runs.items() if (seed < FIRST) == first} for name, runs in records.items()}
+        for first in (True, False)
+    ]
     for name in names:
         cells = [name]
         for other, share in columns:
-            for part in (range(FIRST), range(FIRST, max(records[name]) + 1)):
-                chosen = {key: {seed: runs[seed] for seed in part if seed in runs} for key, runs in records.items()}
-                gain = gains(chosen, name, share, other)
+            for part in parts:
+                gain = gains(part, name, share, other)
                 cells.append(interval(gain) if gain and name != other else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
