@@ -25,12 +25,12 @@ from vector_quantize_pytorch import VectorQuantize
 
 import vqssl
 from benchmarks import harness
-from examples.dissect.augment import Normalize, to_float, views_of
-from examples.dissect.data import ImageSet, load_images, train_test_split
-from examples.dissect.model import SelfSupervised
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.presets import PRESETS
-from examples.dissect.train import make_optimizer, make_schedule
+from examples.pretrain.augment import Normalize, to_float, views_of
+from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.model import SelfSupervised
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.presets import PRESETS
+from examples.pretrain.train import make_optimizer, make_schedule
 from vqssl.functional import code_counts, codebook_usage
 
 SCALE = "layer3"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from examples.dissect.model import Model, SelfSupervised
+from examples.pretrain.model import Model, SelfSupervised
 
 
 def stepper(method: str, batch: int, size: int, device: str) -> Any:

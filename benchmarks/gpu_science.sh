@@ -15,10 +15,10 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 runs=()
 
-"$python" -m examples.dissect.labelled_folder "$images" "$about" "$out/images"
+"$python" -m examples.pretrain.labelled_folder "$images" "$about" "$out/images"
 for seed in ${SEEDS:-0}; do
     runs+=("$out/seed$seed")
-    "$python" -m examples.dissect paper --data "$out/images" --out "$out/seed$seed" --resume --seed "$seed" --device "$device" "$@"
+    "$python" -m examples.pretrain paper --data "$out/images" --out "$out/seed$seed" --resume --seed "$seed" --device "$device" "$@"
 done
-"$python" -m examples.dissect.evaluate linear finetune anatomy ${masks:+codes segment-frozen segment-tuned --masks "$masks"} \
+"$python" -m examples.pretrain.evaluate linear finetune anatomy ${masks:+codes segment-frozen segment-tuned --masks "$masks"} \
     --runs "${runs[@]}" --data "$out/images" --device "$device" --out "$out/evaluation"

@@ -1,4 +1,4 @@
-"""`python3 examples [OPTIONS]`: make the environment if needed, then run `examples.dissect`.
+"""`python3 examples [OPTIONS]`: make the environment if needed, then run `examples.pretrain`.
 
 Works from any folder; relative paths among the options are the user's own. `--help` lists them.
 """
@@ -13,7 +13,7 @@ def main():
     spec = importlib.util.spec_from_file_location("environment", path)
     environment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(environment)
-    environment.run(["examples"], ["-m", "examples.dissect", *sys.argv[1:]], cwd=None)
+    environment.run(["examples"], ["-m", "examples.pretrain", *sys.argv[1:]], cwd=None)
 
 
 if __name__ == "__main__":

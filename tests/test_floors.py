@@ -16,8 +16,8 @@ PACKAGE = Path(vqssl.__file__).parent
 # What each part of vqssl may import of the others. A part is a module or folder directly under vqssl/; it may
 # always import its own submodules. A new part needs a line here.
 KERNELS = {"kernels"}
-MATHS = {"types", "checks", "kernels", "functional", "collectives"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table", "ema_table", "sharding"}
+MATHS = {"types", "checks", "kernels", "functional", "distributed"}
+BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table", "ema_table"}
 MAY_IMPORT = {
     # F0
     "types": set(),
@@ -26,12 +26,11 @@ MAY_IMPORT = {
     "kernels": set(),
     # F2: pure maths, the distributed calls, and the small policies made of them
     "functional": {"types", "checks"} | KERNELS,
-    "collectives": {"types", "checks"} | KERNELS,
+    "distributed": {"types", "checks"} | KERNELS,
     "projection": MATHS,
     "code_table": MATHS,
     "initialization": MATHS,
     "revival": MATHS,
-    "sharding": set(),
     "copying": set(),
     "ema_table": MATHS | {"code_table", "revival"},
     # F3

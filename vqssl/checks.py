@@ -149,7 +149,7 @@ def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
         )
 
 
-def may_ask(tensor: Tensor) -> bool:
+def can_read_without_sync(tensor: Tensor) -> bool:
     """Whether Python may look at the values: it waits for no device, and no graph is being recorded."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqssl import kernels
 from vqssl.checks import (
+    can_read_without_sync,
     check_code_range,
     check_device,
     check_floating,
@@ -17,7 +18,6 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
     check_tokens,
-    may_ask,
 )
 from vqssl.functional.ema import CodebookState
 from vqssl.functional.random import random_normal
@@ -25,9 +25,9 @@ from vqssl.functional.usage import codebook_usage
 from vqssl.functional.vectors import unit
 from vqssl.types import CodebookUsage
 
-__all__ = ["FOREIGN", "CodeTable"]
+__all__ = ["UNKNOWN_AGE", "CodeTable"]
 
-FOREIGN = -(2**62)
+UNKNOWN_AGE = -(2**62)
 """From where draws are counted beside counts that did not start with them: below zero they do not say how old those
 are, and still none comes twice."""
 
@@ -38,7 +38,7 @@ class CodeTable(nn.Module):
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)``, ``embed_avg`` ``(K, D)``, at least float32
     whatever the rest of the model is cast to; ``initialized`` (bool); ``rng`` (int64: seed and draws so far). A state
     of codes, counts and sums alone loads as that of a trained table; the seed stays, and the draws count on from
-    ``FOREIGN``.
+    ``UNKNOWN_AGE``.
 
     >>> table = CodeTable(8, 4, metric="euclidean", seed=0).half()
     >>> table.embed.dtype, table.embed.shape
@@ -161,7 +161,7 @@ class CodeTable(nn.Module):
         self.cluster_size.fill_(1.0)
         # One draw, as of the first codes; later on the counter no longer says how old the counts are.
         again = self.rng[1] > 1
-        self.rng[1] += torch.where(again, FOREIGN, 1)
+        self.rng[1] += torch.where(again, UNKNOWN_AGE, 1)
         self.initialized.fill_(True)
         self._known_initialized = True
 
@@ -202,7 +202,7 @@ class CodeTable(nn.Module):
             # Tokens that cancel out leave no direction: the code keeps the one it had.
             length = embed.norm(dim=-1, keepdim=True)
             embed = torch.where(length > 0, embed / torch.where(length > 0, length, 1.0), self.embed)
-        if may_ask(where):
+        if can_read_without_sync(where):
             if not where:
                 return
             if not torch.isfinite(embed.sum() + embed_avg.sum()):
@@ -230,7 +230,7 @@ class CodeTable(nn.Module):
         # Codes, counts and sums alone, as before version 2, or of a file that knows no versions: a trained table.
         if local_metadata.get("version", 1) < 2 and prefix + "embed" in state_dict:
             state_dict.setdefault(prefix + "initialized", torch.ones_like(self.initialized))
-            state_dict.setdefault(prefix + "rng", torch.stack([self.rng[0].detach(), self.rng.new_tensor(FOREIGN)]))
+            state_dict.setdefault(prefix + "rng", torch.stack([self.rng[0].detach(), self.rng.new_tensor(UNKNOWN_AGE)]))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CodeTable":

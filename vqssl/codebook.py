@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import by_name, check_object, check_range, may_ask
-from vqssl.collectives import gather_pool
+from vqssl.checks import by_name, can_read_without_sync, check_object, check_range
+from vqssl.distributed import gather_pool
 from vqssl.ema_table import EMATable, update_together
 from vqssl.functional.ema import EMARule
 from vqssl.functional.estimators import ESTIMATORS, straight_through
@@ -275,7 +275,7 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
 
 def _is_random(codebook: EMACodebook) -> bool:
     """Whether nobody has set the codes, as far as it can be told without waiting."""
-    if not may_ask(codebook.initialized) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+    if not can_read_without_sync(codebook.initialized) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     try:
         return not codebook.initialized

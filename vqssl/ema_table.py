@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import by_name, check_code_range, check_indices, check_object, check_range, may_ask
+from vqssl.checks import by_name, can_read_without_sync, check_code_range, check_indices, check_object, check_range
 from vqssl.code_table import CodeTable
-from vqssl.collectives import Grouped, TokenPool, all_reduce_sum, rank_counts, slots
+from vqssl.distributed import Grouped, TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema import EMA_RULES, EMARule
 from vqssl.functional.random import random_positions
 from vqssl.revival import NoRevival, Revival
@@ -160,7 +160,7 @@ class _Step:
 
         Over ranks the shape must not depend on what died, and a device is not asked.
         """
-        if self.dead is None or (self.pool.is_local and may_ask(self.dead) and not self.dead.any()):
+        if self.dead is None or (self.pool.is_local and can_read_without_sync(self.dead) and not self.dead.any()):
             self.dead = None
             return []
         positions = random_positions(self.table.rng, self.table.codebook_size, self.pool.total)

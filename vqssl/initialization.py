@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqssl import kernels
 from vqssl.checks import check_positive_int
-from vqssl.collectives import TokenPool, all_reduce_sum
+from vqssl.distributed import TokenPool, all_reduce_sum
 from vqssl.functional.random import random_positions
 
 __all__ = ["Initialization", "KMeansInit", "RandomInit", "SampleInit"]

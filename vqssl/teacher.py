@@ -10,10 +10,17 @@ from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
 from vqssl.checks import check_positive_int, check_range, check_state_fits
-from vqssl.collectives import Grouped, all_reduce_mean_, rank_and_world_size
 from vqssl.copying import detached_copy, unwrapped
+from vqssl.distributed import (
+    Grouped,
+    all_reduce_mean_,
+    in_form_of,
+    is_sharded,
+    rank_and_world_size,
+    reshard_,
+    was_sharded,
+)
 from vqssl.functional.schedules import cosine_momentum
-from vqssl.sharding import in_form_of, is_sharded, reshard_, was_sharded
 
 __all__ = ["MomentumTeacher"]
 

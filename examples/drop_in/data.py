@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from examples.dissect.augment import Augmentation, to_float, views_of
-from examples.dissect.phantoms import make_phantoms
+from examples.pretrain.augment import Augmentation, to_float, views_of
+from examples.pretrain.phantoms import make_phantoms
 
 
 def xrays(count: int = 64, size: int = 32, channels: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import vqssl
-from examples.dissect.phantoms import make_phantoms
+from examples.pretrain.phantoms import make_phantoms
 
 torch.manual_seed(0)
 phantoms = make_phantoms(64, 64, seed=3)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from examples.dissect import ablate, ablation_report
-from examples.dissect.model import SelfSupervised
-from examples.dissect.phantoms import make_phantoms
+from examples.pretrain import ablate, ablation_report
+from examples.pretrain.model import SelfSupervised
+from examples.pretrain.phantoms import make_phantoms
 
 TINY = {"width": 4, "codebook_size": 16, "dim": 8, "hidden_dim": 16}
 

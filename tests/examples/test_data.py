@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from examples.dissect.data import ImageSet, load_images, train_test_split
-from examples.dissect.imageset import resize
+from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.imageset import resize
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def refuses(path, *parts, size=4):
 
 @pytest.mark.parametrize("name", ["imageset", "folder", "data", "phantoms"])
 def test_the_examples_in_the_docstrings_hold(name):
-    failed, _ = doctest.testmod(importlib.import_module(f"examples.dissect.{name}"), optionflags=doctest.ELLIPSIS)
+    failed, _ = doctest.testmod(importlib.import_module(f"examples.pretrain.{name}"), optionflags=doctest.ELLIPSIS)
     assert failed == 0
 
 

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 import vqssl
-from examples.dissect.__main__ import experiment, main
-from examples.dissect.augment import Augmentation, Normalize, to_float, views_of
-from examples.dissect.data import load_images, train_test_split
-from examples.dissect.model import Encoder, Model, SelfSupervised
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.presets import PRESETS, Experiment
-from examples.dissect.probe import label_subset, linear_probe
-from examples.dissect.train import Optimization, Pretraining, Run, make_optimizer, make_schedule
+from examples.pretrain.__main__ import experiment, main
+from examples.pretrain.augment import Augmentation, Normalize, to_float, views_of
+from examples.pretrain.data import load_images, train_test_split
+from examples.pretrain.model import Encoder, Model, SelfSupervised
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.presets import PRESETS, Experiment
+from examples.pretrain.probe import label_subset, linear_probe
+from examples.pretrain.train import Optimization, Pretraining, Run, make_optimizer, make_schedule
 
 TINY = Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9)
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)

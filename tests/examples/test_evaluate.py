@@ -15,16 +15,16 @@ from scipy import stats
 from sklearn.metrics import mutual_info_score
 from torch import nn
 
-from examples.dissect import evaluate, evaluation_report
-from examples.dissect.augment import Augmentation, to_float
-from examples.dissect.data import load_images, train_test_split
-from examples.dissect.finished_runs import apart, find, split_of, subject_of
-from examples.dissect.imageset import ImageSet
-from examples.dissect.model import Encoder, Model
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.probe import fit, knn_auc, knn_monitor, linear_probe, macro_auc
-from examples.dissect.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
-from examples.dissect.train import Optimization, Pretraining, Run
+from examples.pretrain import evaluate, evaluation_report
+from examples.pretrain.augment import Augmentation, to_float
+from examples.pretrain.data import load_images, train_test_split
+from examples.pretrain.finished_runs import apart, find, split_of, subject_of
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.model import Encoder, Model
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.probe import fit, knn_auc, knn_monitor, linear_probe, macro_auc
+from examples.pretrain.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
+from examples.pretrain.train import Optimization, Pretraining, Run
 
 TINY = Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9)
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=2, warmup_epochs=1)

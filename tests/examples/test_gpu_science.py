@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from examples.dissect.evaluate import Evaluation
-from examples.dissect.labelled_folder import labelled_folder
-from examples.dissect.presets import PRESETS
+from examples.pretrain.evaluate import Evaluation
+from examples.pretrain.labelled_folder import labelled_folder
+from examples.pretrain.presets import PRESETS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_science.sh"
 
@@ -34,12 +34,12 @@ def test_every_command_of_the_script_is_understood(tmp_path):
     assert unpack[:2] == ["-m", labelled_folder.__module__]
     assert [Path(part) for part in unpack[2:]] == [tmp_path / "images.zip", tmp_path / "about.npz", out / "images"]
     for seed, (dash_m, module, *arguments) in zip((3, 4), runs, strict=True):
-        assert (dash_m, module) == ("-m", "examples.dissect")
+        assert (dash_m, module) == ("-m", "examples.pretrain")
         config = tyro.extras.overridable_config_cli(PRESETS, args=arguments)
         assert (config.name, config.seed, config.optimization.epochs) == ("paper", seed, 7)
         assert (config.data, config.out, config.resume) == (out / "images", out / f"seed{seed}", True)
         assert config.device == "cuda:1"
-    assert evaluation[:2] == ["-m", "examples.dissect.evaluate"]
+    assert evaluation[:2] == ["-m", "examples.pretrain.evaluate"]
     config = tyro.cli(Evaluation, args=evaluation[2:])
     assert config.runs == (out / "seed3", out / "seed4")
     assert (config.data, config.masks, config.out) == (out / "images", tmp_path / "lungs.npz", out / "evaluation")

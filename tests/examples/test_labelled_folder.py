@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.dissect.data import load_images
-from examples.dissect.labelled_folder import labelled_folder
+from examples.pretrain.data import load_images
+from examples.pretrain.labelled_folder import labelled_folder
 
 
 def png(image):

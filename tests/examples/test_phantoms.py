@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation, gaussian_filter, label
 
-from examples.dissect.data import train_test_split
-from examples.dissect.phantoms import EFFUSION, FINDINGS, NODULE, make_phantoms
+from examples.pretrain.data import train_test_split
+from examples.pretrain.phantoms import EFFUSION, FINDINGS, NODULE, make_phantoms
 
 BITS = np.array([NODULE, EFFUSION])
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.laws import assert_same_bits, state_of, through_file
 from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, RandomInit
-from vqssl.collectives import TokenPool
+from vqssl.distributed import TokenPool
 from vqssl.health import CodebookHealth, effective_dimension, examine, nearest_distances, spectrum
 from vqssl.health.verdict import near_duplicate_below
 from vqssl.interop import codebook_from_vector_quantize_pytorch

@@ -20,10 +20,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from examples.dissect.imageset import ImageSet
-from examples.dissect.model import Model
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.train import Optimization, Pretraining, Run
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.model import Model
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.train import Optimization, Pretraining, Run
 from tests.reliability.record import keep
 
 EPOCHS = 400

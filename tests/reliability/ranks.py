@@ -20,7 +20,7 @@ import vqssl
 from tests.reliability.material import Net, gradients, images
 from tests.reliability.record import keep
 from tests.test_distributed import BATCHES, make_codebook
-from vqssl.collectives import rank_counts, slots
+from vqssl.distributed import rank_counts, slots
 
 TIMEOUT = datetime.timedelta(seconds=120)
 PER_RANK = 4

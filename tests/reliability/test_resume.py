@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 
 import vqssl
-from examples.dissect.model import Encoder, Model
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.train import Optimization, Pretraining, Run
+from examples.pretrain.model import Encoder, Model
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.train import Optimization, Pretraining, Run
 from tests.laws import assert_same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def example(folder, ranks, *more):
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     options = ["--methods", "dissect", "--phantoms", "200", "--subsets", "1"]
     options += [f"--optimization.{name}={value}" for name, value in (("warmup-epochs", 1), ("epochs", EPOCHS))]
-    command = [*start, "examples.dissect", "demo", "--out", str(folder), *options, *more]
+    command = [*start, "examples.pretrain", "demo", "--out", str(folder), *options, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

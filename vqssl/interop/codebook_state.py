@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqssl.checks import check_floating
-from vqssl.code_table import FOREIGN
+from vqssl.code_table import UNKNOWN_AGE
 from vqssl.codebook import EMACodebook
 from vqssl.interop.state_dicts import check_state, listed
 
@@ -146,7 +146,7 @@ def build_codebook(state: HeadState, metric: str, options: dict[str, Any]) -> EM
     loaded = {name: getattr(state, name) for name in ("embed", "cluster_size", "embed_avg")}
     loaded["initialized"] = torch.tensor(state.initialized)
     if state.initialized:
-        loaded["rng"] = torch.tensor([codebook.seed, FOREIGN])  # what their counts started from is not known
+        loaded["rng"] = torch.tensor([codebook.seed, UNKNOWN_AGE])  # what their counts started from is not known
     codebook.load_state_dict({**ours, **loaded})
     return codebook
 

@@ -13,10 +13,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from examples.dissect.augment import to_float
-from examples.dissect.data import train_test_split
-from examples.dissect.imageset import ImageSet
-from examples.dissect.train import Run
+from examples.pretrain.augment import to_float
+from examples.pretrain.data import train_test_split
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.train import Run
 
 FRACTIONS = (0.01, 0.05, 1.0)
 STRENGTH = 0.1

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from examples.dissect.augment import to_float, views_of
-from examples.dissect.imageset import ImageSet
-from examples.dissect.probe import label_subset, learnable, macro_auc
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
+from examples.pretrain.augment import to_float, views_of
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.probe import label_subset, learnable, macro_auc
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:

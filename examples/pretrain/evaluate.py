@@ -1,9 +1,9 @@
 """What pretrained encoders are worth: each protocol a command, and all of them one.
 
-    python -m examples.dissect.evaluate --runs runs/small-1 --data images.npz            # all that the images allow
-    python -m examples.dissect.evaluate linear finetune --runs runs/s0 runs/s1 runs/s2 --data images.npz
-    python -m examples.dissect.evaluate segment-frozen --runs runs/small-1 --data images.npz --masks lungs.npz
-    python -m examples.dissect.evaluate --report --out runs/evaluation                    # tables and pictures again
+    python -m examples.pretrain.evaluate --runs runs/small-1 --data images.npz            # all that the images allow
+    python -m examples.pretrain.evaluate linear finetune --runs runs/s0 runs/s1 runs/s2 --data images.npz
+    python -m examples.pretrain.evaluate segment-frozen --runs runs/small-1 --data images.npz --masks lungs.npz
+    python -m examples.pretrain.evaluate --report --out runs/evaluation                    # tables and pictures again
 
 `--runs` are folders that the example or the sweep wrote, one or several seeds of pretraining. Encoders of one seed,
 and one that was never trained, are judged on the same subsets of the labels, by the same recipe, which was not tuned
@@ -26,12 +26,12 @@ import tyro
 from tqdm import tqdm
 
 import vqssl
-from examples.dissect import evaluation_report, finished_runs
-from examples.dissect.finished_runs import Found, Images, digest, find, subject_of
-from examples.dissect.probe import subset_size
-from examples.dissect.protocols import PROTOCOLS, Settings, Subject
-from examples.dissect.protocols.segment import presence
-from examples.dissect.train import differences, write_whole
+from examples.pretrain import evaluation_report, finished_runs
+from examples.pretrain.finished_runs import Found, Images, digest, find, subject_of
+from examples.pretrain.probe import subset_size
+from examples.pretrain.protocols import PROTOCOLS, Settings, Subject
+from examples.pretrain.protocols.segment import presence
+from examples.pretrain.train import differences, write_whole
 
 Name = Literal["linear", "finetune", "segment-frozen", "segment-tuned", "localise", "anatomy", "codes"]
 
@@ -180,7 +180,7 @@ def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
 
 def command(config: Evaluation) -> str:
     """As it was given, folders by their number and files by their name."""
-    parts = ["python -m examples.dissect.evaluate", *config.protocols, f"--runs {len(config.runs)} folder(s)"]
+    parts = ["python -m examples.pretrain.evaluate", *config.protocols, f"--runs {len(config.runs)} folder(s)"]
     parts += [f"--{name} {path.name}" for name, path in (("data", config.data), ("masks", config.masks)) if path]
     parts += [f"--encoders {' '.join(config.encoders)}"] if config.encoders else []
     for option in fields(Settings):

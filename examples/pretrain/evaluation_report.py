@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from examples.dissect.protocols import PROTOCOLS, Scores
-from examples.dissect.train import differences
+from examples.pretrain.protocols import PROTOCOLS, Scores
+from examples.pretrain.train import differences
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure

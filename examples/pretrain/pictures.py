@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples.dissect.data import ImageSet
+from examples.pretrain.data import ImageSet
 
 matplotlib.use("agg")
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from examples.dissect.augment import to_float
-from examples.dissect.imageset import ImageSet
-from examples.dissect.model import Encoder
-from examples.dissect.probe import label_subset
-from examples.dissect.protocols.finetune import batches
-from examples.dissect.protocols.subject import (
+from examples.pretrain.augment import to_float
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.model import Encoder
+from examples.pretrain.probe import label_subset
+from examples.pretrain.protocols.finetune import batches
+from examples.pretrain.protocols.subject import (
     Protocol,
     Scores,
     Settings,

@@ -11,10 +11,10 @@ from captum.attr import LayerAttribution, LayerGradCam
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from examples.dissect.augment import to_float
-from examples.dissect.model import STAGES
-from examples.dissect.probe import fit, learnable
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
+from examples.pretrain.augment import to_float
+from examples.pretrain.model import STAGES
+from examples.pretrain.probe import fit, learnable
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
 
 LAYERS = STAGES[1:]
 

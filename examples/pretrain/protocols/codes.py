@@ -17,10 +17,10 @@ from sklearn.metrics.cluster import contingency_matrix, expected_mutual_informat
 from torch import nn
 from torch.nn import functional as F
 
-from examples.dissect import pictures
-from examples.dissect.augment import to_float
-from examples.dissect.imageset import ImageSet
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
+from examples.pretrain import pictures
+from examples.pretrain.augment import to_float
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 OTHERS = 5
 """Masks of other images, for what place alone tells."""

@@ -1,4 +1,4 @@
-"""The sweep's table and picture, from the runs that are there: `python -m examples.dissect.ablate --report`."""
+"""The sweep's table and picture, from the runs that are there: `python -m examples.pretrain.ablate --report`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def again(records: Records) -> str:
 
 
 def order(records: Records) -> list[str]:
-    from examples.dissect.ablate import VARIANTS
+    from examples.pretrain.ablate import VARIANTS
 
     return [name for name in ("random", *VARIANTS) if name in records]
 

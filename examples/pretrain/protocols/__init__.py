@@ -1,7 +1,7 @@
 """What a pretrained encoder is judged by: one protocol a file, all of the same form."""
 
-from examples.dissect.protocols import anatomy, codes, finetune, linear, localise, segment
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
+from examples.pretrain.protocols import anatomy, codes, finetune, linear, localise, segment
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 __all__ = ["PROTOCOLS", "Protocol", "Scores", "Settings", "Subject"]
 

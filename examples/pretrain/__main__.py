@@ -15,14 +15,14 @@ import torch
 import tyro
 
 import vqssl
-from examples.dissect import pictures, ranks
-from examples.dissect.augment import to_float
-from examples.dissect.data import ImageSet, load_images, train_test_split
-from examples.dissect.model import METHODS, Encoder
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.presets import PRESETS, Experiment
-from examples.dissect.probe import FRACTIONS, knn_monitor, probe_encoder
-from examples.dissect.train import Pretraining, Run
+from examples.pretrain import pictures, ranks
+from examples.pretrain.augment import to_float
+from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.model import METHODS, Encoder
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.presets import PRESETS, Experiment
+from examples.pretrain.probe import FRACTIONS, knn_monitor, probe_encoder
+from examples.pretrain.train import Pretraining, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from examples.dissect.probe import probe_encoder
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
+from examples.pretrain.probe import probe_encoder
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:

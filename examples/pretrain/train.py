@@ -22,10 +22,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from tqdm import tqdm
 
 import vqssl
-from examples.dissect import ranks
-from examples.dissect.augment import Augmentation, Normalize, to_float, views_of
-from examples.dissect.data import ImageSet
-from examples.dissect.model import Model, SelfSupervised, Step
+from examples.pretrain import ranks
+from examples.pretrain.augment import Augmentation, Normalize, to_float, views_of
+from examples.pretrain.data import ImageSet
+from examples.pretrain.model import Model, SelfSupervised, Step
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 __all__ = [
@@ -18,9 +18,13 @@ __all__ = [
     "all_reduce_mean_",
     "all_reduce_sum",
     "gather_pool",
+    "in_form_of",
+    "is_sharded",
     "rank_and_world_size",
     "rank_counts",
+    "reshard_",
     "slots",
+    "was_sharded",
 ]
 
 # Two digits of this base hold a count of tokens in float32 exactly, up to 2^44.
@@ -155,3 +159,36 @@ def gather_pool(x: Tensor, valid: Tensor, group: ProcessGroup | None = None) -> 
     """A :class:`TokenPool` of ``(N, D)`` tokens and their ``(N,)`` validity, at the price of one small all-reduce."""
     (summed,) = all_reduce_sum([slots(valid.sum(), torch.float32, group)], group)
     return TokenPool(x, valid, rank_counts(summed), group)
+
+
+# ---- sharded tensors (FSDP2): told by their methods, since importing DTensor takes as long as half of torch ----
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, of which each rank has its part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def was_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called on the module or on a part of it."""
+    return any(hasattr(part, "set_reshard_after_backward") for part in module.modules())
+
+
+def reshard_(*modules: nn.Module) -> None:
+    """Give back what was gathered for a forward pass: that is a passing copy, and not what is saved."""
+    for module in modules:
+        for part in module.modules():
+            if hasattr(part, "set_reshard_after_backward"):
+                part.reshard()  # type: ignore[operator]
+
+
+def in_form_of(mine: Tensor, leader: Tensor) -> Tensor:
+    """``leader`` in the dtype, on the device and, where only one of the two is sharded, in the form of ``mine``."""
+    if is_sharded(leader) and not is_sharded(mine):
+        leader = leader.full_tensor()  # type: ignore[attr-defined]
+    elif is_sharded(mine) and not is_sharded(leader):
+        from torch.distributed.tensor import distribute_tensor
+
+        # Each rank has all of it, and takes its own part.
+        leader = distribute_tensor(leader, mine.device_mesh, mine.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return leader.to(device=mine.device, dtype=mine.dtype)

@@ -1,6 +1,6 @@
 """Images of a zip and what an npz knows of them, as a folder with `labels.csv` that the example reads.
 
-python -m examples.dissect.labelled_folder kermany_cxr_224.zip kermany_cxr_64.npz kermany-224
+python -m examples.pretrain.labelled_folder kermany_cxr_224.zip kermany_cxr_64.npz kermany-224
 python3 examples paper --data kermany-224
 """
 

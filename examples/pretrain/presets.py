@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from examples.dissect.augment import Augmentation
-from examples.dissect.model import Model
-from examples.dissect.train import Optimization
+from examples.pretrain.augment import Augmentation
+from examples.pretrain.model import Model
+from examples.pretrain.train import Optimization
 
 
 @dataclass(frozen=True)

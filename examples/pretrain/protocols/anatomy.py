@@ -12,9 +12,9 @@ from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from examples.dissect.augment import to_float
-from examples.dissect.imageset import ImageSet
-from examples.dissect.protocols.subject import Protocol, Scores, Settings, Subject
+from examples.pretrain.augment import to_float
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 IMAGES = 400
 """To fit on, and to test on."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.dissect.imageset import ImageSet
-from examples.dissect.model import Encoder
-from examples.dissect.probe import learnable
-from examples.dissect.train import Run
+from examples.pretrain.imageset import ImageSet
+from examples.pretrain.model import Encoder
+from examples.pretrain.probe import learnable
+from examples.pretrain.train import Run
 
 Scores = dict[str, list[float]]
 """By column of the table, a value for each random draw of the labels (one, where nothing is drawn)."""

@@ -1,8 +1,8 @@
 """Table V and the open choices of the method as one sweep on real images; resumable, one JSON a run.
 
-    python -m examples.dissect.ablate --data kermany_cxr_64.npz           # all runs that are not there yet
-    python -m examples.dissect.ablate --data kermany_cxr_64.npz --part 0/2   # every other one: a process a core
-    python -m examples.dissect.ablate --report                            # table and picture of what is done
+    python -m examples.pretrain.ablate --data kermany_cxr_64.npz           # all runs that are not there yet
+    python -m examples.pretrain.ablate --data kermany_cxr_64.npz --part 0/2   # every other one: a process a core
+    python -m examples.pretrain.ablate --report                            # table and picture of what is done
 
 Every variant gets the same images, split, augmentations, encoder, steps and probes; pretraining sees neither labels nor
 test images. A run that was killed goes on from its last whole epoch.
@@ -20,11 +20,11 @@ import torch
 import tyro
 
 import vqssl
-from examples.dissect.data import ImageSet, load_images, train_test_split
-from examples.dissect.model import Encoder, Model
-from examples.dissect.presets import PRESETS
-from examples.dissect.probe import probe_encoder
-from examples.dissect.train import Pretraining, Run, write_whole
+from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.model import Encoder, Model
+from examples.pretrain.presets import PRESETS
+from examples.pretrain.probe import probe_encoder
+from examples.pretrain.train import Pretraining, Run, write_whole
 
 SMALL = PRESETS["small"][1]
 FULL = SMALL.model
@@ -96,7 +96,7 @@ def main(config: Ablation) -> None:
     if config.data is not None:
         sweep(config)
     if config.report or config.data is None:
-        from examples.dissect import ablation_report
+        from examples.pretrain import ablation_report
 
         ablation_report.write(config.results)
 
@@ -151,7 +151,7 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
 def command(config: Ablation) -> str:
     """Of the sweep that a run is part of, files by their name."""
     size = "" if config.image_size == SMALL.image_size else f" --image-size {config.image_size}"
-    return f"python -m examples.dissect.ablate --data {None if config.data is None else config.data.name}{size}"
+    return f"python -m examples.pretrain.ablate --data {None if config.data is None else config.data.name}{size}"
 
 
 def rounded(value: Any) -> Any:

@@ -16,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
 
-from examples.dissect.folder import load_folder
-from examples.dissect.imageset import ImageSet, check_images, check_length, check_masks, number_classes, resize_all
+from examples.pretrain.folder import load_folder
+from examples.pretrain.imageset import ImageSet, check_images, check_length, check_masks, number_classes, resize_all
 
 __all__ = ["ImageSet", "load_images", "train_test_split"]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from tqdm import tqdm
 
-from examples.dissect.imageset import ImageSet, number_classes, resize
+from examples.pretrain.imageset import ImageSet, number_classes, resize
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from examples.dissect.augment import Augmentation
-from examples.dissect.data import ImageSet, load_images, train_test_split
-from examples.dissect.model import Encoder, Model
-from examples.dissect.phantoms import make_phantoms
-from examples.dissect.protocols import Subject
-from examples.dissect.train import Optimization, Pretraining, Run, differences, fingerprint
+from examples.pretrain.augment import Augmentation
+from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.model import Encoder, Model
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.protocols import Subject
+from examples.pretrain.train import Optimization, Pretraining, Run, differences, fingerprint
 
 
 @dataclass(frozen=True)
