@@ -19,7 +19,7 @@ class CodebookLaws(QuantizerLaws):
 
     def make(self, **options):
         options = {"decay": 0.7, **self.options, **options}
-        return EMACodebook(self.codebook_size, self.dim, **options)
+        return EMACodebook(codebook_size=self.codebook_size, dim=self.dim, **options)
 
 
 class TestEuclidean(CodebookLaws):
@@ -133,7 +133,9 @@ def slow_step(codebook, x, mask=None):
 @pytest.mark.parametrize("ema", ["count_weighted", "batch_mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ema_step_is_the_formula(metric, ema, dtype):
-    codebook = EMACodebook(7, 3, decay=0.8, eps=1e-3, metric=metric, ema=ema, revival=None, dtype=dtype)
+    codebook = EMACodebook(
+        codebook_size=7, dim=3, decay=0.8, eps=1e-3, metric=metric, ema=ema, revival=None, dtype=dtype
+    )
     codebook.set_codes_(torch.randn(7, 3, dtype=dtype))
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
     for step in range(4):
@@ -148,7 +150,7 @@ def test_ema_step_is_the_formula(metric, ema, dtype):
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 30), st.floats(0, 1), st.integers(0, 2**20))
 def test_ema_step_is_the_formula_for_any_size(size, dim, tokens, decay, seed):
     generator = torch.Generator().manual_seed(seed)
-    codebook = EMACodebook(size, dim, decay=decay, eps=1e-4, revival=None, dtype=torch.float64)
+    codebook = EMACodebook(codebook_size=size, dim=dim, decay=decay, eps=1e-4, revival=None, dtype=torch.float64)
     codebook.set_codes_(torch.randn(size, dim, generator=generator, dtype=torch.float64))
     # Quarters: ties between codes and equal tokens occur.
     x = torch.randint(-8, 8, (tokens, dim), generator=generator).double() / 4
@@ -160,7 +162,10 @@ def test_ema_step_is_the_formula_for_any_size(size, dim, tokens, decay, seed):
 
 
 def test_paper_rule_differs_from_the_conventional_one():
-    a, b = (EMACodebook(4, 2, ema=ema, revival=None, decay=0.5) for ema in ("count_weighted", "batch_mean"))
+    a, b = (
+        EMACodebook(codebook_size=4, dim=2, ema=ema, revival=None, decay=0.5)
+        for ema in ("count_weighted", "batch_mean")
+    )
     x = torch.randn(40, 2)
     a(x)
     b(x)
@@ -170,7 +175,7 @@ def test_paper_rule_differs_from_the_conventional_one():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_agrees_with_vector_quantize_pytorch(metric):
-    ours = EMACodebook(16, 8, decay=0.8, eps=1e-5, metric=metric, commitment_weight=0.6, revival=None)
+    ours = EMACodebook(codebook_size=16, dim=8, decay=0.8, eps=1e-5, metric=metric, commitment_weight=0.6, revival=None)
     theirs = vector_quantize_pytorch.VectorQuantize(
         dim=8,
         codebook_size=16,
@@ -216,7 +221,7 @@ def test_agrees_with_vector_quantize_pytorch(metric):
 
 
 def test_the_two_halves_are_the_whole():
-    whole = EMACodebook(8, 4, decay=0.7)
+    whole = EMACodebook(codebook_size=8, dim=4, decay=0.7)
     halves = copy.deepcopy(whole).eval()
     for step in range(5):
         x = torch.randn(6, 10, 4) + step
@@ -233,7 +238,7 @@ def test_the_two_halves_are_the_whole():
 
 
 def test_outputs_use_the_codes_before_the_update():
-    codebook = EMACodebook(4, 2, decay=0.0)
+    codebook = EMACodebook(codebook_size=4, dim=2, decay=0.0)
     codebook.set_codes_(torch.randn(4, 2))
     codes, x = codebook.embed.clone(), torch.randn(50, 2)
     out = codebook(x)
@@ -243,7 +248,7 @@ def test_outputs_use_the_codes_before_the_update():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_setting_codes_keeps_the_buffers_consistent(metric):
-    codebook = EMACodebook(5, 3, metric=metric)
+    codebook = EMACodebook(codebook_size=5, dim=3, metric=metric)
     codes = torch.randn(5, 3)
     codebook.set_codes_(codes)
     expected = codes / codes.norm(dim=-1, keepdim=True) if metric == "cosine" else codes
@@ -256,13 +261,13 @@ def test_setting_codes_keeps_the_buffers_consistent(metric):
 
 
 def test_equal_codes_answer_with_the_lowest_index():
-    codebook = EMACodebook(4, 2).eval()
+    codebook = EMACodebook(codebook_size=4, dim=2).eval()
     codebook.set_codes_(torch.tensor([[5.0, 5.0], [1.0, 1.0], [1.0, 1.0], [5.0, 5.0]]))
     assert codebook(torch.tensor([[1.0, 0.0], [6.0, 6.0], [3.0, 3.0]])).indices.tolist() == [1, 0, 0]
 
 
 def test_eps_zero_and_decay_zero_leave_unused_codes():
-    codebook = EMACodebook(3, 1, decay=0.0, eps=0.0, revival=None)
+    codebook = EMACodebook(codebook_size=3, dim=1, decay=0.0, eps=0.0, revival=None)
     codebook.set_codes_(torch.tensor([[0.0], [10.0], [20.0]]))
     codebook(torch.tensor([[1.0], [3.0]]))
     assert codebook.embed.tolist() == [[2.0], [10.0], [20.0]]
@@ -271,7 +276,7 @@ def test_eps_zero_and_decay_zero_leave_unused_codes():
 
 
 def test_a_sum_that_overflows_does_not_stay():
-    codebook = EMACodebook(2, 2, decay=0.5, revival=None)
+    codebook = EMACodebook(codebook_size=2, dim=2, decay=0.5, revival=None)
     codebook.set_codes_(torch.tensor([[0.0, 0.0], [3e38, 3e38]]))
     codebook(torch.tensor([[1.0, 1.0], [3e38, 3e38], [3e38, 3e38]]))
     assert torch.isfinite(codebook.embed).all()
@@ -283,7 +288,9 @@ def test_a_sum_that_overflows_does_not_stay():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_tokens_at_the_end_of_the_range_leave_the_state_finite(metric, ema):
     """A count times such a code, or such a token, is no number any more; found by the fuzzer."""
-    codebook = EMACodebook(6, 4, decay=0.5, metric=metric, ema=ema, revival=BatchRevival(threshold=1.0))
+    codebook = EMACodebook(
+        codebook_size=6, dim=4, decay=0.5, metric=metric, ema=ema, revival=BatchRevival(threshold=1.0)
+    )
     for _ in range(8):
         codebook(3.3e38 * (1 - 0.1 * torch.rand(40, 4)) * torch.randn(40, 4).sign())
         for tensor in (codebook.embed, codebook.cluster_size, codebook.embed_avg):
@@ -294,7 +301,7 @@ def test_tokens_at_the_end_of_the_range_leave_the_state_finite(metric, ema):
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_tokens_beyond_the_range_of_the_state_never_enter_it(metric):
-    codebook = EMACodebook(4, 2, metric=metric, decay=0.5, revival=BatchRevival(threshold=1.0))
+    codebook = EMACodebook(codebook_size=4, dim=2, metric=metric, decay=0.5, revival=BatchRevival(threshold=1.0))
     x = torch.randn(3, 2, dtype=torch.float64)
     for step in range(10):
         codebook(torch.cat([x + step, torch.full((5, 2), 1e200, dtype=torch.float64)]))
@@ -303,7 +310,7 @@ def test_tokens_beyond_the_range_of_the_state_never_enter_it(metric):
 
 
 def test_updating_with_junk_that_was_given_an_index_leaves_the_state_finite():
-    codebook = EMACodebook(4, 2, decay=0.5, revival=BatchRevival(threshold=1.0))
+    codebook = EMACodebook(codebook_size=4, dim=2, decay=0.5, revival=BatchRevival(threshold=1.0))
     x = torch.randn(8, 2)
     codebook(x)
     x[::2] = float("nan")
@@ -320,7 +327,7 @@ def test_updating_with_junk_that_was_given_an_index_leaves_the_state_finite():
     st.booleans(),
 )
 def test_any_shape_dtype_and_strides(shape, dtype, layout, masked, training):
-    codebook = EMACodebook(5, 3, decay=0.9).train(training)
+    codebook = EMACodebook(codebook_size=5, dim=3, decay=0.9).train(training)
     codebook.set_codes_(torch.randn(5, 3))
     flat, strided = copy.deepcopy(codebook), copy.deepcopy(codebook)
     x = torch.randn(*shape, 3).to(dtype)
@@ -343,7 +350,7 @@ def test_any_shape_dtype_and_strides(shape, dtype, layout, masked, training):
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(autocast):
-    a = EMACodebook(32, 16, decay=0.7)
+    a = EMACodebook(codebook_size=32, dim=16, decay=0.7)
     b = copy.deepcopy(a)
     for step in range(4):
         x = torch.randn(200, 16) + 10
@@ -357,7 +364,7 @@ def test_autocast_changes_nothing(autocast):
 def test_gradient_of_an_encoder_behind_masked_junk_is_finite():
     for metric in ("euclidean", "cosine"):
         for estimator in ("straight_through", "rotation"):
-            codebook = EMACodebook(4, 3, metric=metric, estimator=estimator)
+            codebook = EMACodebook(codebook_size=4, dim=3, metric=metric, estimator=estimator)
             x = torch.randn(6, 3, requires_grad=True)
             scale = torch.ones(6, 1)
             scale[3:] = float("inf")
@@ -369,11 +376,12 @@ def test_gradient_of_an_encoder_behind_masked_junk_is_finite():
 
 
 def test_state_dict_names():
-    assert {name: tuple(t.shape) for name, t in EMACodebook(5, 3).state_dict().items()} == {
+    assert {name: tuple(t.shape) for name, t in EMACodebook(codebook_size=5, dim=3).state_dict().items()} == {
         "embed": (5, 3),
         "cluster_size": (5,),
         "embed_avg": (5, 3),
         "initialized": (),
+        "num_updates": (),
         "rng": (2,),
     }
 
@@ -381,11 +389,11 @@ def test_state_dict_names():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, None, torch.float64])
 def test_dtype_of_construction(dtype):
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert EMACodebook(5, 3, dtype=dtype).embed.dtype == expected
+    assert EMACodebook(codebook_size=5, dim=3, dtype=dtype).embed.dtype == expected
 
 
 def test_usage_counts_running_sizes():
-    codebook = EMACodebook(4, 2, decay=0.0, revival=None)
+    codebook = EMACodebook(codebook_size=4, dim=2, decay=0.0, revival=None)
     codebook.set_codes_(torch.tensor([[0.0, 0], [10, 0], [20, 0], [30, 0]]))
     codebook(torch.tensor([[0.0, 0], [10, 0], [10, 0], [0, 0]]))
     usage = codebook.usage()
@@ -395,7 +403,7 @@ def test_usage_counts_running_sizes():
 
 
 def test_lookup():
-    codebook = EMACodebook(5, 3)
+    codebook = EMACodebook(codebook_size=5, dim=3)
     indices = torch.tensor([[0, -1], [4, 4]])
     found = codebook.lookup(indices)
     assert found.shape == (2, 2, 3)
@@ -423,12 +431,12 @@ REFUSALS = {
         "device of the codes",
     ),
     "state of another size": (
-        lambda c: c.load_state_dict(EMACodebook(6, 4).state_dict()),
+        lambda c: c.load_state_dict(EMACodebook(codebook_size=6, dim=4).state_dict()),
         ValueError,
         r"shapes of this EMACodebook: embed \(8, 4\), got \(6, 4\); cluster_size \(8,\), got \(6,\)",
     ),
     "state of another width": (
-        lambda c: c.load_state_dict(EMACodebook(8, 3).state_dict(), strict=False),
+        lambda c: c.load_state_dict(EMACodebook(codebook_size=8, dim=3).state_dict(), strict=False),
         ValueError,
         r"embed \(8, 4\), got \(8, 3\).*build the module with the sizes",
     ),
@@ -472,7 +480,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_name_the_rule_and_leave_the_state(case, steps):
     call, error, message = REFUSALS[case]
-    codebook = EMACodebook(8, 4, decay=0.7)
+    codebook = EMACodebook(codebook_size=8, dim=4, decay=0.7)
     for _ in range(steps):
         codebook(torch.randn(30, 4))
     before = state_of(codebook)
@@ -497,7 +505,7 @@ def test_refusals_name_the_rule_and_leave_the_state(case, steps):
         ({"eps": -1.0}, ValueError, "eps must be from 0"),
         ({"eps": float("nan")}, ValueError, "eps must be from 0"),
         ({"commitment_weight": -0.1}, ValueError, "commitment_weight must be from 0"),
-        ({"metric": "dot"}, ValueError, "metric must be one of 'euclidean', 'cosine', got 'dot'"),
+        ({"metric": "dot"}, ValueError, "metric must be one of 'euclidean', 'cosine', or a callable, got 'dot'"),
         ({"ema": "mean"}, ValueError, "ema must be one of 'count_weighted', 'batch_mean', or a callable, got 'mean'"),
         ({"ema": 3}, TypeError, "ema must be a name"),
         (

@@ -82,7 +82,9 @@ TOLERANCE = {"float32": 2e-5, "float64": 1e-11}  # sums are added in another ord
 
 def make_codebook(options, dtype, **more):
     return EMACodebook(
-        10, DIM, **{"decay": 0.6, "revival": BatchRevival(0.3), "dtype": DTYPES[dtype], **OPTIONS[options], **more}
+        codebook_size=10,
+        dim=DIM,
+        **{"decay": 0.6, "revival": BatchRevival(0.3), "dtype": DTYPES[dtype], **OPTIONS[options], **more},
     )
 
 
@@ -116,7 +118,7 @@ def features(rank, step):
 def make_pyramid(form):
     torch.manual_seed(5)  # of the projections
     options = {"decay": 0.6, "revival": BatchRevival(0.3), "dtype": torch.float64, **FORMS[form]}
-    quantizer = MultiScaleQuantizer([DIM] * len(SHAPES), 10, DIM, channels_last=True, **options)
+    quantizer = MultiScaleQuantizer([DIM] * len(SHAPES), codebook_size=10, dim=DIM, channels_last=True, **options)
     if form == "shared without draws":
         quantizer.codebook(0).set_codes_(tokens(77, 0, 10, dtype=torch.float64))
     return quantizer

@@ -17,7 +17,7 @@ PACKAGE = Path(vqssl.__file__).parent
 # always import its own submodules. A new part needs a line here.
 KERNELS = {"kernels"}
 MATHS = {"types", "checks", "kernels", "functional", "distributed"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "code_table", "ema_table"}
+BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "update"}
 MAY_IMPORT = {
     # F0
     "types": set(),
@@ -28,11 +28,10 @@ MAY_IMPORT = {
     "functional": {"types", "checks"} | KERNELS,
     "distributed": {"types", "checks"} | KERNELS,
     "projection": MATHS,
-    "code_table": MATHS,
     "initialization": MATHS,
     "revival": MATHS,
     "copying": set(),
-    "ema_table": MATHS | {"code_table", "revival"},
+    "update": MATHS | {"revival"},
     # F3
     "codebook": BELOW_CODEBOOK,
     # F4: each can be dropped alone into someone else's model

@@ -16,7 +16,7 @@ from vqssl.functional.random import random_bits, random_normal, random_positions
 
 def first_codes(x, size, mask=None, **options):
     """The codes right after initialisation, before any update."""
-    codebook = EMACodebook(size, x.shape[-1], **options)
+    codebook = EMACodebook(codebook_size=size, dim=x.shape[-1], **options)
     codebook.initialize_(x, mask)
     return codebook.embed
 
@@ -127,7 +127,7 @@ def test_k_means_keeps_a_centre_that_no_token_chose():
 
 @pytest.mark.parametrize("how", ["few", "masked", "junk"])
 def test_k_means_refuses_too_few_tokens(how):
-    codebook = EMACodebook(8, 3, initialization=KMeansInit())
+    codebook = EMACodebook(codebook_size=8, dim=3, initialization=KMeansInit())
     before = state_of(codebook)
     x = torch.randn(7 if how == "few" else 12, 3)
     mask = torch.arange(12) < 7 if how == "masked" else None
@@ -155,14 +155,14 @@ EVERY = [SampleInit(), KMeansInit(), RandomInit()]
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("initialization", EVERY, ids=repr)
 def test_buffers_agree_afterwards(initialization, metric):
-    codebook = EMACodebook(8, 3, metric=metric, initialization=initialization)
+    codebook = EMACodebook(codebook_size=8, dim=3, metric=metric, initialization=initialization)
     codebook.initialize_(torch.randn(100, 3))
     assert codebook.initialized
     torch.testing.assert_close(codebook.embed_avg / codebook.cluster_size[:, None], codebook.embed, rtol=0, atol=0)
 
 
 def test_random_keeps_the_codes_of_construction():
-    codebook = EMACodebook(8, 3, initialization=RandomInit())
+    codebook = EMACodebook(codebook_size=8, dim=3, initialization=RandomInit())
     before = codebook.embed.clone()
     codebook.initialize_(torch.randn(100, 3) + 50)
     assert torch.equal(codebook.embed, before)
@@ -172,7 +172,7 @@ def test_random_keeps_the_codes_of_construction():
 @RANDOM
 @pytest.mark.parametrize("initialization", EVERY, ids=repr)
 def test_happens_once_in_training_with_tokens(initialization):
-    codebook = EMACodebook(8, 3, decay=1.0, revival=None, initialization=initialization)
+    codebook = EMACodebook(codebook_size=8, dim=3, decay=1.0, revival=None, initialization=initialization)
     before = state_of(codebook)
     codebook.eval()(torch.randn(50, 3))
     codebook.train()(torch.randn(0, 3))
@@ -191,7 +191,7 @@ def test_happens_once_in_training_with_tokens(initialization):
 
 @pytest.mark.parametrize("initialization", EVERY, ids=repr)
 def test_first_codes_changes_nothing(initialization):
-    codebook, x = EMACodebook(8, 3, initialization=initialization), torch.randn(50, 3)
+    codebook, x = EMACodebook(codebook_size=8, dim=3, initialization=initialization), torch.randn(50, 3)
     before = state_of(codebook)
     codes = codebook.first_codes(x)
     assert_same_bits(state_of(codebook), before)
@@ -208,7 +208,7 @@ def test_global_generators_are_left_alone(initialization):
         np.random.seed(seed)
         torch.manual_seed(seed)
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-        codebook = EMACodebook(8, 3, initialization=initialization)
+        codebook = EMACodebook(codebook_size=8, dim=3, initialization=initialization)
         for step in range(3):
             codebook(torch.linspace(-1, 1, 300).reshape(100, 3) ** (step + 1))
         assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before

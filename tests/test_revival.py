@@ -15,7 +15,7 @@ FAR = 1000.0
 
 def half_dead(metric="euclidean", **options):
     """A codebook of 10 whose codes 5 to 9 are far from the tokens of `near`, with full counts of 1."""
-    codebook = EMACodebook(10, 3, metric=metric, **{"decay": 0.5, **options})
+    codebook = EMACodebook(codebook_size=10, dim=3, metric=metric, **{"decay": 0.5, **options})
     codes = torch.randn(10, 3)
     if metric == "cosine":
         codes[:, 0] = codes[:, 0].abs() + 3
@@ -94,7 +94,9 @@ def test_the_threshold_has_no_scale(size, tokens, times, threshold, seed):
     x = torch.randn(tokens, 2, generator=generator, dtype=torch.float64)
     revived = []
     for repeat in (1, times):
-        codebook = EMACodebook(size, 2, decay=0.5, revival=BatchRevival(threshold), dtype=torch.float64)
+        codebook = EMACodebook(
+            codebook_size=size, dim=2, decay=0.5, revival=BatchRevival(threshold), dtype=torch.float64
+        )
         codebook.set_codes_(codes)
         # A run of such batches would have brought the counts to this scale.
         codebook.cluster_size.mul_(repeat)

@@ -1,5 +1,9 @@
 """Discrete (vector-quantised) self-supervision for PyTorch: parts that can each be used alone."""
 
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
 from vqssl import functional
@@ -12,6 +16,10 @@ from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.teacher import MomentumTeacher
 from vqssl.types import CodebookUsage, DiSSECTLoss, MultiScaleQuantized, Quantized
+from vqssl.update import update_codebooks
+
+if TYPE_CHECKING:
+    from vqssl import health, interop
 
 # In the order in which data meets them.
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "SERFFusion",
     "MomentumTeacher",
     "DiSSECTObjective",
+    "update_codebooks",
     "RandomInit",
     "SampleInit",
     "KMeansInit",
@@ -32,5 +41,18 @@ __all__ = [
     "DiSSECTLoss",
     "CodebookUsage",
     "functional",
+    "health",
+    "interop",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Loaded on first use: few programs need them, and `import vqssl` stays fast.
+    if name in ("health", "interop"):
+        return importlib.import_module(f"vqssl.{name}")
+    raise AttributeError(f"module 'vqssl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,12 @@
-"""Checks of input that several parts share: the rule, what was received, what to write instead."""
+"""Checks of input that several parts share.
 
+Each raises an error that says the rule, what was received, and what to write instead.
+"""
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +16,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def check_tokens(name: str, x: Tensor, dim: int) -> None:
-    """``x`` is a real floating tensor whose last axis has ``dim`` entries."""
+    """Raise unless ``x`` is a real floating tensor whose last axis has ``dim`` entries."""
     if isinstance(x, Tensor) and x.dtype in (torch.int16, torch.int32, torch.int64):
-        # What `indices` holds; made floats, it would pass every check and mean nothing.
+        # Indices converted to floats would pass every later check.
         raise TypeError(
             f"{name} must have a floating dtype, got {x.dtype}: write codebook.lookup({name}) for code numbers, "
             f"{name}.float() for measurements"
@@ -31,7 +35,13 @@ def check_tokens(name: str, x: Tensor, dim: int) -> None:
 
 
 def check_floating(name: str, x: Tensor, several: str = "") -> None:
-    """``x`` is a real floating tensor. ``several`` says what to write where several tensors came instead of one."""
+    """Raise unless ``x`` is a real floating tensor.
+
+    Args:
+        name: of the argument.
+        x: the argument.
+        several: what to write where a sequence of tensors came instead of one.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {_kind(x)}: {_one_tensor(name, x, several)}")
     if not x.is_floating_point():
@@ -39,22 +49,23 @@ def check_floating(name: str, x: Tensor, several: str = "") -> None:
 
 
 def _kind(x: Any) -> str:
-    """What came instead of a tensor, in words."""
+    """Return in words what came instead of a tensor."""
     plain = isinstance(x, Sequence) and not isinstance(x, str) and not hasattr(x, "_fields")
     return f"a {type(x).__name__} of {len(x)}" if plain else type(x).__name__
 
 
 def _one_tensor(name: str, x: Any, several: str) -> str:
-    """What to write instead of ``x``, which is no tensor."""
+    """Return what to write instead of ``x``, which is not a tensor."""
     if hasattr(x, "quantized"):
         return f"write {name}.quantized"
     if isinstance(x, Sequence) and any(isinstance(part, Tensor) for part in x):
-        # Mostly (z, maps) of a model that returns both.
+        # Usually (z, maps) of a model that returns both.
         return several or f"give one tensor; of a model that returns several, write model(x)[0], here {name}[0]"
     return f"write torch.as_tensor({name})"
 
 
 def check_device(name: str, x: Tensor, device: torch.device, owner: str = "the codes") -> None:
+    """Raise unless ``x`` is on ``device``, that of ``owner``."""
     if x.device != device:
         raise ValueError(
             f"{name} must be on the device of {owner}, {device}, got {x.device}: write {name}.to({str(device)!r}) "
@@ -63,7 +74,7 @@ def check_device(name: str, x: Tensor, device: torch.device, owner: str = "the c
 
 
 def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str, several: str = "") -> None:
-    """Two floating tensors of one shape on one device."""
+    """Raise unless both are floating tensors of one shape on one device."""
     check_floating(name, x, several)
     check_floating(other_name, other, several)
     if x.shape != other.shape:
@@ -73,8 +84,21 @@ def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str,
     check_device(other_name, other, x.device, name)
 
 
+def check_codes_at(name: str, x: Tensor, codebook_name: str, codebook: Tensor, indices: Tensor) -> None:
+    """Raise unless ``codebook`` is ``(K, D)`` for tokens ``(*batch, D)`` with one index each, all on one device."""
+    check_floating(name, x)
+    check_floating(codebook_name, codebook)
+    if codebook.ndim != 2 or x.ndim < 1 or x.shape[-1] != codebook.shape[1]:
+        raise ValueError(
+            f"with indices, {codebook_name} must be a codebook (K, D) with D the width of {name}, got shapes "
+            f"{tuple(codebook.shape)} and {tuple(x.shape)}: leave indices out to give one code for each token"
+        )
+    check_indices("indices", indices, x.shape[:-1], x.device)
+    check_device(codebook_name, codebook, x.device, name)
+
+
 def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    """``x`` is of the parameters' dtype, unless autocast sees to that."""
+    """Raise unless ``x`` has the parameters' dtype or autocast is enabled."""
     kind = x.device.type
     if x.dtype != dtype and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         raise TypeError(
@@ -84,7 +108,7 @@ def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_mask(mask: Tensor | None, shape: torch.Size, device: torch.device, name: str = "mask") -> None:
-    """``mask`` is None, or boolean, of exactly ``shape`` and on the tokens' device; True keeps a token."""
+    """Raise unless ``mask`` is None, or boolean, of exactly ``shape`` and on the tokens' device."""
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -101,6 +125,7 @@ def check_mask(mask: Tensor | None, shape: torch.Size, device: torch.device, nam
 def check_indices(
     name: str, indices: Tensor, shape: torch.Size | None = None, device: torch.device | None = None
 ) -> None:
+    """Raise unless ``indices`` is an integer tensor, of ``shape`` and on ``device`` where these are given."""
     integer = isinstance(indices, Tensor) and not (
         indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool
     )
@@ -119,7 +144,7 @@ def check_indices(
 
 
 def check_one_a_scale(name: str, values: Any, scales: int) -> None:
-    """``values`` is a sequence, not one tensor, with an entry for each scale."""
+    """Raise unless ``values`` is a sequence with one entry for each scale."""
     if isinstance(values, Tensor) or not isinstance(values, Sequence):
         if isinstance(values, Tensor):
             found = f"one tensor of shape {tuple(values.shape)}"
@@ -138,7 +163,10 @@ def check_one_a_scale(name: str, values: Any, scales: int) -> None:
 
 
 def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
-    """Every index is -1 (masked) or names a code. Waits for the device, so it stays out of hot paths and graphs."""
+    """Raise unless every index is -1 (masked) or names a code.
+
+    Synchronises with the device: keep it out of hot paths. It does nothing in a compiled graph.
+    """
     if indices.numel() == 0 or indices.device.type == "meta" or torch.compiler.is_compiling():
         return
     low, high = (int(bound) for bound in indices.aminmax())
@@ -150,11 +178,12 @@ def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
 
 
 def can_read_without_sync(tensor: Tensor) -> bool:
-    """Whether Python may look at the values: it waits for no device, and no graph is being recorded."""
+    """Return True if reading the tensor neither synchronises with the device nor breaks tracing."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_positive_int(name: str, value: int) -> None:
+    """Raise unless ``value`` is an int from 1 to 2^31 - 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
@@ -164,6 +193,7 @@ def check_positive_int(name: str, value: int) -> None:
 
 
 def check_seed(seed: int) -> None:
+    """Raise unless ``seed`` is an int of 64 bits."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     if not -(2**63) <= seed < 2**63:
@@ -171,21 +201,57 @@ def check_seed(seed: int) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float, *, rule: str = "") -> None:
+    """Raise unless ``value`` is a number from ``low`` to ``high``; ``rule`` says what it means."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}{rule and ': '}{rule}")
 
 
+Parameters = ParamSpec("Parameters")
+
+
+def names_foreign_keywords(
+    ours: Mapping[str, str], *, by_name: str = ""
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Decorate an ``__init__`` so that another library's keyword, or a positional size, gets an error that names ours.
+
+    Args:
+        ours: what to write instead, by the other library's keyword.
+        by_name: what to write instead of positional arguments after the first; "" where these are Python's to refuse.
+    """
+
+    def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        @functools.wraps(init)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+            owner = type(args[0]).__name__
+            for name in kwargs:
+                if name in ours:
+                    raise TypeError(f"{owner} has no argument {name!r}, which another library has: write {ours[name]}")
+            if by_name and sum(isinstance(value, int) for value in args[1:]):
+                raise TypeError(
+                    f"{owner} takes its sizes by name, since libraries differ in their order, got "
+                    f"{', '.join(map(repr, args[1:]))}: write {by_name}"
+                )
+            init(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
 def check_object(name: str, value: Any, protocol: type, example: str) -> None:
-    """``value`` is an object with the methods of ``protocol``, not the name or the class of one."""
+    """Raise unless ``value`` is an object with the methods of ``protocol``, not the name or the class of one."""
     if not isinstance(value, protocol) or isinstance(value, type):
         found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
 
 
 def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """A pre-hook of ``load_state_dict``: nothing is loaded where a shape differs, instead of everything else."""
+    """Raise if a shape differs, before anything is loaded: a pre-hook of ``load_state_dict``.
+
+    Without it torch loads everything else first.
+    """
     differ = []
     for name, ours in chain(module.named_parameters(), module.named_buffers()):
         theirs = state_dict.get(prefix + name)
@@ -200,8 +266,8 @@ def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: s
         )
 
 
-def by_name(kind: str, choice: str | T, table: Mapping[str, T]) -> T:
-    """What ``choice`` names in ``table``, or ``choice`` itself where it is callable."""
+def by_name(kind: str, choice: str | T, table: Mapping[Any, T]) -> T:
+    """Return what ``choice`` names in ``table``, or ``choice`` itself where it is callable."""
     if isinstance(choice, str):
         if choice not in table:
             raise ValueError(f"{kind} must be one of {', '.join(map(repr, table))}, or a callable, got {choice!r}")

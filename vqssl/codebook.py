@@ -3,48 +3,112 @@
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import by_name, can_read_without_sync, check_object, check_range
-from vqssl.distributed import gather_pool
-from vqssl.ema_table import EMATable, update_together
-from vqssl.functional.ema import EMARule
-from vqssl.functional.estimators import ESTIMATORS, straight_through
-from vqssl.functional.look_up import look_up
-from vqssl.functional.search import check_precision, search
+from vqssl.checks import (
+    by_name,
+    can_read_without_sync,
+    check_code_range,
+    check_device,
+    check_floating,
+    check_indices,
+    check_mask,
+    check_object,
+    check_positive_int,
+    check_range,
+    check_seed,
+    check_state_fits,
+    check_tokens,
+    names_foreign_keywords,
+)
+from vqssl.distributed import Grouped, gather_pool
+from vqssl.functional.commitment import commitment_loss
+from vqssl.functional.ema import EMA_RULES, CodebookState, EMAName, EMARule
+from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
+from vqssl.functional.metrics import METRICS, Metric, MetricName, search_metric
+from vqssl.functional.random import random_normal
+from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
+from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.revival import BatchRevival, Revival
-from vqssl.types import Quantized
+from vqssl.revival import BatchRevival, NoRevival, Revival
+from vqssl.types import CodebookUsage, Quantized
+from vqssl.update import update_codebooks
 
-__all__ = ["EMACodebook"]
+__all__ = ["CodebookOptions", "EMACodebook"]
 
 
-class EMACodebook(EMATable):
-    r"""Replaces each token by the nearest of K codes, and moves the codes after the tokens.
+class CodebookOptions(TypedDict):
+    """Keyword options of :class:`EMACodebook`, for quantisers that pass them on."""
+
+    decay: NotRequired[float]
+    eps: NotRequired[float]
+    metric: NotRequired[MetricName | Metric]
+    commitment_weight: NotRequired[float]
+    ema: NotRequired[EMAName | EMARule]
+    initialization: NotRequired[Initialization | None]
+    revival: NotRequired[Revival | None]
+    estimator: NotRequired[EstimatorName | Estimator]
+    precision: NotRequired[PrecisionName]
+    process_group: NotRequired[ProcessGroup | None]
+
+
+FOREIGN_KEYWORDS = {
+    # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq
+    "num_embeddings": "codebook_size=",
+    "n_embed": "codebook_size=",
+    "n_e": "codebook_size=",
+    "bins": "codebook_size=",
+    "num_codes": "codebook_size=",
+    "embedding_dim": "dim=",
+    "codebook_dim": "dim=, and project the tokens to it before",
+    "e_dim": "dim=",
+    "dimension": "dim=",
+    "ema_decay": "decay=",
+    "gamma": "decay=",
+    "epsilon": "eps=",
+    "beta": "commitment_weight=",
+    "commitment_cost": "commitment_weight=",
+    "use_cosine_sim": 'metric="cosine"',
+    "threshold_ema_dead_code": "revival=BatchRevival(threshold=), a fraction of the fair share",
+    "kmeans_init": "initialization=KMeansInit()",
+    "kmeans_iters": "initialization=KMeansInit(iterations=)",
+    "rotation_trick": 'estimator="rotation"',
+    "freeze_codebook": "codebook.freeze()",
+    "ema_update": "codebook.freeze() where the codes are to stay",
+    "heads": "one codebook, with tokens (*batch, heads, dim)",
+    "accept_image_fmap": "MultiScaleQuantizer, or move the channels to the last axis",
+    "sync_codebook": "process_group=; ranks are found at call time",
+}
+
+
+class EMACodebook(Grouped, nn.Module):
+    r"""A codebook that replaces each token by the nearest of K codes, and moves the codes after the tokens.
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2, \qquad q_i = e_{k_i}, \qquad
         L = \beta \cdot \mathrm{mean}\,(z - \mathrm{sg}[q])^2
 
     (DiSSECT, arXiv 2509.18765, Eqs. 4 and 5). In training mode a forward pass also updates the codes, as BatchNorm
-    updates its statistics: no gradient and no optimizer step is involved. The batch's own outputs use the codes from
-    *before* that update. Gradients pass straight through to the tokens, in eval mode as well. For loops that
-    accumulate gradients or recompute activations, call the halves: :meth:`quantize` (pure) and :meth:`update_`.
+    updates its statistics: without a gradient and without an optimizer step. The outputs of a batch use the codes
+    from *before* that update. Gradients pass straight through to the tokens, in eval mode as well. Loops that
+    accumulate gradients or recompute activations call the halves: :meth:`quantize` (pure) and :meth:`update_`.
 
-    Under ``torch.distributed`` the statistics are summed over the ranks of ``process_group``, asked for at call time;
-    every rank has to call forward equally often, with any number of tokens, none included. Ranks that start with
-    equal codes stay equal.
+    Under ``torch.distributed`` the statistics are summed over the ranks of ``process_group``, which is looked up at
+    call time. Every rank has to call forward equally often, with any number of tokens, also with none. Ranks that start
+    with equal codes stay equal.
 
     Args:
-        codebook_size: K, how many codes.
+        codebook_size: K, the number of codes.
         dim: D, their width.
         decay: gamma, the share of the old statistics that a step keeps, 0 to 1.
         eps: epsilon of the Laplace smoothing, in tokens.
-        metric: ``"euclidean"``, or ``"cosine"``: tokens and codes are then normalised to length 1, outputs too.
+        metric: ``"euclidean"``; ``"cosine"``, which scales tokens, codes and outputs to length 1; or a function
+            ``(*batch, D) -> (*batch, D)`` that maps tokens and codes to the form in which euclidean distance compares
+            them, see :data:`vqssl.functional.METRICS`.
         commitment_weight: beta.
         ema: ``"count_weighted"`` (the conventional rule, default), ``"batch_mean"`` (the paper's Eq. 1), or a function
             with the signature of :func:`vqssl.functional.count_weighted_ema`.
@@ -55,23 +119,25 @@ class EMACodebook(EMATable):
         estimator: ``"straight_through"``, ``"rotation"``, or a function ``(x, quantized) -> tensor``.
         precision: of the search, as in :func:`vqssl.functional.nearest_codeword`: ``"exact"`` (default), or what a GPU
             may round to: ``"tf32"``, ``"fp16"``, ``"bf16"``, ``"torch"``.
-        seed: of the codebook's own counter-based generator; torch's global generators are not used. Ranks need the
+        seed: of the codebook's own counter-based generator; torch's global generators are not used. All ranks need the
             same seed.
         process_group: the ranks that share the codes; None is the default group.
         device: of the state.
-        dtype: of the state: float64, or else float32, also where half precision is asked for here or by ``.half()``.
+        dtype: of the state: float64, or else float32, also where half precision is requested here or by ``.half()``.
 
     Shape:
         Input ``(*batch, D)``, a mask ``(*batch,)``; output :class:`~vqssl.types.Quantized`: ``quantized``
         ``(*batch, D)`` in the input's dtype, ``indices`` ``(*batch,)`` int64, ``commitment_loss`` a scalar.
 
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)`` in tokens a step, ``embed_avg`` ``(K, D)``,
-    ``initialized`` (bool) and ``rng`` (int64: seed, draws so far); a loaded state continues bit for bit. In eval mode
-    or frozen, a codebook that was neither trained nor loaded quantises by random codes: ``initialized`` is False then.
-    Forward warns of it, once (not on a GPU or in a compiled graph, where the question would wait for the device).
+    ``initialized`` (bool), ``num_updates`` (int64: updates since the counts started at 1; -1 where that is unknown) and
+    ``rng`` (int64: seed, and draws so far). A loaded state continues bit for bit.
+
+    In eval mode or frozen, a codebook that was neither trained nor loaded quantises by random codes: ``initialized``
+    is False then. Forward warns once, on the CPU only: the check would synchronise a GPU.
 
     Raises:
-        TypeError: an argument of another type than above.
+        TypeError: an argument of another type than above, sizes by position, or another library's keyword.
         ValueError: a size below 1, a decay outside [0, 1], an unknown name.
 
     >>> import torch
@@ -80,39 +146,78 @@ class EMACodebook(EMATable):
     >>> quantized.shape, indices.shape, bool(loss >= 0)
     (torch.Size([2, 10, 4]), torch.Size([2, 10]), True)
     >>> codebook
-    EMACodebook(16, 4, decay=0.99, metric=euclidean, ...)
+    EMACodebook(codebook_size=16, dim=4, decay=0.99, metric=euclidean, ...)
     """
 
+    # 2: `initialized` and `rng` belong to the state; 3: `num_updates` does.
+    _version = 3
+
+    embed: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    initialized: Tensor
+    num_updates: Tensor
+    rng: Tensor
+
+    @names_foreign_keywords(FOREIGN_KEYWORDS, by_name="EMACodebook(codebook_size=, dim=)")
     def __init__(
         self,
+        *,
         codebook_size: int,
         dim: int,
-        *,
         decay: float = 0.99,
         eps: float = 1e-5,
-        metric: str = "euclidean",
+        metric: MetricName | Metric = "euclidean",
         commitment_weight: float = 0.25,
-        ema: str | EMARule = "count_weighted",
+        ema: EMAName | EMARule = "count_weighted",
         initialization: Initialization | None = None,
         revival: Revival | None = BatchRevival(),  # noqa: B008 (frozen)
-        estimator: str | Callable[[Tensor, Tensor], Tensor] = "straight_through",
-        precision: str = "exact",
+        estimator: EstimatorName | Estimator = "straight_through",
+        precision: PrecisionName = "exact",
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            codebook_size, dim, decay=decay, eps=eps, metric=metric, ema=ema, revival=revival, seed=seed,
-            process_group=process_group, device=device, dtype=dtype,
-        )  # fmt: skip
+        super().__init__()
+        check_positive_int("codebook_size", codebook_size)
+        check_positive_int("dim", dim)
+        check_range("decay", decay, 0, 1, rule="the share of the old statistics that a step keeps")
+        check_range("eps", eps, 0, float("inf"))
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
+        check_seed(seed)
+        check_precision(precision)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, got {dtype}: write torch.float32 or torch.float64")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.decay = decay
+        self.eps = eps
+        self.metric = metric
+        self.as_compared = by_name("metric", metric, METRICS)
         self.commitment_weight = commitment_weight
+        self.ema = by_name("ema", ema, EMA_RULES)
         self.initialization = SampleInit() if initialization is None else initialization
         check_object("initialization", self.initialization, Initialization, "KMeansInit()")
+        self.revival = NoRevival() if revival is None else revival
+        check_object("revival", self.revival, Revival, "BatchRevival()")
         self.estimator = by_name("estimator", estimator, ESTIMATORS)
-        check_precision(precision)
         self.precision = precision
+        self.seed = seed
+        self.process_group = process_group
+        self.frozen = False
+
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.register_buffer("embed", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("cluster_size", torch.empty(codebook_size, device=device, dtype=dtype))
+        self.register_buffer("embed_avg", torch.empty(codebook_size, dim, device=device, dtype=dtype))
+        self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
+        self.register_buffer("num_updates", torch.empty((), device=device, dtype=torch.int64))
+        self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forget_initialized)  # type: ignore[no-untyped-call]
+        self._warned_of_random_codes = False
+        self.reset_parameters()
 
     # ---- forward ----
 
@@ -127,85 +232,187 @@ class EMACodebook(EMATable):
             See :meth:`quantize`.
 
         Raises:
-            TypeError: ``x`` is no floating tensor, or the mask is not boolean.
+            TypeError: ``x`` is not a floating tensor, or the mask is not boolean.
             ValueError: the width of ``x`` is not D, it is on another device, the mask is not ``(*batch,)``, or the
                 initialisation refuses the batch. The state is then as it was.
         """
-        if self.training:
-            self.initialize_(x, mask)
         self._check(x, mask)
+        tokens = self.as_compared(_zero_where_masked(x, mask))
+        if self.training and self.needs_codes:
+            self._initialize(tokens, mask)
         warn_of_random_codes(self, [self])
-        tokens = self._unmasked(x, mask)
         result = self._quantize(tokens, mask)
-        if self.training and not self.frozen:
-            update_together([self], [tokens], [result.indices])
+        if self.training:
+            update_codebooks([self], [tokens], [result.indices], compared=True)
         return result
 
     def quantize(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
-        """The pure half of forward: nearest code, look-up, gradient estimator and commitment. Changes nothing.
+        """Return nearest codes, indices and commitment loss: the pure half of forward, which changes nothing.
 
         A masked token gets index -1 and zeros, and no part in the loss, whatever it holds. A token with NaN or an
-        infinity that is not masked gets index -1 too, and makes its output NaN and the loss NaN or infinite, where a
-        gradient scaler or anomaly check sees it; the statistics never do. An empty or fully masked batch has loss 0.
+        infinity that is not masked gets index -1 too. It makes its output NaN and the loss NaN or infinite, where a
+        gradient scaler or anomaly detection sees it; it never reaches the statistics. An empty or fully masked batch
+        has loss 0.
 
         Args and errors are those of :meth:`forward`.
 
         >>> import torch
-        >>> codebook = EMACodebook(8, 4)
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
         >>> x = torch.randn(3, 4)
         >>> codebook.quantize(x, mask=torch.tensor([True, True, False])).indices[2].item()
         -1
         """
         self._check(x, mask)
-        return self._quantize(self._unmasked(x, mask), mask)
+        return self._quantize(self.as_compared(_zero_where_masked(x, mask)), mask)
 
-    # ---- state ----
+    def _quantize(self, tokens: Tensor, mask: Tensor | None) -> Quantized:
+        indices = nearest_codeword(tokens, self.embed, search_metric(self.metric), precision=self.precision)
+        if mask is not None:
+            indices = torch.where(mask, indices, -1)
+        if self.estimator is straight_through:
+            # By index: nothing of the tokens' size is held besides the result.
+            quantized = straight_through(tokens, self.embed, indices=indices, mask=mask)
+        else:
+            codes = self._codes_or_zeros(indices)
+            quantized = _zero_where_masked(self.estimator(tokens, codes).to(tokens.dtype), mask)
+        # Last: its gradient then comes first in the backward pass, and autograd adds the estimator's to it in place.
+        loss = commitment_loss(tokens, self.embed, mask, self.commitment_weight, indices=indices)
+        return Quantized(quantized, indices, loss)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Return the codes at ``indices``, raw.
+
+        Args:
+            indices: integers of any shape; -1 (masked) gives zeros.
+
+        Returns:
+            ``(*indices.shape, D)`` in the dtype of the state.
+
+        Raises:
+            TypeError: ``indices`` is not an integer tensor.
+            ValueError: an index is K or more, or below -1, or they are on another device.
+
+        >>> import torch
+        >>> EMACodebook(codebook_size=8, dim=2).lookup(torch.tensor([3, -1])).shape
+        torch.Size([2, 2])
+        """
+        check_indices("indices", indices, device=self.embed.device)
+        check_code_range("indices", indices, self.codebook_size)
+        return self._codes_or_zeros(indices.long())
+
+    def _codes_or_zeros(self, indices: Tensor) -> Tensor:
+        codes = torch.nn.functional.embedding(indices.clamp_min(0), self.embed)
+        return torch.where((indices >= 0)[..., None], codes, 0.0)
+
+    # ---- updates ----
+
+    def update_(self, x: Tensor, indices: Tensor) -> None:
+        """Move the codes towards the tokens that chose them, then revive dead codes: the other half of forward.
+
+        Does nothing where the codebook is frozen or no rank has a valid token. Under ``torch.distributed`` all ranks of
+        ``process_group`` have to call it: it holds one all-reduce of ``K (D + 1)`` numbers, and another of ``K D``
+        where there is a revival. Several codebooks share both in :func:`vqssl.update_codebooks`.
+
+        Args:
+            x: tokens ``(*batch, D)``, as given to :meth:`quantize`.
+            indices: ``(*batch,)``, what :meth:`quantize` returned; -1 is left out.
+
+        Raises:
+            TypeError: ``x`` is not a floating or ``indices`` not an integer tensor.
+            ValueError: the width of ``x`` is not D, the shapes do not fit, or (on CPU) an index is out of range.
+
+        >>> import torch
+        >>> codebook, x = EMACodebook(codebook_size=8, dim=4), torch.randn(32, 4)
+        >>> codebook.initialize_(x)
+        >>> codebook.update_(x, codebook.quantize(x).indices)
+        >>> round(codebook.cluster_size.sum().item(), 2)  # 0.99 * 8 + 0.01 * 32
+        8.24
+        """
+        self._check(x)
+        check_indices("indices", indices, x.shape[:-1], x.device)
+        if indices.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
+            check_code_range("indices", indices, self.codebook_size)
+        finite = kernels.finite_rows(x.detach().reshape(-1, self.dim)).reshape(indices.shape)
+        update_codebooks([self], [x], [torch.where(finite, indices.long(), -1)])
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Stop updates, initialisation and revival in every mode; ``freeze(False)`` resumes them.
+
+        Apart from ``.eval()``, which a Trainer may undo at any time. Gradients still reach the tokens. Not part of the
+        state dict, as ``requires_grad`` is not.
+
+        >>> EMACodebook(codebook_size=8, dim=4).freeze().frozen
+        True
+        """
+        self.frozen = frozen
+        return self
+
+    # ---- first codes ----
+
+    @property
+    def needs_codes(self) -> bool:
+        """True unless the codebook is frozen or known to be initialised; reading it never synchronises."""
+        return not (self.frozen or self._known_initialized or self.embed.is_meta)
+
+    def is_known_random(self) -> bool:
+        """Return True if the codes are known to be uninitialised: on a CPU, outside of tracing and vmap."""
+        if not can_read_without_sync(self.initialized) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return False
+        try:
+            return not self.initialized
+        except RuntimeError:  # under torch.func.vmap, or of a fake tensor, there is no one value to read
+            return False
 
     @torch.no_grad()
     def initialize_(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Give the codes their first values from ``x``, once; later calls, and those while frozen, do nothing.
+        """Draw the first codes from ``x``, once; later calls, and those while frozen, do nothing.
 
-        Forward does so in training mode. A batch without any valid token on any rank is passed over.
+        Forward does so in training mode. A batch without any valid token on any rank is skipped.
 
         Args and errors are those of :meth:`forward`.
 
         >>> import torch
-        >>> codebook = EMACodebook(8, 4)
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
         >>> codebook.initialize_(torch.randn(32, 4))
         >>> codebook.initialized.item()
         True
         """
-        codes = self.first_codes(x, mask)
-        if codes is not None:
-            self.set_codes_(codes)
+        self._check(x, mask)
+        if self.needs_codes:
+            self._initialize(self.as_compared(_zero_where_masked(x, mask)), mask)
 
     @torch.no_grad()
     def first_codes(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """The codes that :meth:`initialize_` would set, ``(K, D)``, or None where it would do nothing. Changes nothing.
+        """Return the codes ``(K, D)`` that :meth:`initialize_` would set, or None where it would do nothing.
 
-        Args and errors are those of :meth:`forward`.
+        Changes nothing. Args and errors are those of :meth:`forward`.
 
         >>> import torch
-        >>> codebook = EMACodebook(8, 4)
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
         >>> codebook.first_codes(torch.randn(32, 4)).shape, codebook.initialized.item()
         (torch.Size([8, 4]), False)
         """
         self._check(x, mask)
-        skip = self.frozen or self._known_initialized or self.embed.is_meta
-        return None if skip else self._first_codes(x, mask)
+        return self._first_codes(self.as_compared(_zero_where_masked(x, mask)), mask) if self.needs_codes else None
 
-    def _first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        # It waits for the device, once in a codebook's life, and so stays out of graphs. Said here and not by a
-        # decorator, which would make `import vqssl` load all of torch's compiler: many times its own time.
+    @torch.no_grad()
+    def _initialize(self, tokens: Tensor, mask: Tensor | None) -> None:
+        codes = self._first_codes(tokens, mask)
+        if codes is not None:
+            self.set_codes_(codes)
+
+    def _first_codes(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        # It synchronises, once in a codebook's life, and so stays out of graphs. Not by a decorator, which would make
+        # `import vqssl` load all of torch's compiler: many times its own time.
         if "torch._dynamo" in sys.modules:
-            return torch.compiler.disable(self._drawn_first_codes)(x, mask)
-        return self._drawn_first_codes(x, mask)
+            return torch.compiler.disable(self._draw_first_codes)(tokens, mask)
+        return self._draw_first_codes(tokens, mask)
 
-    def _drawn_first_codes(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    def _draw_first_codes(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.initialized:
             self._known_initialized = True
             return None
-        tokens = self._tokens(x).reshape(-1, self.dim).to(self.embed.dtype)
+        tokens = tokens.detach().reshape(-1, self.dim).to(self.embed.dtype)
         valid = kernels.finite_rows(tokens)
         if mask is not None:
             valid &= mask.reshape(-1)
@@ -215,10 +422,88 @@ class EMACodebook(EMATable):
         codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
         return self.embed if codes is None else codes
 
+    # ---- state ----
+
+    def state(self) -> CodebookState:
+        """Return codes, counts and sums: the buffers themselves, not copies.
+
+        >>> EMACodebook(codebook_size=8, dim=4).state().cluster_size.shape
+        torch.Size([8])
+        """
+        return CodebookState(self.embed, self.cluster_size, self.embed_avg)
+
+    def usage(self, dead_below: float = 0.1) -> CodebookUsage:
+        """Return how evenly the codes are used, from the running counts, which are sums over all ranks.
+
+        Counts start at 1 and forget by ``decay`` a step, so usage looks perfect before the first update, and too even
+        in the first few times 1 / (1 - decay) updates. For one batch write
+        ``functional.codebook_usage(functional.code_counts(indices, K))``.
+
+        Args:
+            dead_below: a code is dead that gets less than this fraction of the fair share.
+
+        Returns:
+            :class:`~vqssl.types.CodebookUsage` of detached scalars.
+
+        >>> EMACodebook(codebook_size=8, dim=4).usage().dead.item()
+        0
+        """
+        return codebook_usage(self.cluster_size, dead_below)
+
+    @torch.no_grad()
+    def set_codes_(self, codes: Tensor) -> None:
+        """Replace the codes, and set counts and sums to match; the codebook counts as initialised then.
+
+        Args:
+            codes: ``(K, D)``, finite.
+
+        Raises:
+            TypeError: ``codes`` is not a floating tensor.
+            ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
+
+        >>> import torch
+        >>> codebook = EMACodebook(codebook_size=3, dim=2)
+        >>> codebook.set_codes_(torch.eye(3, 2))
+        >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
+        1
+        """
+        check_floating("codes", codes)
+        if codes.shape != self.embed.shape:
+            raise ValueError(
+                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
+            )
+        if codes.is_meta != self.embed.is_meta:
+            check_device("codes", codes, self.embed.device)
+        codes = codes.to(self.embed)  # first: what is finite in float64 may not be finite here
+        if not codes.is_meta and not torch.isfinite(codes).all():
+            raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
+        self._start_from(codes)
+        self.initialized.fill_(True)
+        self._known_initialized = True
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start over: standard normal codes from ``seed``, counts of 1, not initialised."""
+        self.rng.copy_(self.rng.new_tensor([self.seed, 0]))
+        codes = random_normal(self.rng, self.codebook_size * self.dim, self.embed.dtype)
+        self._start_from(codes.reshape(self.codebook_size, self.dim))
+        self.initialized.fill_(False)
+        self._known_initialized = False
+
+    def _start_from(self, codes: Tensor) -> None:
+        self.embed.copy_(self.as_compared(codes))
+        self.embed_avg.copy_(self.embed)
+        self.cluster_size.fill_(1.0)
+        self.num_updates.fill_(0)
+        self.rng[1] += 1
+
     def extra_repr(self) -> str:
+        """Return sizes and options, for ``repr``."""
         options = {
+            "codebook_size": self.codebook_size,
+            "dim": self.dim,
             "decay": self.decay,
-            "metric": self.metric,
+            "metric": _name_of(self.metric),
             "ema": _name_of(self.ema),
             "initialization": self.initialization,
             "revival": self.revival,
@@ -226,62 +511,87 @@ class EMACodebook(EMATable):
             "precision": self.precision,
         }
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
-        return f"{self.codebook_size}, {self.dim}, {listed}{', frozen' if self.frozen else ''}"
+        return f"{listed}{', frozen' if self.frozen else ''}"
 
-    # ---- parts ----
+    def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
+        check_tokens("x", x, self.dim)
+        check_device("x", x, self.embed.device)
+        check_mask(mask, x.shape[:-1], x.device)
 
-    def _unmasked(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens as they are compared, zeros where masked: a gradient of zero times a NaN there would still be NaN."""
-        return self._tokens(x if mask is None else torch.where(mask[..., None], x, 0.0))
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
+        # Decided by what is there: files such as safetensors keep no version.
+        if prefix + "embed" in state_dict:
+            for name, value in self._missing_from(state_dict, prefix).items():
+                state_dict[prefix + name] = value
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
-    def _quantize(self, tokens: Tensor, mask: Tensor | None) -> Quantized:
-        indices = self._nearest(tokens, mask)
-        quantized, squared_error = look_up(tokens, indices, self.embed, mask)
-        if self.estimator is not straight_through:
-            quantized = self.estimator(tokens, self._codes(indices)).to(tokens.dtype)
-            if mask is not None:
-                quantized = torch.where(mask[..., None], quantized, 0.0)
-        count = max(tokens.numel(), 1) if mask is None else (mask.sum() * self.dim).clamp_min(1)
-        return Quantized(quantized, indices, self.commitment_weight * squared_error / count)
+    def _missing_from(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Return what a state of version 1 or 2 lacks, or one of another library: it is that of a trained codebook."""
+        missing: dict[str, Tensor] = {}
+        if prefix + "initialized" not in state_dict:
+            missing["initialized"] = torch.ones_like(self.initialized)
+        if prefix + "rng" not in state_dict:
+            # Draws were not counted. Below zero none repeats, and none is taken for the draws of a count from 0.
+            missing["rng"] = torch.stack([self.rng[0].detach(), self.rng.new_tensor(UNCOUNTED_DRAWS)])
+        if prefix + "num_updates" not in state_dict:
+            draws = state_dict.get(prefix + "rng", missing.get("rng"))
+            # Version 2 counted two draws before the first update.
+            counted = torch.as_tensor(draws)[1]
+            missing["num_updates"] = torch.where(counted < 0, -1, (counted - 2).clamp_min(0))
+        return missing
 
-    def _nearest(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        indices = search(tokens, self.embed, self.metric, self.precision)
-        return indices if mask is None else torch.where(mask, indices, -1)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .half() and .bfloat16() cast the rest of a model; statistics that add a hundredth a step need float32.
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(applied.device)
+            return applied
+
+        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized: ...
 
 
+UNCOUNTED_DRAWS = -(2**62)
+"""Draw counter of a state that was saved without one."""
+
+
 def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> None:
-    """Once an owner: a forward that initialises nothing meets codes that nobody has set.
+    """Warn, once for these codebooks, if a forward pass that initialises nothing is about to use random codes.
 
     Args:
-        owner: whose forward it is, called by the user; its mode counts.
+        owner: the module that the user called; its mode counts.
         codebooks: those it is about to use.
     """
-    if getattr(owner, "_warned_of_random_codes", False):
-        return
-    if not any((codebook.frozen or not owner.training) and _is_random(codebook) for codebook in codebooks):
+    suspects = [codebook for codebook in codebooks if codebook.frozen or not owner.training]
+    random = [codebook for codebook in suspects if codebook.is_known_random()]
+    if not random or all(codebook._warned_of_random_codes for codebook in random):
         return
     by_hand = "call initialize_(x), " if owner in codebooks else ""
     warnings.warn(
         f"this {type(owner).__name__} quantises by random codes: it is in eval mode or frozen, and was neither trained "
         f"nor loaded. Call it once in training mode, {by_hand}or load a state.",
-        stacklevel=5,  # whoever called the module: between lie forward and the two calls of nn.Module
+        stacklevel=5,  # the caller of the module: between lie forward and the two calls of nn.Module
     )
-    owner._warned_of_random_codes = True  # type: ignore[assignment]
+    for codebook in random:
+        codebook._warned_of_random_codes = True
 
 
-def _is_random(codebook: EMACodebook) -> bool:
-    """Whether nobody has set the codes, as far as it can be told without waiting."""
-    if not can_read_without_sync(codebook.initialized) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return False
-    try:
-        return not codebook.initialized
-    except RuntimeError:  # under torch.func.vmap, or of a fake tensor, there is no one value to look at
-        return False
+def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    # A gradient of zero times a NaN under the mask would still be NaN.
+    return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
-def _name_of(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))
+def _forget_initialized(module: nn.Module, incompatible_keys: Any) -> None:
+    # A loaded `initialized` may be either; the next training step reads it.
+    assert isinstance(module, EMACodebook)
+    module._known_initialized = False
+
+
+def _name_of(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", repr(function))

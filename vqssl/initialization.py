@@ -38,7 +38,7 @@ class RandomInit:
     :class:`vqssl.MultiScaleQuantizer`'s projections do).
 
     >>> import vqssl
-    >>> codebook = vqssl.EMACodebook(8, 4, initialization=vqssl.RandomInit())
+    >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.RandomInit())
     """
 
     def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> None:
@@ -53,7 +53,7 @@ class SampleInit:
     until a revival gives them tokens of their own.
 
     >>> import vqssl
-    >>> codebook = vqssl.EMACodebook(8, 4, initialization=vqssl.SampleInit())
+    >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.SampleInit())
     """
 
     def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> Tensor:
@@ -71,7 +71,7 @@ class KMeansInit:
         ValueError: when first called, where the batch has fewer tokens than there are codes.
 
     >>> import vqssl
-    >>> codebook = vqssl.EMACodebook(8, 4, initialization=vqssl.KMeansInit(iterations=20))
+    >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.KMeansInit(iterations=20))
     """
 
     iterations: int = 10

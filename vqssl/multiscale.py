@@ -1,7 +1,7 @@
 """MultiScaleQuantizer: projection, codebook and commitment for each level of a feature pyramid."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, Unpack
 
 import torch
 from einops import rearrange
@@ -15,17 +15,18 @@ from vqssl.checks import (
     check_positive_int,
     check_seed,
     check_state_fits,
+    names_foreign_keywords,
 )
-from vqssl.codebook import EMACodebook, warn_of_random_codes
-from vqssl.ema_table import update_together
+from vqssl.codebook import FOREIGN_KEYWORDS, CodebookOptions, EMACodebook, warn_of_random_codes
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
+from vqssl.update import update_codebooks
 
 __all__ = ["MultiScaleQuantizer"]
 
 
 class MultiScaleQuantizer(nn.Module):
-    r"""Quantises one or several feature maps, each after a projection to the common code width.
+    r"""A quantiser of one or several feature maps, each projected to the common code width first.
 
     .. math:: z^s = \phi_s(h^s), \qquad q^s = e^s_{k}, \qquad L_{VQ} = \sum_s \beta \,
         \mathrm{mean}\,(z^s - \mathrm{sg}[q^s])^2
@@ -33,23 +34,25 @@ class MultiScaleQuantizer(nn.Module):
     (DiSSECT, arXiv 2509.18765, Eqs. 4 and 5.) All scales are quantised with the codes from before the step; then, in
     training mode, the codebooks are updated.
 
-    The commitment loss has a gradient only where the maps have one or the projection learns: with a teacher's maps and
-    the default projection it is a figure to watch. Maps of what is being trained (SimSiam, say) are best detached
-    first, unless the codes are to draw the features.
+    The commitment loss has a gradient only where the maps have one or the projection learns. With a teacher's maps and
+    the default projection it is a figure to watch. Detach maps of a network that is being trained (SimSiam, say),
+    unless commitment is meant to pull its features towards the codes.
 
     Args:
         in_channels: C_s, the channels of each map, one number a scale.
         codebook_size: K, for all scales or one number a scale.
         dim: D, the common code width.
-        shared: whether all scales use one codebook, updated once a step with the tokens of all scales.
+        shared: True if all scales use one codebook, updated once a step with the tokens of all scales.
         channels_last: False for maps with channels first and any number of spatial axes, ``(B, C, T)``,
             ``(B, C, H, W)``, ``(B, C, D, H, W)``; True for tokens ``(B, ..., C)``. Outputs come in the same layout.
         projection: ``(in_channels, dim) -> module`` for tokens, channels last: None (default) is a fixed
             :class:`~vqssl.OrthogonalProjection` drawn from ``seed + s``; else :class:`~vqssl.LearnedProjection`, whose
-            parameters want an optimizer, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
-        device, dtype: of projections and codebooks.
+            parameters belong in the optimizer, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
+        seed: scale s draws from ``seed + s``.
+        device: of projections and codebooks.
+        dtype: of projections and codebooks.
         **codebook_options: what :class:`~vqssl.EMACodebook` takes by name: ``decay``, ``metric``,
-            ``commitment_weight``, ``revival`` and so on. Scale s gets ``seed + s``.
+            ``commitment_weight``, ``revival`` and so on.
 
     Shape:
         Input: a sequence of S maps ``(B, C_s, *spatial_s)``, and optionally a sequence of S masks ``(B, *spatial_s)``
@@ -57,7 +60,7 @@ class MultiScaleQuantizer(nn.Module):
         may differ between them. Output: :class:`~vqssl.types.MultiScaleQuantized`.
 
     Raises:
-        TypeError: an argument of another type than above.
+        TypeError: an argument of another type than above, sizes by position, or another library's keyword.
         ValueError: no scale, another number of sizes than scales, several sizes for a shared codebook, or what
             :class:`~vqssl.EMACodebook` refuses.
 
@@ -68,18 +71,20 @@ class MultiScaleQuantizer(nn.Module):
     ([(2, 4, 8, 8), (2, 4, 4, 4)], [(2, 8, 8), (2, 4, 4)])
     """
 
+    @names_foreign_keywords(FOREIGN_KEYWORDS, by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)")
     def __init__(
         self,
         in_channels: Sequence[int],
+        *,
         codebook_size: int | Sequence[int],
         dim: int,
-        *,
         shared: bool = False,
         channels_last: bool = False,
         projection: Projection | None = None,
+        seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **codebook_options: Any,
+        **codebook_options: Unpack[CodebookOptions],
     ) -> None:
         super().__init__()
         if isinstance(in_channels, int):
@@ -100,7 +105,6 @@ class MultiScaleQuantizer(nn.Module):
         self.shared = shared
         self.channels_last = channels_last
         sizes = _sizes(codebook_size, len(self.in_channels), shared)
-        seed = codebook_options.pop("seed", 0)
         check_seed(seed)
         self.projections = nn.ModuleList(
             OrthogonalProjection(channels, dim, seed=seed + scale) if projection is None else projection(channels, dim)
@@ -108,7 +112,7 @@ class MultiScaleQuantizer(nn.Module):
         )
         self.projections.to(device=device, dtype=dtype)
         self.codebooks = nn.ModuleList(
-            EMACodebook(size, dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
+            EMACodebook(codebook_size=size, dim=dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
             for scale, size in enumerate(sizes)
         )
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
@@ -129,16 +133,16 @@ class MultiScaleQuantizer(nn.Module):
             :class:`~vqssl.types.MultiScaleQuantized`.
 
         Raises:
-            TypeError: a map is no floating tensor, a mask is not boolean, or one tensor came instead of a sequence.
+            TypeError: a map is not a floating tensor, a mask is not boolean, or one tensor came instead of a sequence.
             ValueError: another number of maps or masks than scales, the wrong channels or device, or a mask of another
                 shape. No codebook has changed then.
         """
         masks = self._check(features, masks)
         tokens = [
-            project(self._tokens(feature, mask))
+            project(self._channels_last(feature, mask))
             for project, feature, mask in zip(self.projections, features, masks, strict=True)
         ]
-        warn_of_random_codes(self, [self.codebook(scale) for scale in range(len(self.codebooks))])
+        warn_of_random_codes(self, self._own_codebooks())
         if self.training:
             self._initialize(tokens, masks)
         results = self._quantize(tokens, masks)
@@ -146,20 +150,20 @@ class MultiScaleQuantizer(nn.Module):
             self._update(tokens, results)
         losses = tuple(result.commitment_loss for result in results)
         return MultiScaleQuantized(
-            quantized=tuple(self._layout(result.quantized) for result in results),
+            quantized=tuple(self._layout_of_input(result.quantized) for result in results),
             indices=tuple(result.indices for result in results),
             commitment_loss=torch.stack(losses).sum(),
             commitment_losses=losses,
         )
 
     def codebook(self, scale: int) -> EMACodebook:
-        """The codebook of a scale, 0 to S - 1 in the order of ``in_channels``; the same one for all where shared.
+        """Return the codebook of a scale, 0 to S - 1 in the order of ``in_channels``; one for all where shared.
 
         Raises:
             ValueError: there is no such scale.
 
         >>> MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).codebook(1)
-        EMACodebook(8, 4, decay=0.99, ...)
+        EMACodebook(codebook_size=8, dim=4, decay=0.99, ...)
         """
         if not 0 <= scale < self.num_scales:
             raise ValueError(f"scale must be from 0 to {self.num_scales - 1}, got {scale}: scales count from 0")
@@ -168,26 +172,29 @@ class MultiScaleQuantizer(nn.Module):
         return found
 
     def usage(self, dead_below: float = 0.1) -> tuple[CodebookUsage, ...]:
-        """:meth:`vqssl.EMACodebook.usage` of each scale; of the one codebook where shared.
+        """Return :meth:`vqssl.EMACodebook.usage` of each scale; of the one codebook where shared.
 
         >>> [usage.dead.item() for usage in MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).usage()]
         [0, 0]
         """
-        return tuple(self.codebook(scale).usage(dead_below) for scale in range(len(self.codebooks)))
+        return tuple(codebook.usage(dead_below) for codebook in self._own_codebooks())
 
-    def freeze(self, frozen: bool = True) -> "MultiScaleQuantizer":
-        """``freeze`` of :class:`vqssl.EMACodebook` for all codebooks."""
-        for codebook in self.codebooks:
-            assert isinstance(codebook, EMACodebook)
+    def freeze(self, frozen: bool = True) -> Self:
+        """Freeze all codebooks, see :meth:`vqssl.EMACodebook.freeze`; ``freeze(False)`` resumes their updates."""
+        for codebook in self._own_codebooks():
             codebook.freeze(frozen)
         return self
 
     def extra_repr(self) -> str:
+        """Return sizes and options, for ``repr``."""
         options = [f"dim={self.dim}"]
         options += [name for name in ("shared", "channels_last") if getattr(self, name)]
         return f"in_channels={list(self.in_channels)}, {', '.join(options)}"
 
     # ---- parts ----
+
+    def _own_codebooks(self) -> list[EMACodebook]:
+        return [self.codebook(scale) for scale in range(len(self.codebooks))]
 
     def _initialize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> None:
         if self.shared:
@@ -195,11 +202,12 @@ class MultiScaleQuantizer(nn.Module):
             return
         # All are drawn before any is set: an initialisation that refuses one scale leaves the others as they were.
         codes = [
-            self.codebook(scale).first_codes(z, mask) for scale, (z, mask) in enumerate(zip(tokens, masks, strict=True))
+            codebook.first_codes(z, mask) if codebook.needs_codes else None
+            for codebook, z, mask in zip(self._own_codebooks(), tokens, masks, strict=True)
         ]
-        for scale, first in enumerate(codes):
+        for codebook, first in zip(self._own_codebooks(), codes, strict=True):
             if first is not None:
-                self.codebook(scale).set_codes_(first)
+                codebook.set_codes_(first)
 
     def _quantize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> list[Quantized]:
         return [
@@ -207,22 +215,20 @@ class MultiScaleQuantizer(nn.Module):
         ]
 
     def _update(self, tokens: list[Tensor], results: list[Quantized]) -> None:
-        codebooks = [self.codebook(scale) for scale in range(len(self.codebooks))]
         indices = [result.indices for result in results]
         if self.shared:
             tokens, indices = [self._joined(tokens)], [torch.cat([k.reshape(-1) for k in indices])]
-        compared = [codebook._tokens(z.detach()) for codebook, z in zip(codebooks, tokens, strict=True)]
-        update_together(codebooks, compared, indices)
+        update_codebooks(self._own_codebooks(), tokens, indices)
 
     def _joined(self, tokens: list[Tensor]) -> Tensor:
         return torch.cat([z.reshape(-1, self.dim) for z in tokens])
 
-    def _tokens(self, feature: Tensor, mask: Tensor | None) -> Tensor:
+    def _channels_last(self, feature: Tensor, mask: Tensor | None) -> Tensor:
         tokens = feature if self.channels_last else rearrange(feature, "b c ... -> b ... c")
-        # What stands under a mask must not reach the projection: a NaN there would make its weights' gradient NaN.
+        # A NaN under the mask must not reach the projection: it would make the gradient of its weights NaN.
         return tokens if mask is None else torch.where(mask[..., None], tokens, 0.0)
 
-    def _layout(self, quantized: Tensor) -> Tensor:
+    def _layout_of_input(self, quantized: Tensor) -> Tensor:
         return quantized if self.channels_last else rearrange(quantized, "b ... c -> b c ...")
 
     def _check(self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
@@ -230,43 +236,30 @@ class MultiScaleQuantizer(nn.Module):
         check_one_a_scale("features", features, self.num_scales)
         check_one_a_scale("masks", masks, self.num_scales)
         layout = "(B, ..., C)" if self.channels_last else "(B, C, *spatial)"
-        for scale, feature in enumerate(features):  # all of them before any shape: (z, maps) has a tensor in front
+        for scale, feature in enumerate(features):  # all before any shape: (z, maps) starts with a tensor
             check_floating(f"features[{scale}]", feature, "of a model that returns (z, maps), give the maps alone")
         for scale, (feature, channels) in enumerate(zip(features, self.in_channels, strict=True)):
             axis = -1 if self.channels_last else 1
             if feature.ndim < 2 or feature.shape[axis] != channels:
                 raise ValueError(
                     f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: "
-                    f"{self._cure(features, scale)}"
+                    f"{self._cure(features)}"
                 )
             check_device(f"features[{scale}]", feature, self.codebook(scale).embed.device)
             shape = feature.shape[:-1] if self.channels_last else feature.shape[:1] + feature.shape[2:]
             check_mask(masks[scale], shape, feature.device, f"masks[{scale}]")
         return masks
 
-    def _cure(self, features: Sequence[Tensor], scale: int) -> str:
-        """What to write instead of a map whose channels do not fit."""
-        first, last = (
-            [f.shape[axis] if isinstance(f, Tensor) and f.ndim > 1 else -1 for f in features] for axis in (1, -1)
-        )
-        found, other = (last, first) if self.channels_last else (first, last)
+    def _cure(self, features: Sequence[Tensor]) -> str:
+        """Return what to write instead of maps whose channels do not fit."""
         expected = list(self.in_channels)
-        # Heights and widths may be what channels are: what explains all maps goes before what explains this one.
-        permuted = sorted(found) == sorted(expected)
-        if other == expected or (other[scale] == expected[scale] and not permuted):
-            if any(a == b for a, b in zip(found, expected, strict=True)):  # others are as they should be
-                move = "1, -1" if self.channels_last else "-1, 1"
-                return f"write features[{scale}].movedim({move}) if this one has another layout than the rest"
+        other_axis = 1 if self.channels_last else -1
+        if [f.shape[other_axis] if f.ndim > 1 else None for f in features] == expected:
             return f"write MultiScaleQuantizer(..., channels_last={not self.channels_last}) for this layout"
-        if permuted:
-            order = sorted(range(len(found)), key=lambda i: expected.index(found[i]))
-            return f"in_channels is {expected}: give the maps in this order, [features[i] for i in {order}]"
-        if found[scale] in expected:
-            return (
-                f"these are the channels of scale {expected.index(found[scale])}: give one map a scale, with channels "
-                f"{expected} in this order"
-            )
-        return f"give maps with channels {expected}, or write MultiScaleQuantizer([...], ...) with those of your maps"
+        return (
+            f"give one map a scale, with channels {expected} in this order, or write MultiScaleQuantizer([...], ...) "
+            "with the channels of your maps"
+        )
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
@@ -276,7 +269,7 @@ class MultiScaleQuantizer(nn.Module):
 
 
 def _sizes(codebook_size: int | Sequence[int], scales: int, shared: bool) -> list[int]:
-    """The size of each codebook to build."""
+    """Return the size of each codebook to build."""
     if isinstance(codebook_size, int):
         return [codebook_size] * (1 if shared else scales)
     if shared:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqssl.checks import check_device, check_floating, check_range
-from vqssl.functional.losses import cosine_regression_loss
+from vqssl.functional.cosine_regression import cosine_regression_loss
 from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
 
 __all__ = ["DiSSECTObjective"]

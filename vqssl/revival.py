@@ -37,7 +37,7 @@ class NoRevival:
     """Dead codes stay dead.
 
     >>> import vqssl
-    >>> codebook = vqssl.EMACodebook(8, 4, revival=vqssl.NoRevival())
+    >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, revival=vqssl.NoRevival())
     """
 
     def dead(self, state: CodebookState) -> None:
@@ -66,7 +66,7 @@ class BatchRevival:
         ValueError: ``threshold`` is outside [0, 1].
 
     >>> import vqssl
-    >>> codebook = vqssl.EMACodebook(8, 4, revival=vqssl.BatchRevival(threshold=0.05))
+    >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, revival=vqssl.BatchRevival(threshold=0.05))
     """
 
     threshold: float = 0.1

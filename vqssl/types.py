@@ -17,7 +17,7 @@ class Quantized(NamedTuple):
         commitment_loss: scalar float32, already weighted by beta.
 
     >>> import torch, vqssl
-    >>> quantized, indices, loss = vqssl.EMACodebook(8, 4).quantize(torch.zeros(2, 3, 4))
+    >>> quantized, indices, loss = vqssl.EMACodebook(codebook_size=8, dim=4).quantize(torch.zeros(2, 3, 4))
     >>> quantized.shape, indices.shape, loss.shape
     (torch.Size([2, 3, 4]), torch.Size([2, 3]), torch.Size([]))
     """
@@ -91,7 +91,7 @@ class CodebookUsage(NamedTuple):
         dead: int64: how many codes are dead.
 
     >>> import vqssl
-    >>> vqssl.EMACodebook(8, 4).usage().perplexity.item()
+    >>> vqssl.EMACodebook(codebook_size=8, dim=4).usage().perplexity.item()
     8.0
     """
 

@@ -64,7 +64,7 @@ def test_theirs_to_ours_to_theirs_is_bit_exact(size, dim, inited, dtype, where):
 
 @given(size=st.integers(1, 9), dim=st.integers(1, 5), steps=st.integers(0, 3))
 def test_ours_to_theirs_to_ours_is_bit_exact(size, dim, steps):
-    ours = EMACodebook(size, dim, decay=0.7)
+    ours = EMACodebook(codebook_size=size, dim=dim, decay=0.7)
     for _ in range(steps):
         ours(torch.randn(20, dim))
     again = codebook_from_encodec(codebook_to_encodec(ours))
@@ -135,11 +135,15 @@ write: Any = codebook_to_encodec
             ValueError,
             "codebook_from_vector_quantize_pytorch where the flag is 'initted'",
         ),
-        (lambda: read(EMACodebook(8, 4).state_dict()), ValueError, "'rng'"),
+        (lambda: read(EMACodebook(codebook_size=8, dim=4).state_dict()), ValueError, "'rng'"),
         (lambda: read({k: v[None] for k, v in foreign().items()}), ValueError, r"must be \(K, D\)"),
         (lambda: read(foreign(), metric="cosine"), TypeError, "metric"),
-        (lambda: write(EMACodebook(8, 4, metric="cosine")), ValueError, "the only one that encodec has"),
-        (lambda: write(EMACodebook(9, 4), like=foreign()), ValueError, "room for"),
+        (
+            lambda: write(EMACodebook(codebook_size=8, dim=4, metric="cosine")),
+            ValueError,
+            "the only one that encodec has",
+        ),
+        (lambda: write(EMACodebook(codebook_size=9, dim=4), like=foreign()), ValueError, "room for"),
         (lambda: write(torch.zeros(3)), TypeError, "EMACodebook"),
     ],
 )

@@ -87,7 +87,7 @@ def test_theirs_to_ours_to_theirs_is_bit_exact(drawn):
 @pytest.mark.parametrize("metric", METRICS)
 @given(size=st.integers(1, 12), dim=st.integers(1, 6), heads=st.integers(1, 3), steps=st.integers(0, 3))
 def test_ours_to_theirs_to_ours_is_bit_exact(metric, size, dim, heads, steps):
-    ours = [EMACodebook(size, dim, decay=0.7, metric=metric, seed=head) for head in range(heads)]
+    ours = [EMACodebook(codebook_size=size, dim=dim, decay=0.7, metric=metric, seed=head) for head in range(heads)]
     for codebook in ours:
         for _ in range(steps):
             codebook(torch.randn(20, dim))
@@ -157,12 +157,12 @@ def test_training_goes_on_as_theirs(metric, estimator):
         ((found.quantized * weights).sum() + found.commitment_loss).backward()
         torch.testing.assert_close(x2.grad, x1.grad, rtol=1e-4, atol=1e-5)
     assert not any(start[name].equal(getattr(ours, name)) for name in NAMES)
-    assert BatchRevival().dead(ours._state()).any()  # and none was revived, as there
+    assert BatchRevival().dead(ours.state()).any()  # and none was revived, as there
 
 
 def test_theirs_trains_on_as_ours():
     """The other way about: a codebook of ours, continued in their module."""
-    ours = EMACodebook(16, 8, decay=0.9, revival=None)
+    ours = EMACodebook(codebook_size=16, dim=8, decay=0.9, revival=None)
     ours(torch.randn(100, 8))
     theirs = vector_quantize_pytorch.VectorQuantize(dim=8, codebook_size=16, decay=0.9)
     theirs.load_state_dict(codebook_to_vector_quantize_pytorch(ours))
@@ -268,7 +268,7 @@ def test_their_threshold_as_a_fraction_of_the_fair_share(threshold):
     ours = codebook_from_vector_quantize_pytorch(
         plain.state_dict(), revival=BatchRevival(threshold * size / tokens)
     )  # t K / tokens a step
-    assert ours.revival.dead(ours._state()).equal(expired)
+    assert ours.revival.dead(ours.state()).equal(expired)
 
 
 def test_cosine_codes_without_tokens_shrink_there():
@@ -305,7 +305,7 @@ def test_options_win_over_their_defaults():
     assert (ours.decay, ours.eps, ours.commitment_weight) == (0.8, 1e-5, 1.0)
     ours = codebook_from_vector_quantize_pytorch(state, decay=0.95, seed=7, dtype=torch.float64)
     assert (ours.decay, ours.seed, ours.embed.dtype) == (0.95, 7, torch.float64)
-    fresh = EMACodebook(16, 8, seed=7)
+    fresh = EMACodebook(codebook_size=16, dim=8, seed=7)
     assert ours.rng[0].equal(fresh.rng[0])
 
 
@@ -396,34 +396,34 @@ BAD_STATES = {
     "not a codebook": (lambda: write(torch.nn.Linear(2, 2)), TypeError, "EMACodebook"),
     "no head": (lambda: write([]), ValueError, "one for each head"),
     "sizes of heads": (
-        lambda: write([EMACodebook(4, 3), EMACodebook(5, 3)]),
+        lambda: write([EMACodebook(codebook_size=4, dim=3), EMACodebook(codebook_size=5, dim=3)]),
         ValueError,
         "one codebook_size and dim",
     ),
     "metrics of heads": (
-        lambda: write([EMACodebook(4, 3), EMACodebook(4, 3, metric="cosine")]),
+        lambda: write([EMACodebook(codebook_size=4, dim=3), EMACodebook(codebook_size=4, dim=3, metric="cosine")]),
         ValueError,
         "one metric",
     ),
     "no room": (
-        lambda: write(EMACodebook(5, 3), like=state_with()),
+        lambda: write(EMACodebook(codebook_size=5, dim=3), like=state_with()),
         ValueError,
         r"room for \(1, 5\), got \(1, 4\)",
     ),
     "heads that look like codes": (
         lambda: write(
-            [EMACodebook(1, 3)] * 2,
+            [EMACodebook(codebook_size=1, dim=3)] * 2,
             like={name: tensor[0, :2] if tensor.ndim else tensor for name, tensor in state_with().items()},
         ),
         ValueError,
         "room for",
     ),
     "like a module": (
-        lambda: write(EMACodebook(4, 3), like=trained()),
+        lambda: write(EMACodebook(codebook_size=4, dim=3), like=trained()),
         TypeError,
         "like",
     ),
-    "like two": (lambda: write(EMACodebook(4, 3), like=TWO), ValueError, "prefix="),
+    "like two": (lambda: write(EMACodebook(codebook_size=4, dim=3), like=TWO), ValueError, "prefix="),
 }
 
 
@@ -435,14 +435,14 @@ def test_bad_input_is_answered_with_what_to_write(case):
 
 
 def test_heads_that_started_and_heads_that_did_not():
-    started = EMACodebook(4, 3)
+    started = EMACodebook(codebook_size=4, dim=3)
     started(torch.randn(9, 3))
     with pytest.raises(ValueError, match="first values all or none"):
-        codebook_to_vector_quantize_pytorch([started, EMACodebook(4, 3)])
+        codebook_to_vector_quantize_pytorch([started, EMACodebook(codebook_size=4, dim=3)])
 
 
 def test_values_beyond_half_precision():
-    codebook = EMACodebook(4, 3)
+    codebook = EMACodebook(codebook_size=4, dim=3)
     codebook.set_codes_(torch.full((4, 3), 1e5))
     like = {name: tensor.half() for name, tensor in state_with().items()}
     with pytest.raises(ValueError, match=r"float\(\) first"):

@@ -222,7 +222,7 @@ def test_torch_func(metric):
     states = torch.randn(3, 16, 4)
     found = vmap(lambda codes: functional_call(codebook, {"embed": codes}, (x[0],)).indices)(states)
     assert torch.equal(
-        found, torch.stack([vqssl.functional.nearest_codeword(codebook._tokens(x[0]), c, metric) for c in states])
+        found, torch.stack([vqssl.functional.nearest_codeword(codebook.as_compared(x[0]), c, metric) for c in states])
     )
     curvature = jacrev(jacrev(lambda z: codebook(z).commitment_loss))(x[0, :1])
     expected = torch.autograd.functional.hessian(lambda z: codebook(z).commitment_loss, x[0, :1])

@@ -1,8 +1,10 @@
 """The pure functions behind the modules, in the order in which data meets them."""
 
+from vqssl.functional.commitment import commitment_loss
+from vqssl.functional.cosine_regression import cosine_regression_loss
 from vqssl.functional.ema import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
 from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
-from vqssl.functional.losses import commitment_loss, cosine_regression_loss
+from vqssl.functional.metrics import METRICS, euclidean
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.functional.search import nearest_codeword
 from vqssl.functional.serf import (
@@ -17,8 +19,12 @@ from vqssl.functional.serf import (
     spatial_attention_weights,
 )
 from vqssl.functional.usage import code_counts, codebook_usage, target_spread
+from vqssl.functional.vectors import unit
 
 __all__ = [
+    "euclidean",
+    "unit",
+    "METRICS",
     "nearest_codeword",
     "straight_through",
     "rotation_trick",

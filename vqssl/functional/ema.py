@@ -1,16 +1,16 @@
-"""How the codes follow the tokens: rules that turn a batch's statistics into new codebook state."""
+"""EMA rules: from a batch's statistics to the next state of a codebook."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["EMA_RULES", "CodebookState", "batch_mean_ema", "count_weighted_ema"]
+__all__ = ["EMA_RULES", "CodebookState", "EMAName", "EMARule", "batch_mean_ema", "count_weighted_ema"]
 
 
 class CodebookState(NamedTuple):
-    """What an EMA codebook carries from step to step.
+    """The statistics that an EMA codebook keeps from step to step.
 
     >>> import torch
     >>> CodebookState(torch.zeros(4, 2), torch.ones(4), torch.zeros(4, 2)).embed.shape
@@ -26,7 +26,9 @@ class CodebookState(NamedTuple):
 
 
 def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: float, eps: float) -> CodebookState:
-    r"""One step of the conventional rule (VQ-VAE, arXiv 1711.00937, appendix A.1), with Laplace smoothing.
+    r"""Return the state after one step of the conventional rule (VQ-VAE, arXiv 1711.00937, appendix A.1).
+
+    The counts get Laplace smoothing.
 
     .. math:: N_k \leftarrow \gamma N_k + (1 - \gamma) n_k, \qquad M_k \leftarrow \gamma M_k + (1 - \gamma)
         \textstyle\sum_{k_i = k} z_i, \qquad e_k = M_k \Big/ \frac{N_k + \epsilon}{\sum N + K \epsilon} \textstyle\sum N
@@ -36,10 +38,10 @@ def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay
         counts: ``(K,)`` n, tokens of this batch by code.
         sums: ``(K, D)``, their sums.
         decay: gamma, 0 to 1.
-        eps: epsilon, in tokens; it keeps a code that is never used from being divided by zero.
+        eps: epsilon, in tokens; it prevents a division by zero for a code that is never used.
 
     Returns:
-        The state after the step; the input is left as it is.
+        The state after the step; the input does not change.
 
     >>> import torch
     >>> state = CodebookState(torch.tensor([[1.0], [5.0]]), torch.ones(2), torch.tensor([[1.0], [5.0]]))
@@ -50,14 +52,14 @@ def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay
     embed_avg = torch.lerp(state.embed_avg, sums, 1 - decay)
     total = cluster_size.sum()
     smoothed = (cluster_size + eps) / (total + len(cluster_size) * eps) * total
-    # With eps = 0 a code may come to weigh nothing; it then stays where it was.
+    # With eps = 0 a count can fall to zero; the code then keeps its place.
     divisor = torch.where(smoothed > 0, smoothed, 1.0)[:, None]
     embed = torch.where(smoothed[:, None] > 0, embed_avg / divisor, state.embed)
     return CodebookState(embed, cluster_size, embed_avg)
 
 
 def batch_mean_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: float, eps: float) -> CodebookState:
-    r"""One step of DiSSECT's Eq. 1 (arXiv 2509.18765) as published: each used code moves by its own batch mean.
+    r"""Return the state after one step of DiSSECT's Eq. 1 (arXiv 2509.18765): each used code follows its batch mean.
 
     .. math:: e_k \leftarrow \gamma e_k + (1 - \gamma) \tfrac{1}{n_k} \textstyle\sum_{k_i = k} z_i
         \quad\text{where } n_k > 0
@@ -73,7 +75,7 @@ def batch_mean_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: fl
         eps: not used by this rule.
 
     Returns:
-        The state after the step; the input is left as it is.
+        The state after the step; the input does not change.
 
     >>> import torch
     >>> state = CodebookState(torch.tensor([[1.0], [5.0]]), torch.ones(2), torch.tensor([[1.0], [5.0]]))
@@ -86,6 +88,10 @@ def batch_mean_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: fl
     return CodebookState(embed, cluster_size, embed * cluster_size[:, None])
 
 
+EMAName = Literal["count_weighted", "batch_mean"]
+
 EMARule = Callable[[CodebookState, Tensor, Tensor, float, float], CodebookState]
-EMA_RULES: dict[str, EMARule] = {"count_weighted": count_weighted_ema, "batch_mean": batch_mean_ema}
+"""``(state, counts, sums, decay, eps) -> state``, as :func:`count_weighted_ema`."""
+
+EMA_RULES: dict[EMAName, EMARule] = {"count_weighted": count_weighted_ema, "batch_mean": batch_mean_ema}
 """The rules by name."""

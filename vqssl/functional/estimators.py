@@ -1,32 +1,47 @@
 """Gradient estimators: the value is the code, the gradient reaches the token."""
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_alike
+from vqssl.checks import check_alike, check_codes_at, check_mask
+from vqssl.functional.look_up import look_up, rows_of_table
 from vqssl.functional.vectors import unit
 
-__all__ = ["ESTIMATORS", "rotation_trick", "straight_through"]
+__all__ = ["ESTIMATORS", "Estimator", "EstimatorName", "rotation_trick", "straight_through"]
+
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""``(x, quantized) -> tensor``, all ``(*batch, D)``: the value of the code with a gradient to the token."""
+
+EstimatorName = Literal["straight_through", "rotation"]
 
 _CURE = "look the codes up with the indices of these very tokens"
 
 
-def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    r"""The code's value with the token's gradient: :math:`q + (z - \mathrm{sg}[z])` (Bengio et al., arXiv 1308.3432).
+def straight_through(
+    x: Tensor, quantized: Tensor, *, indices: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return the code's value with the token's gradient: :math:`q + (z - \mathrm{sg}[z])` (arXiv 1308.3432).
 
     Written so, the value is the code bit for bit (:math:`z + \mathrm{sg}[q - z]` rounds), and a token with NaN
     yields NaN.
 
     Args:
         x: tokens ``(*batch, D)``.
-        quantized: their codes, of the same shape; no gradient passes to them.
+        quantized: their codes, of the same shape; or, with ``indices``, the codebook ``(K, D)``. No gradient passes to
+            either.
+        indices: ``(*batch,)`` integers, the code of each token, -1 where it has none: the value is NaN there. With
+            them nothing of the tokens' size is held besides the result.
+        mask: ``(*batch,)`` bool, with ``indices`` only: where it is False the value is zero.
 
     Returns:
         ``(*batch, D)`` in the dtype of ``x``.
 
     Raises:
-        TypeError: an input is no floating tensor.
-        ValueError: the shapes or the devices differ.
+        TypeError: an input is no floating tensor, the indices are no integers, or the mask is not boolean.
+        ValueError: the shapes or the devices differ, or a mask came without indices.
 
     >>> import torch
     >>> x = torch.tensor([0.3, 0.7], requires_grad=True)
@@ -34,13 +49,46 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     >>> (2 * y).sum().backward()
     >>> y.tolist(), x.grad.tolist()
     ([0.0, 1.0], [2.0, 2.0])
+    >>> straight_through(x[None], torch.tensor([[5.0, 6.0], [0.0, 1.0]]), indices=torch.tensor([1])).tolist()
+    [[0.0, 1.0]]
     """
-    check_alike("x", x, "quantized", quantized, _CURE)
-    return quantized.detach().to(x.dtype) + (x - x.detach())
+    if indices is None:
+        if mask is not None:
+            raise ValueError("mask needs indices, got none: write torch.where(mask[..., None], quantized, 0.0)")
+        check_alike("x", x, "quantized", quantized, _CURE)
+        return quantized.detach().to(x.dtype) + (x - x.detach())
+    check_codes_at("x", x, "quantized", quantized, indices)
+    check_mask(mask, x.shape[:-1], x.device)
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return look_up(quantized, indices, mask, x.dtype) + (x - x.detach())  # a compiler fuses it
+    passed: Tensor = _StraightThrough.apply(x, *rows_of_table(quantized, indices, mask, x.dtype))
+    return passed
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Looked-up codes with the tokens' gradient, without arithmetic."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(rows, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, *_: None) -> Tensor:
+        return x_tangent.clone()
 
 
 def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
-    r"""The code's value with the gradient of the rotation and scaling that carries the token onto it.
+    r"""Return the code's value with the gradient of the rotation and scaling that carries the token onto it.
 
     Fifty et al., arXiv 2410.06424:
 
@@ -81,10 +129,13 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
 
 
 def _unit_bisector(u: Tensor, v: Tensor) -> Tensor:
-    """Of two unit vectors; zeros where they are opposite to within rounding: the map is then a reflection."""
+    """Return the unit bisector of two unit vectors; zeros where they are opposite to within rounding.
+
+    The map is a reflection there.
+    """
     bisector, chord = u + v, u - v
-    # A bisector stands upright on its chord. Past a right angle cancellation eats away at that, and without it the
-    # map is no rotation; so what lies along the chord is taken out.
+    # A bisector is perpendicular to its chord. Past a right angle cancellation destroys that, and the map would be no
+    # rotation: remove the component along the chord.
     along = (bisector * chord).sum(-1, keepdim=True) / chord.square().sum(-1, keepdim=True).clamp_min(1.0)
     obtuse = (u * v).sum(-1, keepdim=True) < 0
     bisector = torch.where(obtuse, bisector - along * chord, bisector)
@@ -93,5 +144,5 @@ def _unit_bisector(u: Tensor, v: Tensor) -> Tensor:
     return torch.where(known, bisector / torch.where(known, length, 1.0), 0.0)
 
 
-ESTIMATORS = {"straight_through": straight_through, "rotation": rotation_trick}
+ESTIMATORS: dict[EstimatorName, Estimator] = {"straight_through": straight_through, "rotation": rotation_trick}
 """The estimators by name."""

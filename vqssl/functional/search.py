@@ -1,15 +1,22 @@
 """The public face of the nearest-codeword search: validated, for tokens of any leading shape."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from vqssl import kernels
-from vqssl.checks import check_floating
+from vqssl.checks import by_name, check_floating
+from vqssl.functional.metrics import METRICS, Metric, MetricName
 
-__all__ = ["check_precision", "nearest_codeword", "resolve_precision", "search"]
+__all__ = ["PrecisionName", "check_precision", "nearest_codeword", "resolve_precision", "search"]
+
+PrecisionName = Literal["exact", "tf32", "fp16", "bf16", "torch"]
 
 
-def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, precision: str = "exact") -> Tensor:
+def nearest_codeword(
+    x: Tensor, codebook: Tensor, metric: MetricName | Metric = "euclidean", *, precision: PrecisionName = "exact"
+) -> Tensor:
     r"""Index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2 \quad\text{or}\quad
@@ -24,7 +31,8 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, 
     Args:
         x: tokens ``(*batch, D)``, float16, bfloat16, float32 or float64, of any strides; ``*batch`` may be empty.
         codebook: codes ``(K, D)``, floating, K >= 1.
-        metric: ``"euclidean"`` or ``"cosine"``.
+        metric: ``"euclidean"``, ``"cosine"``, or a function ``(*batch, D) -> (*batch, D)`` that maps tokens and codes
+            to the form in which euclidean distance compares them.
         precision: ``"exact"``; or ``"tf32"``, ``"fp16"``, ``"bf16"``: the search may compare scores of tokens and codes
             rounded to that format, which on a GPU saves the check that makes it exact, and is worse for some tokens; or
             ``"torch"``: what :func:`torch.get_float32_matmul_precision` says, highest (exact), high (tf32), medium
@@ -45,8 +53,7 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, 
     >>> nearest_codeword(torch.tensor([[0.9, 0.8], [0.1, -3.0], [float("nan"), 0.0]]), codes)
     tensor([ 1,  0, -1])
     """
-    if metric not in kernels.METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, kernels.METRICS))}, got {metric!r}")
+    as_compared = by_name("metric", metric, METRICS)
     check_precision(precision)
     check_floating("codebook", codebook)
     if codebook.ndim != 2 or 0 in codebook.shape:
@@ -63,10 +70,12 @@ def nearest_codeword(x: Tensor, codebook: Tensor, metric: str = "euclidean", *, 
         raise ValueError(
             f"x and codebook must be on one device, got {x.device} and {codebook.device}: write codebook.to(x.device)"
         )
+    if not isinstance(metric, str):
+        return search(as_compared(x), as_compared(codebook), "euclidean", precision)
     return search(x, codebook, metric, precision)
 
 
-def search(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
+def search(x: Tensor, codebook: Tensor, metric: MetricName, precision: PrecisionName) -> Tensor:
     """:func:`nearest_codeword` without the checks; in plain torch while a model is being exported to ONNX."""
     flat, codes = x.detach().reshape(-1, x.shape[-1]), codebook.detach()
     if torch.onnx.is_in_onnx_export():

@@ -7,7 +7,7 @@ weights_only=True)`` or safetensors' ``load_file``. ``import vqssl`` leaves this
 >>> theirs = {"initted": torch.tensor(True), "cluster_size": torch.ones(1, 8), "embed": torch.randn(1, 8, 4)}
 >>> theirs["embed_avg"] = theirs["embed"].clone()
 >>> vqssl.interop.codebook_from_vector_quantize_pytorch(theirs)
-EMACodebook(8, 4, decay=0.8, ...)
+EMACodebook(codebook_size=8, dim=4, decay=0.8, ...)
 """
 
 from vqssl.interop.codebook_state import codebook_prefixes

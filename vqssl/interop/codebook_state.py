@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vqssl.checks import check_floating
-from vqssl.code_table import UNKNOWN_AGE
 from vqssl.codebook import EMACodebook
 from vqssl.interop.state_dicts import check_state, listed
 
@@ -141,13 +140,11 @@ def build_codebook(state: HeadState, metric: str, options: dict[str, Any]) -> EM
     dtype = torch.promote_types(state.embed.dtype, state.embed_avg.dtype)
     dtype = torch.promote_types(dtype, state.cluster_size.dtype)
     options = {"device": state.embed.device, "dtype": dtype, **options}
-    codebook = EMACodebook(state.embed.shape[0], state.embed.shape[1], metric=metric, **options)
-    ours = codebook.state_dict()
+    codebook = EMACodebook(codebook_size=state.embed.shape[0], dim=state.embed.shape[1], metric=metric, **options)
     loaded = {name: getattr(state, name) for name in ("embed", "cluster_size", "embed_avg")}
-    loaded["initialized"] = torch.tensor(state.initialized)
-    if state.initialized:
-        loaded["rng"] = torch.tensor([codebook.seed, UNKNOWN_AGE])  # what their counts started from is not known
-    codebook.load_state_dict({**ours, **loaded})
+    if not state.initialized:
+        loaded = {**codebook.state_dict(), **loaded}
+    codebook.load_state_dict(loaded)  # without flag and counters: a trained codebook of unknown age
     return codebook
 
 

@@ -100,7 +100,7 @@ def codebook_to_encodec(
             ``prefix``; values beyond the dtype of ``like``.
 
     >>> import vqssl
-    >>> {name: tuple(tensor.shape) for name, tensor in codebook_to_encodec(vqssl.EMACodebook(8, 4)).items()}
+    >>> {name: tuple(tensor.shape) for name, tensor in codebook_to_encodec(vqssl.EMACodebook(codebook_size=8, dim=4)).items()}
     {'_codebook.inited': (1,), '_codebook.cluster_size': (8,), '_codebook.embed_avg': (8, 4), '_codebook.embed': (8, 4)}
     """
     if isinstance(codebook, EMACodebook) and codebook.metric != "euclidean":

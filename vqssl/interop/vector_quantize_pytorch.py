@@ -130,7 +130,7 @@ def codebook_to_vector_quantize_pytorch(
             codebooks and no ``prefix``; values beyond the dtype of ``like``.
 
     >>> import vqssl
-    >>> state = codebook_to_vector_quantize_pytorch([vqssl.EMACodebook(8, 4), vqssl.EMACodebook(8, 4)])
+    >>> state = codebook_to_vector_quantize_pytorch([vqssl.EMACodebook(codebook_size=8, dim=4), vqssl.EMACodebook(codebook_size=8, dim=4)])
     >>> {name: tuple(tensor.shape) for name, tensor in state.items()}
     {'_codebook.initted': (), '_codebook.cluster_size': (2, 8), '_codebook.embed_avg': (2, 8, 4),
      '_codebook.embed': (2, 8, 4)}

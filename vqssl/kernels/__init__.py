@@ -4,6 +4,7 @@ from vqssl.kernels.code_sums import code_sums
 from vqssl.kernels.look_up import look_up, look_up_backward
 from vqssl.kernels.nearest import METRICS, PRECISIONS, finite_rows, nearest_codeword, nearest_reference
 from vqssl.kernels.plain import look_up_plain, nearest_codeword_plain
+from vqssl.kernels.squared_error import squared_error, squared_error_backward, squared_error_plain
 
 __all__ = [
     "METRICS",
@@ -16,4 +17,7 @@ __all__ = [
     "nearest_codeword",
     "nearest_codeword_plain",
     "nearest_reference",
+    "squared_error",
+    "squared_error_backward",
+    "squared_error_plain",
 ]

@@ -1,0 +1,158 @@
+"""straight_through and commitment_loss by index against the same functions of the looked-up codes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqssl import kernels
+from vqssl.functional import commitment_loss, straight_through
+
+
+def setting(n, k, d, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, codes = (torch.randn(rows, d, generator=generator, dtype=torch.float64).to(dtype) for rows in (n, k))
+    return x, torch.randint(k, (n,), generator=generator), codes
+
+
+def quantise(x, indices, codes, mask=None):
+    """By index, the loss as a plain sum."""
+    count = max(x.numel(), 1) if mask is None else max(int(mask.sum()) * x.shape[-1], 1)
+    quantized = straight_through(x, codes, indices=indices, mask=mask)
+    return quantized, commitment_loss(x, codes, mask, weight=1.0, indices=indices) * count
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.integers(0, 2**20),
+)
+def test_equal_to_the_functions_of_looked_up_codes(n, k, d, dtype, seed):
+    x, indices, codes = setting(n, k, d, dtype, seed)
+    codes = codes.to(torch.promote_types(dtype, torch.float32))
+    x.requires_grad_()
+    quantized = straight_through(x, codes, indices=indices)
+    loss = commitment_loss(x, codes, indices=indices)
+    through, expected = straight_through(x, codes[indices]), commitment_loss(x, codes[indices])
+    assert torch.equal(quantized, through)
+    assert loss.dtype == expected.dtype == codes.dtype
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+    cotangents = [torch.randn(n, d).to(dtype), torch.tensor(0.3, dtype=loss.dtype)]
+    (found,) = torch.autograd.grad([quantized, loss], x, cotangents)
+    (wanted,) = torch.autograd.grad([through, expected], x, cotangents)
+    tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_of_first_and_second_order():
+    x, indices, codes = setting(5, 4, 3)
+    x.requires_grad_()
+
+    # The loss alone: the value of a straight-through code does not move with its token, its gradient does.
+    def loss(x):
+        return commitment_loss(x, codes, indices=indices)
+
+    assert torch.autograd.gradcheck(loss, x)
+    assert torch.autograd.gradgradcheck(loss, x)
+    quantized, squared = quantise(x, indices, codes)
+    (first,) = torch.autograd.grad(quantized.sum() + squared, x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    torch.testing.assert_close(first, 1 + 2 * (x - codes[indices]))
+    torch.testing.assert_close(second, 4 * first)
+
+
+def test_codes_and_result_may_change_before_the_backward_pass():
+    x, indices, codes = setting(6, 4, 3)
+    x.requires_grad_()
+    wanted = 1 + 2 * (x - codes[indices]).detach()
+    quantized, error = quantise(x, indices, codes)
+    codes.add_(1)
+    quantized.mul_(1.0)
+    (quantized.sum() + error).backward()
+    torch.testing.assert_close(x.grad, wanted)
+
+
+def test_masked_tokens_are_zero_and_tokens_without_a_code_are_nan():
+    x, indices, codes = setting(4, 4, 3)
+    x[1] = torch.nan
+    indices[1], indices[2] = -1, -1
+    mask = torch.tensor([True, False, True, True])
+    quantized, error = quantise(x, indices, codes, mask)
+    assert (quantized[1] == 0).all()
+    assert quantized[2].isnan().all()
+    assert torch.equal(quantized[[0, 3]], codes[indices[[0, 3]]])
+    assert error.isnan()
+    assert not commitment_loss(x[:2], codes, mask[:2], indices=indices[:2]).isnan()
+
+
+def test_more_than_a_tile_any_strides_and_leading_axes():
+    x, indices, codes = setting(9000, 50, 64, torch.float32)
+    strided = torch.stack([x, x], 1).reshape(-1, 64)[::2]
+    expected = (x.double() - codes.double()[indices]).square().sum()
+    for tokens in (strided, x.T.contiguous().T, x.reshape(90, 100, 64).movedim(0, 1)):
+        tokens = tokens.detach().requires_grad_()
+        assert not tokens.is_contiguous()
+        k = indices if tokens.ndim == 2 else indices.reshape(90, 100).movedim(0, 1)
+        quantized, error = quantise(tokens, k, codes)
+        assert torch.equal(quantized, codes[k])
+        torch.testing.assert_close(error.double(), expected, rtol=1e-6, atol=0)
+        (quantized.sum() + error).backward()
+        torch.testing.assert_close(tokens.grad, 1 + 2 * (tokens.detach() - codes[k]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 7])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_operators_are_registered_properly(n, dtype):
+    x, indices, codes = setting(n, 4, 3, dtype)
+    arguments = (indices, codes.float())
+    torch.library.opcheck(torch.ops.vqssl.squared_error.default, (x, *arguments))
+    torch.library.opcheck(torch.ops.vqssl.squared_error.default, (x.requires_grad_(), *arguments))
+    torch.library.opcheck(torch.ops.vqssl.squared_error_backward.default, (torch.tensor(0.5), x.detach(), *arguments))
+
+
+def test_operators_hold_no_more_than_they_return():
+    x, indices, codes = setting(200_000, 8, 16, torch.float32)
+    for op, arguments, returned in (
+        (kernels.squared_error, (), 0),
+        (kernels.squared_error_backward, (torch.tensor(1.0),), x.numel() * 4),
+    ):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            op(*arguments, x, indices, codes)
+        sizes = [event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0]
+        assert sum(sizes) >= returned, "the profiler saw no result"
+        assert sum(sizes) - returned < x.numel() * 4 / 4
+
+
+def test_a_training_step_holds_two_tensors_of_the_tokens_size():
+    """The quantised tokens and the gradient: autograd adds both gradients in place."""
+    x, indices, codes = setting(100_000, 8, 16, torch.float32)
+    x, gradient = x.requires_grad_(), torch.randn(100_000, 16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        quantized, error = quantise(x, indices, codes)
+        torch.autograd.backward([quantized, error], [gradient, torch.tensor(1.0)])
+    running = most = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        most = max(most, running)
+    size = x.numel() * 4
+    assert 2 * size <= most < 2.6 * size
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, k, c: straight_through(x, c, mask=k > 0), ValueError, "mask needs indices"),
+        (lambda x, k, c: straight_through(x, c[:, :2], indices=k), ValueError, r"must be a codebook \(K, D\)"),
+        (lambda x, k, c: straight_through(x, c[0], indices=k), ValueError, r"must be a codebook \(K, D\)"),
+        (lambda x, k, c: straight_through(x, c, indices=k[:2]), ValueError, "one entry for each token"),
+        (lambda x, k, c: straight_through(x, c, indices=k.double()), TypeError, "integer tensor"),
+        (lambda x, k, c: commitment_loss(x, c[:, :2], indices=k), ValueError, r"must be a codebook \(K, D\)"),
+        (lambda x, k, c: commitment_loss(x, c, k, indices=k), TypeError, "mask must be a boolean tensor"),
+    ],
+)
+def test_refusals_say_the_rule(call, error, message):
+    with pytest.raises(error, match=message):
+        call(*setting(5, 4, 3))

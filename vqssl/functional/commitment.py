@@ -1,0 +1,107 @@
+"""The commitment loss, Eq. 5 of DiSSECT."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqssl import kernels
+from vqssl.checks import check_alike, check_codes_at, check_mask
+from vqssl.functional.look_up import rows_of_table
+
+__all__ = ["commitment_loss"]
+
+
+def commitment_loss(
+    x: Tensor, quantized: Tensor, mask: Tensor | None = None, weight: float = 0.25, *, indices: Tensor | None = None
+) -> Tensor:
+    r"""Return how far tokens are from their codes: Eq. 5 of DiSSECT (arXiv 2509.18765) and VQ-VAE (arXiv 1711.00937).
+
+    .. math:: L = \beta \cdot \mathrm{mean}\, (z - \mathrm{sg}[q])^2
+
+    Args:
+        x: tokens ``(*batch, D)``.
+        quantized: their codes, of the same shape; or, with ``indices``, the codebook ``(K, D)``. No gradient passes to
+            either.
+        mask: ``(*batch,)`` bool, True where a token counts; what stands elsewhere, NaN included, does not matter.
+        weight: beta.
+        indices: ``(*batch,)`` integers, the code of each token, -1 where it has none. With them neither the codes of
+            all tokens nor the differences are held, and the codebook may change before the backward pass.
+
+    Returns:
+        Scalar, float32 (float64 for float64 tokens): the mean over the elements that count. 0 where none does, and
+        then with a gradient of zeros. NaN where a token that counts has no code.
+
+    Raises:
+        TypeError: an input is no floating tensor, the mask is not boolean, or the indices are no integers.
+        ValueError: the shapes or the devices differ.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 3.0], [9.0, 9.0]])
+    >>> commitment_loss(x, torch.zeros(2, 2), torch.tensor([True, False])).item()
+    1.25
+    >>> commitment_loss(x, torch.tensor([[9.0, 9.0], [1.0, 1.0]]), indices=torch.tensor([1, 0])).item()
+    0.25
+    """
+    if indices is None:
+        several = "call it once for each pair and add the results, torch.stack(losses).sum()"
+        check_alike("x", x, "quantized", quantized, _CURE, several)
+    else:
+        check_codes_at("x", x, "quantized", quantized, indices)
+    check_mask(mask, x.shape[:-1], x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if indices is None:
+        difference = x.to(dtype) - quantized.detach().to(dtype)
+        squared = (difference if mask is None else torch.where(mask[..., None], difference, 0.0)).square().sum()
+    else:
+        tokens = x if mask is None else torch.where(mask[..., None], x, 0.0)
+        squared = _squared_error(tokens, *rows_of_table(quantized, indices, mask, dtype))
+    count = max(x.numel(), 1) if mask is None else (mask.sum() * x.shape[-1]).clamp_min(1)
+    return weight * squared / count
+
+
+_CURE = "look the codes up with the indices of these very tokens"
+
+
+def _squared_error(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    if torch.onnx.is_in_onnx_export():
+        return kernels.squared_error_plain(x, rows, table)
+    if torch.compiler.is_compiling():
+        return kernels.squared_error(x, rows, table)
+    error: Tensor = _SquaredError.apply(x, rows, table)
+    return error
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    # Codes and indices instead of the codes of all tokens: K x D and N numbers instead of N x D.
+    ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    x, rows, table = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a second derivative is wanted
+        return (2 * grad * (x - table[rows])).to(x.dtype), None, None
+    return kernels.squared_error_backward(grad, x, rows, table), None, None
+
+
+class _SquaredError(torch.autograd.Function):
+    """The operator with its gradient, in the form that torch.func takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+        return kernels.squared_error(x, rows, table)
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, *_: None) -> Tensor:
+        x, rows, table = ctx.saved_tensors
+        return (2 * (x - table[rows]) * x_tangent).sum()
+
+
+# And in the form that a compiled or exported graph keeps.
+kernels.squared_error.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,38 @@
+"""Metrics: the form in which tokens and codes are compared."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from vqssl.functional.vectors import unit
+
+__all__ = ["METRICS", "Metric", "MetricName", "euclidean", "search_metric"]
+
+Metric = Callable[[Tensor], Tensor]
+"""``(*batch, D) -> (*batch, D)``: maps tokens and codes alike; the code nearest by euclidean distance wins."""
+
+MetricName = Literal["euclidean", "cosine"]
+
+
+def euclidean(x: Tensor) -> Tensor:
+    """Return ``x``: tokens and codes are compared as they are.
+
+    >>> import torch
+    >>> euclidean(torch.tensor([3.0, 4.0])).tolist()
+    [3.0, 4.0]
+    """
+    return x
+
+
+METRICS: dict[MetricName, Metric] = {"euclidean": euclidean, "cosine": unit}
+"""The metrics by name. Between vectors of length 1, the smallest distance is the largest cosine."""
+
+
+def search_metric(metric: MetricName | Metric) -> MetricName:
+    """Return the metric of the search for tokens and codes that are in their compared form already.
+
+    >>> search_metric("cosine"), search_metric(euclidean)
+    ('cosine', 'euclidean')
+    """
+    return metric if isinstance(metric, str) else "euclidean"

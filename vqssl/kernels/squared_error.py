@@ -1,0 +1,90 @@
+"""Squared error between tokens and their codes, and its gradient, without holding the code of every token.
+
+On a CPU both run in tiles that stay in the cache, so that nothing of the tokens' size is held besides the gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqssl.kernels.workspace import workspace
+
+__all__ = ["squared_error", "squared_error_backward", "squared_error_plain", "unbatched"]
+
+# Entries of a tile on a CPU, 1 MB of float32: it is still in the cache when it is read again.
+_TILE = 2**18
+
+
+@torch.library.custom_op("vqssl::squared_error", mutates_args=())
+def squared_error(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    """Return ``((x - codes[indices]) ** 2).sum()`` in the dtype of the codes.
+
+    Args:
+        x: tokens ``(*batch, D)``.
+        indices: ``(*batch,)`` int64 from 0 to K - 1; not checked.
+        codes: ``(K, D)``.
+    """
+    x, indices = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
+    errors = [codes.new_zeros(())]
+    for rows in _tiles(x):
+        residual = workspace("residual", codes.dtype, x.device, *x[rows].shape)
+        torch.index_select(codes, 0, indices[rows], out=residual)
+        errors.append(torch.sub(x[rows], residual, out=residual).square_().sum())
+    return torch.stack(errors).sum()
+
+
+@squared_error.register_fake
+def _(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    return codes.new_empty(())
+
+
+@squared_error.register_vmap
+def _(info: Any, in_dims: Any, *arguments: Tensor) -> tuple[Tensor, int]:
+    return torch.stack([squared_error(*each) for each in unbatched(info.batch_size, in_dims, arguments)]), 0
+
+
+@torch.library.custom_op("vqssl::squared_error_backward", mutates_args=())
+def squared_error_backward(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    """Return ``2 grad (x - codes[indices])``, ``(*batch, D)`` in the dtype of ``x``, for a scalar ``grad``.
+
+    The result is a tensor of its own, not a view: autograd then adds other gradients of the tokens to it in place.
+    """
+    result = x.new_empty(x.shape)
+    x, indices, flat = x.reshape(-1, x.shape[-1]), indices.reshape(-1), result.view(-1, x.shape[-1])
+    for rows in _tiles(x):
+        residual = workspace("residual", codes.dtype, x.device, *x[rows].shape)
+        torch.index_select(codes, 0, indices[rows], out=residual)
+        torch.mul(torch.sub(x[rows], residual, out=residual), 2 * grad, out=flat[rows])
+    return result
+
+
+@squared_error_backward.register_fake
+def _(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@squared_error_backward.register_vmap
+def _(info: Any, in_dims: Any, *arguments: Tensor) -> tuple[Tensor, int]:
+    return torch.stack([squared_error_backward(*each) for each in unbatched(info.batch_size, in_dims, arguments)]), 0
+
+
+def squared_error_plain(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+    """Return what :func:`squared_error` returns, in operators that can be exported."""
+    return (x - torch.nn.functional.embedding(indices, codes)).square().sum()
+
+
+def unbatched(size: int, in_dims: Sequence[int | None], arguments: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield the arguments of each member of a vmap in turn: the kernels fill the machine with one member."""
+    for member in range(size):
+        yield [
+            value if dim is None else value.select(dim, member) for dim, value in zip(in_dims, arguments, strict=True)
+        ]
+
+
+def _tiles(x: Tensor) -> Iterator[slice]:
+    rows, width = x.shape
+    step = max(1, _TILE // width) if x.device.type == "cpu" else max(1, rows)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
