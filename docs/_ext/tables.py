@@ -84,19 +84,19 @@ def part(name: str, records: list[Record], folder: Path) -> str:
         picture.unlink(missing_ok=True)
         text = make(runs, picture)
         if text:
-            texts += [text.rstrip("\n"), origin(source, device)]
+            texts += [text.rstrip("\n"), origin(source, device, runs)]
         if picture.exists():
             texts.append(f"![{caption}](/{FOLDER}/{picture.name})")
     return "\n\n".join(texts) + "\n"
 
 
-def origin(source: str, device: str | None) -> str:
-    """Return a line that says which records and which CPU or GPU model a table is of."""
+def origin(source: str, device: str | None, runs: list[Record]) -> str:
+    """Return a line that says of which records, versions and CPU or GPU model a table is."""
+    versions = " and ".join(sorted({record["versions"]["vqssl"] for record in runs}))
+    model = f"all on {device}."
     if device is None:
-        model = "The CPU model of these runs was not recorded, so the table may mix models."
-    else:
-        model = f"All runs on {device}."
-    return f"*Made from `benchmarks/results/{source}.jsonl`. {model}*"
+        model = "the CPU model was not recorded, so the table may mix models."
+    return f"*{len(runs)} records of `benchmarks/results/{source}.jsonl`, made by vqssl {versions}; {model}*"
 
 
 def write(folder: Path) -> list[Path]:
