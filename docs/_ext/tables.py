@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -20,9 +20,6 @@ from benchmarks.records import Record, by_device, load  # noqa: E402
 from examples.pretrain import ablation_report, evaluation_report  # noqa: E402
 from examples.pretrain.protocols import PROTOCOLS  # noqa: E402
 from tests.reliability import report as reliability  # noqa: E402
-
-if TYPE_CHECKING:
-    from sphinx.application import Sphinx
 
 FOLDER = "_generated"
 
@@ -109,7 +106,7 @@ def write(folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: Any) -> dict[str, Any]:
     """Write the parts before Sphinx reads the pages."""
     app.connect("builder-inited", lambda app: write(Path(app.srcdir) / FOLDER), priority=100)
     return {"parallel_read_safe": True}

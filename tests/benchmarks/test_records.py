@@ -107,8 +107,8 @@ def test_interrupted_write_leaves_the_file_as_it_was(folder, monkeypatch):
 
 def test_unknown_name_and_broken_line_are_named(folder):
     records.add("name", [run()])
-    with pytest.raises(ValueError, match="no records are named 'nam': choose one of name"):
-        records.load("nam")
+    with pytest.raises(ValueError, match="no records are named 'other': choose one of name"):
+        records.load("other")
     with pytest.raises(ValueError, match=r"lower-case letters.* got '\.\./x'"):
         records.add("../x", [run()])
     with (folder / "name.jsonl").open("a") as file:

@@ -25,7 +25,7 @@ def test_pages_include_what_is_made_and_nothing_else(tables, tmp_path):
     assert set(re.findall(r"\{include\} (?:\.\./)*_generated/(\S+)", text)) == made
     for name in made:
         part = (tmp_path / name).read_text(encoding="utf-8")
-        assert part.count("|---|") == part.count("\n|---|") > 0
+        assert "\n|---|---|" in part
         for picture in re.findall(r"\(/_generated/(\S+)\)", part):
             assert (tmp_path / picture).stat().st_size > 1000
 

@@ -44,6 +44,7 @@ def perplexities(net) -> Tensor:
 
 
 def main() -> None:
+    """Train in three precisions and write the record."""
     device = "cuda" if "cuda" in sys.argv else "cpu"
     runs = {}
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):

@@ -79,6 +79,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def main() -> None:
+    """Make the random calls and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

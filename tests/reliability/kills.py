@@ -97,6 +97,7 @@ def same(a: object, b: object) -> bool:
 
 
 def main() -> None:
+    """Kill and resume a run, compare it with a whole one, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

@@ -88,6 +88,7 @@ def run(steps: int, revival: vqssl.revival.Revival | None = vqssl.BatchRevival()
 
 
 def main() -> None:
+    """Run with and without revival, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--trial", action="store_true", help="write no record")

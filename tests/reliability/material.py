@@ -20,6 +20,7 @@ class Student(nn.Module):
         self.projector = nn.Linear(12, 8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the embedding and the feature maps."""
         maps = []
         for stage in self.stages:
             images = stage(images)

@@ -15,6 +15,7 @@ from tests.reliability.record import write
 
 
 def main() -> None:
+    """Run the tests and write the record."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # test_report.py is left out: it reads the page that these counts go into.

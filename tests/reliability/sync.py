@@ -95,6 +95,7 @@ def over_seeds(interval: int, *, all_tokens: bool) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    """Measure all costs and write the record."""
     torch.set_num_threads(1)
     costs = [cost_of_step(world) for world in (2, 4)]
     rows = []
