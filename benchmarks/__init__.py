@@ -1,0 +1,1 @@
+"""Benchmarks, one question a file, and the records of all that was measured."""

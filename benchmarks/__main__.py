@@ -1,20 +1,20 @@
-"""`python -m benchmarks`: the three-minute version of all benchmarks on a CPU, printed as tables; keeps nothing."""
+"""Run short versions of the CPU benchmarks, about three minutes, and print their tables: `python -m benchmarks`."""
 
 import json
 import runpy
 import sys
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import run_file
 from benchmarks.report import memory_section, table
 
 
 def main() -> None:
+    """Run the benchmarks one after the other and print their tables."""
     for name in ("search", "train_step", "memory"):
         sys.argv = [f"benchmarks/{name}.py", "--quick"]
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     found = {
-        name: json.loads((RESULTS / f"quick.cpu.{name}.json").read_text())
-        for name in ("search", "train_step", "memory")
+        name: json.loads(run_file(name, "cpu", quick=True).read_text()) for name in ("search", "train_step", "memory")
     }
     rows = [
         [case["shape"], case["threads"], *(f"{name} {entry['ratio']:.2f}" for name, entry in case["times"].items())]
@@ -27,7 +27,7 @@ def main() -> None:
         for case in cases
     ]
     print(table(["training step", "threads", *("" for _ in rows[0][2:])], rows))
-    print(memory_section("cpu", found["memory"]))
+    print(memory_section("CPU", found["memory"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How much memory does a training step of a quantiser take at its peak, besides tokens and codebook?
+"""Measure the peak memory of a quantiser's training step, besides tokens and codebook.
 
-`python -m benchmarks.memory [--device cuda] [--quick]`. On a CPU every allocation that torch makes is counted, by its
-profiler; the gauge is tried on an allocation of known size first.
+`python -m benchmarks.memory [--device cuda] [--quick]`. On a CPU torch's profiler counts every allocation. The
+measurement is checked first on allocations of known size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.train_step import makers, step
 
 
 def peak(run: Callable[[], Any], device: str) -> int:
-    """Bytes beyond what was there before, at the worst moment."""
+    """Return the most bytes that `run` holds at once beyond what was allocated before."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -37,7 +37,9 @@ def peak(run: Callable[[], Any], device: str) -> int:
     return most
 
 
-def try_gauge(device: str) -> None:
+def check_peak(device: str) -> None:
+    """Exit where :func:`peak` does not return the known peak of a few allocations."""
+
     def known() -> None:
         a = torch.empty(2**20, device=device)
         b = torch.empty(2**21, device=device)
@@ -47,15 +49,16 @@ def try_gauge(device: str) -> None:
 
     measured = peak(known, device)
     if abs(measured - 3 * 2**22) > 2**12:
-        raise SystemExit(f"the gauge is off: 12 MiB at the peak, measured {measured / 2**20:.2f}")
+        raise SystemExit(f"the peak is measured wrongly: 12 MiB were allocated, measured {measured / 2**20:.2f}")
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    try_gauge(options.device)
+    check_peak(options.device)
     shape = (12544, 2048, 128) if options.quick else (50176, 2048, 128)
     x, codes = material("random", *shape, options.device)
     gradient = torch.randn_like(x)

@@ -1,51 +1,57 @@
-"""Tables and pictures from the kept results: `python -m benchmarks.report` writes RESULTS.md and results/*.png."""
+"""Tables and pictures from the kept records: `python -m benchmarks.report` writes RESULTS.md and results/*.png."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from benchmarks.harness import RESULTS
+from benchmarks.figures import draw_codebook_usage, draw_search
+from benchmarks.records import RESULTS, Record, load, on_gpu
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 HEAD = """# Results
 
-Written by `python -m benchmarks.report` from the files in `results/`; nothing here is typed by hand. The unit of a
-ratio is the matrix product of tokens and codes alone, `torch.mm(x, codes.T, out=...)`, in the same run: the floor of
-every method that scores all codes. Medians; in brackets the quartiles. The targets are the project's own.
+`python -m benchmarks.report` makes this page from the records in `results/`; no figure is typed by hand. Times are
+given as ratios to the matrix product of tokens and codes alone, `torch.mm(x, codes.T, out=...)`, in the same run: every
+method that scores all codes has to compute it. Figures are medians, with the quartiles in brackets. The targets are
+the project's own.
 """
 
 
-def load(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """The committed results of one benchmark, by device."""
-    return [(path.name.split(".")[0], json.loads(path.read_text())) for path in sorted(RESULTS.glob(f"c*.{name}.json"))]
+def places(name: str) -> dict[str, Record]:
+    """Return the records of one benchmark by place: ``cpu``, ``gpu``, and with a number for every further model."""
+    found: dict[str, Record] = {}
+    for record in load(name):
+        kind = "gpu" if on_gpu(record) else "cpu"
+        same = sum(place.startswith(kind) for place in found)
+        found[f"{kind}-{same + 1}" if same else kind] = record
+    return found
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a markdown table."""
     head = list(header)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
 
 
-def heading(title: str, result: dict[str, Any]) -> str:
+def heading(title: str, where: str, result: Record) -> str:
+    """Return the title of a section, and how its figures were made."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"\n## {title}\n\n`{result['command']}` on {result['device']}, {result['date']}; {versions}.\n\n"
+    made = f"`{result['command']}` on {result['device']}, {result['date']}; {versions}."
+    return f"\n## {title}, {where.upper()}\n\n{made}\n\n"
 
 
 def cell(entry: dict[str, float]) -> str:
+    """Return a ratio with its quartiles."""
     return f"{entry['ratio']:.2f} [{entry['q25'] / entry['median'] * entry['ratio']:.2f}, " + (
         f"{entry['q75'] / entry['median'] * entry['ratio']:.2f}]"
     )
 
 
 def by_case(cases: list[dict[str, Any]]) -> str:
+    """Return a table of ratios, one row a shape and number of threads."""
     names = list(cases[0]["times"])
     rows = []
     for case in cases:
@@ -59,6 +65,7 @@ def by_case(cases: list[dict[str, Any]]) -> str:
 
 
 def verdict(what: str, value: float, bound: float, *, at_least: bool = False) -> list[str]:
+    """Return a row that says whether a target is met, and by how much."""
     met = value >= bound if at_least else value <= bound
     sign = ">=" if at_least else "<="
     by = f"by {abs(value / bound - 1) * 100:.0f}%"
@@ -66,11 +73,13 @@ def verdict(what: str, value: float, bound: float, *, at_least: bool = False) ->
 
 
 def worst(cases: list[dict[str, Any]], codes: int, name: str = "vqssl", over: str = "mm") -> float:
+    """Return the largest ratio of two medians among the cases with so many codes."""
     chosen = [case["times"] for case in cases if case["shape"][1] == codes]
     return max(times[name]["median"] / times[over]["median"] for times in chosen)
 
 
 def search_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the search's targets."""
     rows = [
         verdict("search / mm, worst at K = 2048", worst(cases, 2048), 1.15),
         verdict("search / mm, worst at K = 8192", worst(cases, 8192), 0.9),
@@ -84,6 +93,7 @@ def search_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def step_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the training step's targets."""
     peer = "vector-quantize-pytorch"
     return [
         verdict("step / mm, worst at K >= 2048", max(worst(cases, 2048), worst(cases, 8192)), 1.4),
@@ -100,18 +110,19 @@ def step_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def search_section(device: str, result: dict[str, Any]) -> str:
-    text = heading(f"Search, {device}", result) + by_case(result["cases"])
+def search_section(where: str, result: Record) -> str:
+    """Return the section on the time and exactness of the search."""
+    text = heading("Search", where, result) + by_case(result["cases"])
     differing: dict[str, int] = {}
     for case in result["cases"]:
         for name, rows in case["rows differing"].items():
             differing[name] = differing.get(name, 0) + rows
     listed = ", ".join(f"{name} {rows}" for name, rows in differing.items())
-    text += f"\nRows that differ from float64, over all shapes: {listed}.\n"
-    if device == "cpu":
+    text += f"\nRows whose code differs from float64's, over all shapes: {listed}.\n"
+    if not on_gpu(result):
         text += "\n" + table(["target", "bound", "measured", ""], search_targets(result["cases"]))
     names = list(result["exactness"][0]["percent differing"])
-    text += "\nPercent of rows with another code than in float64 (products of inputs rounded to that format):\n\n"
+    text += "\nPercentage of rows whose code differs from float64's (products of inputs rounded to that format):\n\n"
     text += table(
         ["material", *names],
         [
@@ -119,60 +130,32 @@ def search_section(device: str, result: dict[str, Any]) -> str:
             for row in result["exactness"]
         ],
     )
-    return text + f"\n![Time against N, K and D](results/{device}.sweep.png)\n"
+    return text + f"\n![Time against N, K and D](results/search.{where}.png)\n"
 
 
-def plot_sweep(device: str, result: dict[str, Any]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharey=True)
-    rate = max(2 * entry["shape"][0] * entry["shape"][1] * entry["shape"][2] / entry["times"]["mm"]["median"] / 1e3
-               for entry in result["sweep"])  # fmt: skip
-    styles = {"cdist + argmin": ("tab:red", "o"), "mm": ("0.45", "s"), "vqssl": ("tab:blue", "D")}
-    labels = {"mm": "the matrix product alone", "vqssl": "vqssl, exact", "cdist + argmin": "torch.cdist + argmin"}
-    base = next(entry["shape"] for entry in result["sweep"] if entry["shape"] == [12544, 2048, 128])
-    for place, (axis, panel) in enumerate(zip("NKD", axes, strict=True)):
-        entries = sorted((e for e in result["sweep"] if e["axis"] == axis), key=lambda e: e["shape"][place])
-        along = [entry["shape"][place] for entry in entries]
-        for name, (colour, marker) in styles.items():
-            panel.plot(
-                along, [e["times"][name]["median"] for e in entries], color=colour, marker=marker, label=labels[name]
-            )
-        roof = [max(2 * n * k * d / rate / 1e3, 4 * (n + k) * d / result["bandwidth GB/s"] / 1e6)
-                for n, k, d in (e["shape"] for e in entries)]  # fmt: skip
-        panel.plot(along, roof, "k:", label="roofline: fastest product seen, memory")
-        panel.set(xscale="log", yscale="log", xlabel={"N": "tokens N", "K": "codes K", "D": "width D"}[axis])
-        fixed = ", ".join(f"{name} = {size:,}" for name, size in zip("NKD", base, strict=True) if name != axis)
-        panel.set_title(fixed, fontsize=10)
-        panel.set_xticks(along, [f"{value:,}" for value in along], fontsize=7, rotation=45)
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-    axes[0].set_ylabel("milliseconds")
-    axes[0].legend(fontsize=8)
-    figure.suptitle("Finding the nearest of K codes for N tokens: time grows with N x K x D, as the product's does")
-    figure.tight_layout()
-    figure.savefig(RESULTS / f"{device}.sweep.png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-
-
-def step_section(device: str, result: dict[str, Any]) -> str:
-    text = heading(f"Training step, {device}", result) + by_case(result["cases"])
-    if device == "cpu":
+def step_section(where: str, result: Record) -> str:
+    """Return the section on the time of a training step."""
+    text = heading("Training step", where, result) + by_case(result["cases"])
+    if not on_gpu(result):
         text += "\n" + table(["target", "bound", "measured", ""], step_targets(result["cases"]))
     return text
 
 
-def memory_section(device: str, result: dict[str, Any]) -> str:
+def memory_section(where: str, result: Record) -> str:
+    """Return the section on the peak memory of a training step."""
     bound = result["bound MiB (3 N D 4 + 16 MB)"]
-    text = heading(f"Memory of a training step, {device}", result)
+    text = heading("Memory of a training step", where, result)
     text += f"N x K x D = {' x '.join(map(str, result['shape']))}; the tokens take {result['tokens MiB']} MiB.\n\n"
     rows = [[name, entry["MiB, first step"], entry["MiB"]] for name, entry in result["peak"].items()]
-    text += table(["quantiser", "peak MiB, first step", "later steps (kept buffers not counted)"], rows)
+    text += table(["quantiser", "peak MiB, first step", "later steps, without buffers that are kept"], rows)
     target = verdict("vqssl, first step, MiB", result["peak"]["vqssl"]["MiB, first step"], bound)
     return text + "\n" + table(["target", "bound", "measured", ""], [target])
 
 
-def dissect_section(device: str, result: dict[str, Any]) -> str:
+def dissect_section(where: str, result: Record) -> str:
+    """Return the section on a step of pretraining with and without quantisation."""
     times = result["times"]
-    text = heading(f"A step of pretraining, {device}", result)
+    text = heading("A step of pretraining", where, result)
     text += (
         f"ResNet-18 at {result['size']} px, {result['views']} views of {result['batch']} images, K = 2048 at three "
         "scales. Milliseconds:\n\n"
@@ -181,14 +164,15 @@ def dissect_section(device: str, result: dict[str, Any]) -> str:
     return text + table(["", "median"], rows) + f"\nQuantisation and fusion add {result['added percent']}%.\n"
 
 
-def usage_section(device: str, result: dict[str, Any]) -> str:
-    text = heading(f"Codebook usage while an encoder trains, {device}", result)
+def usage_section(where: str, result: Record) -> str:
+    """Return the section on codebooks while an encoder trains."""
+    text = heading("Codebook usage while an encoder trains", where, result)
     text += (
         f"{result['images']:,} images ({result['data']}), {result['steps']} steps of BYOL; {result['tokens a step']:,} "
-        f"tokens of width {result['dim']} a step ({result['scale']}). At the end, over the last window of steps: "
-        "perplexity as a share of K; codes that got less than a tenth of the fair share; squared distance of token and "
-        "code, and squared move of a used code in a step, both relative to the tokens' variance. State, and the "
-        "median time of a step's forward pass.\n\n"
+        f"tokens of width {result['dim']} a step ({result['scale']}). Columns, over the last window of steps: "
+        "perplexity divided by K; dead codes, which got less than a tenth of an equal share of the tokens; squared "
+        "distance of token and code, and squared move of a used code in a step, both divided by the tokens' variance; "
+        "memory of the state; median time of the forward pass.\n\n"
     )
     rows = [
         [
@@ -203,92 +187,39 @@ def usage_section(device: str, result: dict[str, Any]) -> str:
         for name, entry in result["observers"].items()
     ]
     text += table(["codebook", "perplexity / K", "dead", "error", "move", "MiB", "ms"], rows)
-    return text + f"\n![Usage, error and moves over the steps](results/{device}.codebook_usage.png)\n"
+    return text + f"\n![Usage, error and moves over the steps](results/codebook_usage.{where}.png)\n"
 
 
-def plot_usage(device: str, result: dict[str, Any]) -> None:
-    entries = result["observers"]
-    middle = next(name for name in entries if "k-means" in name).split(",")[0]
-    sizes = [name for name in entries if "," not in name]
-    panels: list[tuple[str, str, dict[str, str]]] = [
-        (
-            "perplexity / K, by size (dashed: no revival)",
-            "perplexity",
-            {name: name for size in sizes for name in (size, f"{size}, no revival")},
-        ),
-        (
-            f"perplexity / K at {middle}, by first codes (dashed: no revival)",
-            "perplexity",
-            {
-                middle: "tokens",
-                f"{middle}, no revival": "tokens, no revival",
-                f"{middle}, k-means": "k-means",
-                f"{middle}, k-means, no revival": "k-means, no revival",
-                f"{middle}, random": "random",
-                f"{middle}, random, no revival": "random, no revival",
-            },
-        ),
-        (
-            f"squared distance of token and code / variance, {middle}",
-            "error",
-            {
-                middle: "vqssl",
-                f"{middle}, Eq. 1": "vqssl, Eq. 1",
-                f"{middle}, vector-quantize-pytorch": "vector-quantize-pytorch",
-                f"{middle}, vector-quantize-pytorch, threshold 2": "the same, threshold 2",
-            },
-        ),
-        (
-            f"squared move of a used code a step / variance, {middle}",
-            "move",
-            {middle: "teacher's features", f"{middle}, student features": "student's features"},
-        ),
-    ]
-    figure, axes = plt.subplots(1, 4, figsize=(19, 4.2), constrained_layout=True)
-    for ax, (title, measure, lines) in zip(axes, panels, strict=True):
-        colours: dict[str, str] = {}
-        for name, label in lines.items():
-            entry = entries[name]
-            values = [value / entry["codes"] if measure == "perplexity" else value for value in entry[measure]]
-            base = label.removesuffix(", no revival")
-            colour = colours.setdefault(base, f"C{len(colours)}")
-            dashed = label != base
-            ax.plot(entry["step"], values, "--" if dashed else "-", color=colour, label=None if dashed else label)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("step")
-        if measure == "move":
-            ax.set_yscale("log")
-        else:
-            ax.set_ylim(0, None)
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
-    figure.savefig(RESULTS / f"{device}.codebook_usage.png", dpi=90, metadata={"Software": None})
-    plt.close(figure)
+SECTIONS: dict[str, Callable[[str, Record], str]] = {
+    "search": search_section,
+    "train_step": step_section,
+    "memory": memory_section,
+    "dissect_step": dissect_section,
+    "codebook_usage": usage_section,
+}
+PICTURES: dict[str, Callable[[Record, Path], None]] = {
+    "search": draw_search,
+    "codebook_usage": draw_codebook_usage,
+}
 
 
 def page() -> str:
-    sections = {
-        "search": search_section,
-        "train_step": step_section,
-        "memory": memory_section,
-        "dissect_step": dissect_section,
-        "codebook_usage": usage_section,
-    }
+    """Return RESULTS.md."""
     text = HEAD
-    for name, section in sections.items():
-        for device, result in load(name):
-            text += section(device, result)
-    if not any(RESULTS.glob("cuda.*.json")):
-        text += "\n## GPU\n\nNot run yet: `benchmarks/gpu_all.sh` runs it all where there is one.\n"
+    for name, section in SECTIONS.items():
+        for where, record in places(name).items():
+            text += section(where, record)
+    if not any(on_gpu(record) for name in SECTIONS for record in load(name)):
+        text += "\n## GPU\n\nNot run yet: `benchmarks/gpu_all.sh` runs all of it on a GPU.\n"
     return text
 
 
 def main() -> None:
-    PAGE.write_text(page())
-    for device, result in load("search"):
-        plot_sweep(device, result)
-    for device, result in load("codebook_usage"):
-        plot_usage(device, result)
+    """Write the page and its pictures."""
+    PAGE.write_text(page(), encoding="utf-8")
+    for name, draw in PICTURES.items():
+        for where, record in places(name).items():
+            draw(record, RESULTS / f"{name}.{where}.png")
     print(f"written: {PAGE}")
 
 

@@ -1,4 +1,4 @@
-"""How long does the exact search take, next to the matrix product that it cannot do without?
+"""Time the exact search for the nearest code, relative to the matrix product of tokens and codes.
 
 `python -m benchmarks.search [--device cuda] [--quick]`
 """
@@ -22,6 +22,7 @@ CUDA_SHAPES = [(100352, 2048, 128), (25088, 2048, 128), (6272, 2048, 128), (4014
 
 
 def material(kind: str, n: int, k: int, d: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return tokens ``(n, d)`` and codes ``(k, d)``: random, clustered, or with a large common mean."""
     generator = torch.Generator().manual_seed(n + k + d)
     x, codes = torch.randn(n, d, generator=generator), torch.randn(k, d, generator=generator)
     if kind == "clustered":  # tokens around the codes, as k-means leaves them
@@ -32,10 +33,12 @@ def material(kind: str, n: int, k: int, d: int, device: str) -> tuple[Tensor, Te
 
 
 def exact(x: Tensor, codes: Tensor) -> Tensor:
+    """Return the index of each token's nearest code in float64."""
     return torch.cat([torch.cdist(part.double(), codes.double()).argmin(-1) for part in x.split(2048)])
 
 
 def runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return the searches to time, and the matrix product ``mm`` that all are compared with."""
     scores = x.new_empty(len(x), len(codes))
     halves = -0.5 * codes.square().sum(-1)
     found: dict[str, Callable[[], Tensor]] = {
@@ -52,6 +55,7 @@ def runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def cpu_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return the searches of other CPU libraries that are installed."""
     found: dict[str, Callable[[], Tensor]] = {}
     if importlib.util.find_spec("faiss"):
         import faiss
@@ -60,7 +64,7 @@ def cpu_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
         index = faiss.IndexFlatL2(codes.shape[1])
         index.add(codes.numpy())
         found["faiss"] = lambda: torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
-    # Some thirty times the floor: raced where that is a second, not ten.
+    # About thirty times slower than the product, so only timed where that is one second, not ten.
     if importlib.util.find_spec("pykeops") and len(x) * codes.numel() <= 2**32:
         from pykeops.torch import LazyTensor
 
@@ -70,6 +74,7 @@ def cpu_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def cuda_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return inexact searches and those of other GPU libraries that are installed."""
     found: dict[str, Callable[[], Tensor]] = {}
     for precision in ("tf32", "fp16", "bf16"):
         found[f"vqssl {precision}"] = lambda name=precision: nearest_codeword(x, codes, precision=name)  # type: ignore[misc]
@@ -86,7 +91,7 @@ def cuda_runners(x: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def one_shape(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str, Any]:
-    """Parity, then time."""
+    """Compare every search with float64, then time them all."""
     x, codes = material("random", *shape, device=device)
     race = runners(x, codes)
     expected = exact(x, codes)
@@ -99,7 +104,7 @@ def one_shape(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str
 
 
 def exactness(device: str, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
-    """Percent of rows with another code than in float64."""
+    """Return for each material the percentage of rows whose code differs from float64's."""
     table = []
     for kind in ("random", "clustered", "large common mean"):
         x, codes = material(kind, *shape, device=device)
@@ -120,13 +125,13 @@ def exactness(device: str, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """Round to 10 bits of mantissa, to nearest even."""
+    """Round to 10 bits of mantissa, ties to even."""
     bits = x.view(torch.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 def sweep(base: tuple[int, int, int], rounds: int, device: str, quick: bool) -> list[dict[str, Any]]:
-    """One of N, K and D at a time."""
+    """Time the search while one of N, K and D varies."""
     n, k, d = base
     factors = (0.25, 1) if quick else (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
     shapes: set[tuple[str, tuple[int, int, int]]] = {("N", (int(n * f), k, d)) for f in factors}
@@ -142,7 +147,7 @@ def sweep(base: tuple[int, int, int], rounds: int, device: str, quick: bool) -> 
 
 
 def bandwidth(device: str) -> float:
-    """GB/s of a copy: bytes read and written."""
+    """Return the GB/s of a copy, bytes read and bytes written together."""
     a = torch.ones(2**26, device=device)
     b = torch.empty_like(a)
     time = harness.race({"copy": lambda: b.copy_(a)}, 9, device)["copy"]["median"]
@@ -150,9 +155,10 @@ def bandwidth(device: str) -> float:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="a minute, and a file of its own")
+    parser.add_argument("--quick", action="store_true", help="a minute, written to a file of its own")
     options = parser.parse_args()
     shapes = CUDA_SHAPES if options.device == "cuda" else CPU_SHAPES
     if options.quick:

@@ -1,6 +1,6 @@
-"""How long does a whole training step of a quantiser take: assign, look up, update the codes, commitment, backward?
+"""Time a whole training step of a quantiser: assign, look up, update the codes, commitment, backward.
 
-`python -m benchmarks.train_step [--device cuda] [--quick]`; the unit is the matrix product of tokens and codes.
+`python -m benchmarks.train_step [--device cuda] [--quick]`. The unit is the matrix product of tokens and codes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUDA_CASES = [((100352, 2048, 128), 0), ((25088, 2048, 128), 0)]
 
 
 class Textbook(nn.Module):
-    """What tutorials write: all distances, a one-hot matrix, and the conventional moving averages."""
+    """Codebook as in tutorials: all distances, a one-hot matrix, and the usual moving averages."""
 
     embed: Tensor
     size: Tensor
@@ -36,6 +36,7 @@ class Textbook(nn.Module):
         self.register_buffer("average", codes.clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return quantised tokens, indices and commitment loss, and update the codes."""
         indices = torch.cdist(x.detach(), self.embed).argmin(-1)
         one_hot = torch.nn.functional.one_hot(indices, len(self.embed)).to(x.dtype)
         quantized = self.embed[indices]
@@ -49,13 +50,16 @@ class Textbook(nn.Module):
         return x + (quantized - x).detach(), indices, loss
 
 
-def vqssl(codes: Tensor, **options: Any) -> EMACodebook:
-    codebook = EMACodebook(*codes.shape, device=codes.device, **options)
+def ours(codes: Tensor, **options: Any) -> EMACodebook:
+    """Return our codebook with these codes."""
+    size, dim = codes.shape
+    codebook = EMACodebook(codebook_size=size, dim=dim, device=codes.device, **options)
     codebook.set_codes_(codes)
     return codebook
 
 
 def peer(codes: Tensor, cosine: bool) -> VectorQuantize:
+    """Return vector-quantize-pytorch's codebook with these codes and the same update."""
     size, dim = codes.shape
     module = VectorQuantize(
         dim, size, decay=0.99, use_cosine_sim=cosine, rotation_trick=False, threshold_ema_dead_code=0,
@@ -70,9 +74,10 @@ def peer(codes: Tensor, cosine: bool) -> VectorQuantize:
 
 
 def makers() -> dict[str, Callable[[Tensor], nn.Module]]:
+    """Return functions that make each quantiser from its codes."""
     return {
-        "vqssl": vqssl,
-        "vqssl cosine": lambda codes: vqssl(codes, metric="cosine"),
+        "vqssl": ours,
+        "vqssl cosine": lambda codes: ours(codes, metric="cosine"),
         "vector-quantize-pytorch": lambda codes: peer(codes, False),
         "vector-quantize-pytorch cosine": lambda codes: peer(codes, True),
         "textbook": Textbook,
@@ -80,27 +85,28 @@ def makers() -> dict[str, Callable[[Tensor], nn.Module]]:
 
 
 def step(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    """Run forward and backward, with a given gradient of the quantised tokens."""
     quantized, _, loss = module(x)
     x.grad = None
     torch.autograd.backward([quantized, loss.sum()], [gradient, torch.ones_like(loss.sum())])
 
 
 def check(x: Tensor, codes: Tensor) -> None:
-    """The indices and the codes after one step, against float64; and those of the peers that do the same."""
+    """Exit where our indices, or our codes after one step, differ from float64; print how far the codes are off."""
     indices = exact(x, codes)
     tokens, before = x.double(), codes.double()
     counts = torch.bincount(indices, minlength=len(codes)).double()
     sums = torch.zeros_like(before).index_add_(0, indices, tokens)
     size, average = 0.99 + 0.01 * counts, 0.99 * before + 0.01 * sums
     expected = average / ((size + 1e-5) / (size.sum() + len(codes) * 1e-5) * size.sum())[:, None]
-    ours = vqssl(codes, revival=None)
-    if not torch.equal(ours(x).indices, indices):
+    own = ours(codes, revival=None)
+    if not torch.equal(own(x).indices, indices):
         raise SystemExit("vqssl: indices differ from float64")
     book, other = Textbook(codes), peer(codes, False)
     book(x)
     other(x[None])
     others: Any = other._codebook
-    for name, embed in {"vqssl": ours.embed, "textbook": book.embed, "peer": others.embed[0]}.items():
+    for name, embed in {"vqssl": own.embed, "textbook": book.embed, "peer": others.embed[0]}.items():
         gap = float((embed.double() - expected).abs().max())
         print(f"parity: codes of {name} after one step differ from float64 by {gap:.1e}")
         if name == "vqssl" and gap > 1e-5:
@@ -108,6 +114,7 @@ def check(x: Tensor, codes: Tensor) -> None:
 
 
 def one_case(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str, Any]:
+    """Compare with float64, then time all quantisers on one shape."""
     x, codes = material("random", *shape, device)
     check(x, codes)
     gradient = torch.randn_like(x)
@@ -124,6 +131,7 @@ def one_case(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str,
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true")

@@ -1,11 +1,11 @@
-"""Sphinx's configuration. `make docs` builds into docs/_build/html, offline, warnings being errors."""
+"""Configuration of Sphinx. `make docs` builds into docs/_build/html, offline; warnings are errors."""
 
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the gallery uses the examples' phantoms
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]  # the gallery and the tables use the repository's own code
 
 project = "vqssl"
 author = "vqssl contributors"
@@ -13,6 +13,7 @@ project_copyright = "2026, vqssl contributors"
 release = version = installed_version("vqssl")
 
 extensions = [
+    "tables",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -24,13 +25,10 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",
 ]
-# Results, and parts that pages include.
 exclude_patterns = [
     "_build",
     "_templates",
-    "reliability/*",
-    "ablation/*",
-    "evaluation",
+    "_generated",  # parts that pages include
     "gallery/*.py",
     "gallery/*.ipynb",
 ]
@@ -60,7 +58,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "remove_config_comments": True,
     "abort_on_example_error": True,
-    "min_reported_time": 1e9,  # times are the machine's, not the example's
+    "min_reported_time": 1e9,  # times depend on the machine
     "show_memory": False,
     "write_computation_times": False,
     "thumbnail_size": (400, 260),

@@ -1,35 +1,39 @@
-"""The committed table is the one that the committed results make, and the gauges measure what they say."""
+"""The page of results equals the kept records, and the benchmarks measure what they say."""
 
-import json
-
+import pytest
 import torch
 
-from benchmarks import harness, memory, report, search
+from benchmarks import harness, memory, records, report, search
 
 
-def test_the_table_is_made_of_the_results():
-    assert report.PAGE.read_text() == report.page(), "run python -m benchmarks.report and commit what it writes"
+def test_page_equals_the_records():
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(), "run python -m benchmarks.report and commit it"
 
 
-def test_every_result_says_where_it_comes_from():
-    paths = sorted(report.RESULTS.glob("c*.json"))
-    assert paths
-    for path in paths:
-        result = json.loads(path.read_text())
-        assert result["command"].startswith("python -m benchmarks."), path
-        assert result["device"], path
-        assert result["versions"]["torch"], path
-        assert result["commit"], path
+@pytest.mark.parametrize("name", report.SECTIONS)
+def test_every_benchmark_record_is_complete(name):
+    for record in records.load(name):
+        records.check(record)
+        assert record["kind"] == name
+        assert record["command"].startswith("python -m benchmarks.")
+        assert record["versions"]["torch"]
 
 
-def test_the_search_was_exact_when_it_was_timed():
-    for _, result in report.load("search"):
-        assert all(case["rows differing"]["vqssl"] == 0 for case in result["cases"])
-        assert all(row["percent differing"]["vqssl"] == 0 for row in result["exactness"])
+def test_each_model_has_a_section_of_its_own(monkeypatch):
+    (one,) = records.load("memory")
+    several = [one, one | {"device": "another CPU"}, one | {"device": "a GPU", "cores": None}]
+    monkeypatch.setattr(report, "load", lambda name: several)
+    assert list(report.places("memory")) == ["cpu", "cpu-2", "gpu"]
 
 
-def test_the_gauge_of_memory():
-    memory.try_gauge("cpu")
+def test_search_was_exact_when_it_was_timed():
+    for record in records.load("search"):
+        assert all(case["rows differing"]["vqssl"] == 0 for case in record["cases"])
+        assert all(row["percent differing"]["vqssl"] == 0 for row in record["exactness"])
+
+
+def test_peak_memory_of_known_allocations():
+    memory.check_peak("cpu")
     assert memory.peak(lambda: torch.zeros(2**20).double(), "cpu") == 3 * 2**22
 
 
@@ -39,10 +43,21 @@ def test_rounding_to_tf32():
     assert abs(search.to_tf32(x)[4] + 1.1) < 2**-11
 
 
-def test_every_runner_takes_its_turn():
+def test_every_runner_is_timed_equally_often():
     calls = []
     times = harness.race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 4)
     assert calls.count("a") == calls.count("b") == 6
     assert times["a"]["rounds"] == 4
     harness.ratios(times, "a")
     assert times["a"]["ratio"] == 1
+
+
+def test_a_written_run_can_be_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RUNS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    for quick in (True, False):
+        harness.write("memory", "cpu", quick, {"MiB": 3.0})
+        assert harness.run_file("memory", "cpu", quick).exists()
+    records.main(["add", "memory", str(harness.run_file("memory", "cpu", quick=False))])
+    (record,) = records.load("memory")
+    assert (record["kind"], record["MiB"]) == ("memory", 3.0)

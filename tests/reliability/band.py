@@ -1,6 +1,6 @@
-"""How far 500 steps under autocast end from 500 steps in float32.
+"""Compare 500 training steps under autocast with 500 steps in float32: loss and perplexity at the end.
 
-`python -m tests.reliability.band [cuda] [--trial]`; test_precision.py holds it within BAND and SPREAD.
+`python -m tests.reliability.band [cuda] [--trial]`. test_precision.py keeps the difference within BAND and SPREAD.
 """
 
 import sys
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from tests.reliability.material import Net, images
-from tests.reliability.record import keep
+from tests.reliability.record import write
 
 BAND = 0.05
-"""Of the mean loss of the last 100 steps, relative to float32's."""
+"""Largest relative difference from float32 of the mean loss of the last 100 steps."""
 SPREAD = 0.1
-"""Of each codebook's perplexity at the end, relative to float32's."""
+"""Largest relative difference from float32 of each codebook's final perplexity."""
 
 
 def train(net, steps, *, dtype=None, scaler=None, batch_of=images) -> Tensor:
-    """The losses of a loop as a user of autocast, and of GradScaler, writes it; on the device of the net."""
+    """Train on the network's device, with autocast and GradScaler where given; return the loss of each step."""
     device = net.fusion.alpha.device
     optimizer = torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
     losses = []
@@ -39,10 +39,12 @@ def train(net, steps, *, dtype=None, scaler=None, batch_of=images) -> Tensor:
 
 
 def perplexities(net) -> Tensor:
+    """Return the perplexity of each codebook."""
     return torch.stack([codebook.usage().perplexity for codebook in net.quantizer.codebooks])
 
 
 def main() -> None:
+    """Train in three precisions and write the record."""
     device = "cuda" if "cuda" in sys.argv else "cpu"
     runs = {}
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
@@ -63,10 +65,8 @@ def main() -> None:
         },
         "bands": {"loss": BAND, "perplexity": SPREAD},
     }
-    name, command = ("band", "python -m tests.reliability.band")
-    if device == "cuda":
-        name, command = f"{name}.cuda", f"{command} cuda"
-    keep(name, command, figures, "--trial" not in sys.argv)
+    command = "python -m tests.reliability.band" + " cuda" * (device == "cuda")
+    write("band", command, figures, device=device, trial="--trial" in sys.argv)
 
 
 if __name__ == "__main__":

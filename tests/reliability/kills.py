@@ -1,9 +1,9 @@
-"""Kill a pretraining run with SIGKILL, again and again, and see what it ends as.
+"""Kill a pretraining run with SIGKILL many times, and compare its end with that of a run that was never interrupted.
 
-`python -m tests.reliability.kills [--kills 50] [--trial]`. Each life is a process forked from this one (which has
-imported everything, but computed nothing), resumes, trains, and is killed: at a random moment, or, every other time, as
-soon as a file is being written. After each death the checkpoint has to be whole. At the end the run goes on to its last
-epoch, and is compared with one that nobody touched.
+`python -m tests.reliability.kills [--kills 50] [--trial]`. Each attempt is a process forked from this one, which has
+imported everything and computed nothing. It resumes, trains, and is killed: at a random moment, or, every other time,
+while a checkpoint is being written. After each kill the checkpoint must be whole. At the end the run continues to its
+last epoch, and its checkpoint must equal that of the uninterrupted run.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from examples.pretrain.imageset import ImageSet
 from examples.pretrain.model import Model
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Optimization, Pretraining, Run
-from tests.reliability.record import keep
+from tests.reliability.record import write
 
 EPOCHS = 400
 
 
 def settings():
+    """Return the settings of a small run of many short epochs."""
     return Pretraining(
         "dissect",
         Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9, codebook_decay=0.9),
@@ -37,14 +38,13 @@ def settings():
     )
 
 
-def live(data: ImageSet, folder: Path, epochs: int) -> int:
-    """Start a process that goes on with the run; its number."""
+def start(data: ImageSet, folder: Path, epochs: int) -> int:
+    """Start a process that resumes the run and trains on, and return its process number."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        # Nobody but the kill may end this process.
         run = Run(data, settings(), folder)
         run.resume()
         run.train(until=epochs, quiet=True)
@@ -54,23 +54,24 @@ def live(data: ImageSet, folder: Path, epochs: int) -> int:
 
 
 def wait(child: int) -> None:
+    """Wait for a process that must end without an error."""
     _, status = os.waitpid(child, 0)
     if status:
-        raise SystemExit(f"a life ended by itself with status {status}")
+        raise SystemExit(f"a process ended by itself with status {status}")
 
 
 def epoch_of(folder: Path) -> int:
-    """Of the checkpoint, which has to be whole; 0 without one."""
+    """Return the epoch of the checkpoint, 0 without one; a broken checkpoint fails to load."""
     path = folder / "checkpoint.pt"
     return torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
 
 
 def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, span: float) -> bool:
-    """Whether a file was half written when it died."""
+    """Kill the process, and return True if a checkpoint was half written at that moment."""
     partial = folder / "checkpoint.pt.partial"
     deadline = time.monotonic() + (30 if while_writing else rng.uniform(0, span))
     with contextlib.suppress(FileNotFoundError):
-        partial.unlink()  # left over from an earlier death
+        partial.unlink()  # left over from an earlier kill
     while time.monotonic() < deadline:
         if while_writing and partial.exists():
             break
@@ -81,7 +82,7 @@ def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, s
 
 
 def leaves(folder: Path) -> list:
-    """Everything in a finished run's checkpoint but the clock."""
+    """Return every value of a finished run's checkpoint except elapsed times."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     del state["seconds"]
     state["rows"] = [{name: value for name, value in row.items() if name != "seconds"} for row in state["rows"]]
@@ -89,16 +90,18 @@ def leaves(folder: Path) -> list:
 
 
 def same(a: object, b: object) -> bool:
+    """Return True if two values are equal to the bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     return a == b
 
 
 def main() -> None:
+    """Kill and resume a run, compare it with a whole one, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trial", action="store_true", help="keep no result")
+    parser.add_argument("--trial", action="store_true", help="write no record")
     options = parser.parse_args()
     torch.set_num_threads(1)  # no thread pool exists yet that a fork would leave behind
     data = make_phantoms(48, 32, seed=0)
@@ -109,15 +112,15 @@ def main() -> None:
         half_written, epochs, lost = 0, [], 0
         for number in tqdm(range(options.kills), desc="kills", disable=not sys.stderr.isatty()):
             before = epoch_of(broken)
-            child = live(data, broken, EPOCHS)
+            child = start(data, broken, EPOCHS)
             half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=1.0)
             epochs.append(epoch_of(broken))
             lost += epochs[-1] < before
         last = epochs[-1] + 3
         if last > EPOCHS:
-            raise SystemExit(f"the run was over before its {options.kills} deaths: raise EPOCHS")
+            raise SystemExit(f"the run ended before its {options.kills} kills: raise EPOCHS")
         for folder in (broken, whole):
-            wait(live(data, folder, last))
+            wait(start(data, folder, last))
         pairs = list(zip(leaves(broken), leaves(whole), strict=True))
         differ = sum(not same(a, b) for a, b in pairs)
         for name in ("encoder", "codebooks"):
@@ -135,7 +138,7 @@ def main() -> None:
         }
     if differ or lost:
         raise SystemExit(f"something was lost: {figures}")
-    keep("kills", "python -m tests.reliability.kills", figures, not options.trial)
+    write("kills", "python -m tests.reliability.kills", figures, trial=options.trial)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Twenty thousand steps of a codebook on features that stand still, drift, and jump: nothing leaks, dies or drowns.
+"""Train a codebook for 20,000 steps on changing features, and watch memory, dead codes and counts.
 
-`python -m tests.reliability.long_run [--steps 20000] [--trial]`. A third of the clusters stays where it is, a third
-moves slowly all the time, and a third jumps elsewhere halfway.
+`python -m tests.reliability.long_run [--steps 20000] [--trial]`. A third of the clusters is constant, a third drifts
+slowly all the time, and a third jumps to other places halfway.
 """
 
 import argparse
 import gc
-import json
 import sys
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vqssl
-from tests.reliability.record import RESULTS, keep
+from tests.reliability.record import write
 
 CODES, DIM, TOKENS, CLUSTERS = 256, 16, 1024, 96
 PARTS = ("still", "drifting", "jumping")
 
 
 def batch(step: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Tokens ``(TOKENS, DIM)``, and which part each belongs to."""
+    """Return tokens ``(TOKENS, DIM)`` and the number of the part that each belongs to."""
     homes = 3 * torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(1))
     ways = torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(2))
     part = torch.arange(CLUSTERS) % 3
@@ -34,19 +33,20 @@ def batch(step: int, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def resident() -> int:
-    """Bytes of memory this process holds."""
+    """Return the bytes of memory that this process holds."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def tensors() -> int:
+    """Return the number of live tensors."""
     gc.collect()
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
 def run(steps: int, revival: vqssl.revival.Revival | None = vqssl.BatchRevival(), looks: int = 100) -> dict:  # noqa: B008
-    """Its figures, and what was seen at `looks` of its steps."""
-    codebook = vqssl.EMACodebook(CODES, DIM, decay=0.99, revival=revival)
+    """Train a codebook, and return figures of the whole run and rows of `looks` of its steps."""
+    codebook = vqssl.EMACodebook(codebook_size=CODES, dim=DIM, decay=0.99, revival=revival)
     total, worst_total = float(CODES), 0.0
     rows, junk = [], 0
     every = max(steps // looks, 1)
@@ -87,44 +87,16 @@ def run(steps: int, revival: vqssl.revival.Revival | None = vqssl.BatchRevival()
     }
 
 
-def draw(record: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = record["rows"]
-    step = [row["step"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
-    axes[0].plot(step, [row["perplexity"] for row in rows], label="with revival")
-    axes[0].plot(step, [row["perplexity"] for row in record["without revival"]["rows"]], "--", label="without")
-    axes[0].set(
-        title=f"codes in use, in effect (perplexity, of {record['codes']})", xlabel="step", ylim=(0, record["codes"])
-    )
-    axes[0].legend(loc="lower left")
-    for name in PARTS:
-        axes[1].plot(step, [row[name] for row in rows], label=name)
-    axes[1].set(title="squared distance of token and code", xlabel="step", yscale="log")
-    axes[1].legend()
-    axes[2].plot(step, [row["MiB"] for row in rows])
-    most = max(row["MiB"] for row in rows)
-    axes[2].set(title="memory of the process (MiB)", xlabel="step", ylim=(0, 1.3 * most))
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
+    """Run with and without revival, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--trial", action="store_true", help="keep no result")
+    parser.add_argument("--trial", action="store_true", help="write no record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = run(options.steps)
     record["without revival"] = run(options.steps, None)
-    keep("long_run", "python -m tests.reliability.long_run", record, not options.trial)
-    if not options.trial:
-        draw(json.loads((RESULTS / "long_run.json").read_text()), RESULTS / "long_run.png")
+    write("long_run", "python -m tests.reliability.long_run", record, trial=options.trial)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A whole small DiSSECT step, made of the five modules as a user would put them together."""
+"""A small DiSSECT network made of the five modules, its images and its gradients."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ import vqssl
 
 
 class Student(nn.Module):
-    """Two stages, their maps and an embedding."""
+    """Encoder of two stages that returns an embedding and the feature map of each stage."""
 
     def __init__(self, norm: str = "batch") -> None:
         super().__init__()
@@ -20,6 +20,7 @@ class Student(nn.Module):
         self.projector = nn.Linear(12, 8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the embedding and the feature maps."""
         maps = []
         for stage in self.stages:
             images = stage(images)
@@ -28,7 +29,7 @@ class Student(nn.Module):
 
 
 class Net(nn.Module):
-    """Student, teacher, quantiser, fusion and objective: images of two views in, the loss out."""
+    """Student, teacher, quantiser, fusion and objective: two views of images in, the loss out."""
 
     def __init__(self, norm: str = "batch", seed: int = 0, **quantizer) -> None:
         super().__init__()
@@ -37,13 +38,13 @@ class Net(nn.Module):
         self.predictor = nn.Linear(8, 8)
         self.teacher = vqssl.MomentumTeacher(self.student, momentum=0.9, total_steps=1000)
         options = {"decay": 0.9, "revival": vqssl.BatchRevival(0.3), **quantizer}
-        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], 16, 8, **options)
-        # A head without BatchNorm where the encoder has none: then samples are independent.
+        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], codebook_size=16, dim=8, **options)
+        # Without BatchNorm in encoder and head, samples do not depend on one another.
         self.fusion = vqssl.SERFFusion(8, num_scales=2, hidden_dim=16 if norm == "batch" else None)
         self.objective = vqssl.DiSSECTObjective()
 
     def forward(self, views: Tensor) -> Tensor:
-        """``(2, B, 1, H, W)``, or ``(R, 2, B, 1, H, W)`` in the order in which R ranks have them, -> scalar."""
+        """Return the scalar loss of views ``(2, B, 1, H, W)``, or ``(R, 2, B, 1, H, W)`` as R ranks hold them."""
         images = views.flatten(0, -4)
         p = self.predictor(self.student(images)[0])
         z_c, maps = self.teacher(images)
@@ -53,11 +54,12 @@ class Net(nn.Module):
         return self.objective(p, z_c, z_s, out.commitment_loss).total
 
     def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that get a gradient."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 def images(step: int, count: int, rank: int = 0) -> Tensor:
-    """``(2, count, 1, 16, 16)``: two views of images whose look drifts with the step."""
+    """Return two views ``(2, count, 1, 16, 16)`` of images whose brightness drifts with the step."""
     generator = torch.Generator().manual_seed(1_000_003 * rank + step)
     base = torch.rand(1, count, 1, 16, 16, generator=generator)
     tilt = torch.linspace(0, 1 + (step % 50) / 25, 16)
@@ -65,6 +67,7 @@ def images(step: int, count: int, rank: int = 0) -> Tensor:
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of every gradient, by name."""
     return {
         name: parameter.grad.detach().clone()
         for name, parameter in net.named_parameters()

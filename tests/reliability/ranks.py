@@ -1,7 +1,7 @@
-"""What each rank does for test_ranks.py; run there in processes of their own.
+"""The training runs of one rank, which test_ranks.py starts in several processes and compares.
 
-`python -m tests.reliability.ranks [WORLD...] [--trial]` runs it with so many ranks (2 and 4) and keeps what they agree
-on.
+`python -m tests.reliability.ranks [WORLD...] [--trial]` runs them with each number of ranks (2 and 4 by default) and
+records how many tensors differ.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
 from tests.reliability.material import Net, gradients, images
-from tests.reliability.record import keep
+from tests.reliability.record import write
 from tests.test_distributed import BATCHES, make_codebook
 from vqssl.distributed import rank_counts, slots
 
@@ -28,13 +28,13 @@ PARITY_STEPS = 30
 
 
 def everything(module):
-    """Parameters and buffers as a checkpoint has them: those of a sharded module are gathered."""
+    """Return all parameters and buffers, gathered where a module is sharded."""
     named = [(name, t) for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)]
     return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for name, t in named}
 
 
 def train(net, forward, optimizer, steps, rank, count=PER_RANK):
-    """Losses of the steps; what a DDP user writes."""
+    """Train as a user of DDP would, and return the loss of each step."""
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
@@ -47,17 +47,18 @@ def train(net, forward, optimizer, steps, rank, count=PER_RANK):
 
 
 def sgd(net):
+    """Return the optimiser of all runs."""
     return torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
 
 
 def ddp(net):
-    # Nothing is broadcast at a forward pass: what stays equal does so by itself.
+    """Wrap a network; forward passes broadcast no buffers, which have to stay equal without that."""
     return DistributedDataParallel(net, forward_sync_buffers=False)
 
 
 @contextlib.contextmanager
 def counted():
-    """How many all-reduces, and of how many bytes."""
+    """Collect the size in bytes of every all-reduce within the block."""
     seen, original = [], dist.all_reduce
 
     def all_reduce(tensor, *arguments, **options):
@@ -72,18 +73,19 @@ def counted():
 
 
 def work(rank, world, folder, steps):
+    """Run all cases on one rank, and save their results to `folder`."""
     torch.set_num_threads(1)
     early = make_codebook("k-means", "float32")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=TIMEOUT)
     found = {}
 
-    # DDP, BatchNorm, k-means and revival, a step of a training loop each. Batches of other sizes by turns.
+    # DDP with BatchNorm, k-means and revival; batch sizes differ between ranks and steps.
     net = Net(initialization=vqssl.KMeansInit(5))
     found["ddp losses"] = train(
         net, ddp(net), sgd(net), steps, rank, lambda step: [4, 3 + rank, 2 + 3 * (rank == 0)][step % 3]
     )
     found["ddp"] = everything(net)
-    # On images that all have: what the teacher says, its codes, and how far they are.
+    # On the same images on all ranks: the teacher's embedding, codes and commitment loss.
     z_c, maps = net.eval().teacher(images(99, 6)[0])
     out = net.quantizer(maps)
     found["ddp common"] = {
@@ -92,7 +94,7 @@ def work(rank, world, folder, steps):
         "codes": torch.cat([q.flatten() for q in out.quantized]),
     }
 
-    # Values and gradients of one process on the joined batch.
+    # To be compared, values and gradients, with one process on the joined batch.
     for kind in ("euclidean", "cosine"):
         net = Net("group", initialization=vqssl.KMeansInit(5), metric=kind).double()
         seen = []
@@ -106,7 +108,7 @@ def work(rank, world, folder, steps):
             net.teacher.update_(net.student)
         found["parity", kind] = seen, everything(net)
 
-    # FSDP2, blocks and root: the student sharded, the teacher whole or sharded alike; the teacher alone; neither.
+    # FSDP2 on blocks and root: the student sharded with the teacher whole or sharded; the teacher alone; neither.
     for teacher in ("whole", "sharded", "alone", "neither"):
         net = Net("group", initialization=vqssl.KMeansInit(5))
         sharded = [net.student] if teacher in ("whole", "sharded") else []
@@ -116,11 +118,11 @@ def work(rank, world, folder, steps):
                 fully_shard(part)
         for part in (net.predictor, net.fusion):
             fully_shard(part)
-        # Nobody averages the gradients of a student that is whole: there all ranks see the same images.
+        # Gradients of a student that is not sharded are not averaged, so all ranks get the same images.
         shown = rank if net.student in sharded else 0
         found["fsdp", teacher, "losses"] = train(net, net, sgd(net), PARITY_STEPS, shown)
         found["fsdp", teacher] = everything(net)
-    # With BatchNorm, whose buffers are never sharded, and a look at the student before the teacher follows.
+    # With BatchNorm, whose buffers are never sharded, and a forward pass of the student before the teacher's update.
     net = Net("batch")
     for student in (net.student, net.teacher.module):
         for part in (*student.stages, student):
@@ -144,7 +146,7 @@ def work(rank, world, folder, steps):
     found["fsdp", "as ddp", "losses"] = train(net, ddp(net), sgd(net), PARITY_STEPS, rank)
     found["fsdp", "as ddp"] = everything(net)
 
-    # A codebook alone, all kinds of batches in turn: uneven, empty, masked, junk.
+    # A codebook alone, on all kinds of batches in turn: uneven, empty, masked, not finite.
     kinds = list(BATCHES.values())
     codebook = make_codebook("k-means", "float64")
     for step in range(steps):
@@ -154,7 +156,7 @@ def work(rank, world, folder, steps):
         early(*kinds[0](rank, step, torch.float32))
     found["early"] = everything(early)
 
-    # Half-precision statistics whose sum is no number, and a group without this rank.
+    # Half-precision statistics whose sum overflows, and a process group without this rank.
     big = torch.nn.BatchNorm1d(2).half()
     big.running_var.fill_(40000.0)
     teacher = vqssl.MomentumTeacher(big)
@@ -171,15 +173,15 @@ def work(rank, world, folder, steps):
         found["foreign"] = str(error)
     found["foreign changed"] = differing(kept, everything(teacher)), teacher.step
 
-    # How much travels, with revival and without; the first step, which initialises, left out.
+    # Bytes sent with revival and without, after the first step, which initialises.
     for revival in (vqssl.BatchRevival(), None):
-        quantizer = vqssl.MultiScaleQuantizer([8, 12, 16], 32, 8, revival=revival)
+        quantizer = vqssl.MultiScaleQuantizer([8, 12, 16], codebook_size=32, dim=8, revival=revival)
         maps = [torch.randn(2, c, 4, 4) for c in (8, 12, 16)]
         quantizer(maps)
         with counted() as seen:
             quantizer(maps)
         found["travels", revival is not None] = seen
-    # Token counts beyond what float32 holds arrive exactly.
+    # Token counts beyond float32's precision arrive exactly.
     many = torch.tensor(2**40 + 12345 + rank)
     summed = slots(many, torch.float32)
     dist.all_reduce(summed)
@@ -191,12 +193,12 @@ def work(rank, world, folder, steps):
 
 
 def run(world, folder, steps):
-    """Start the ranks and return what each found."""
+    """Start the ranks, and return the results of each."""
     context = mp.start_processes(work, (world, str(folder), steps), world, join=False, start_method="spawn")
     try:
         deadline = datetime.datetime.now() + datetime.timedelta(seconds=500)
         while not context.join(timeout=5):
-            assert datetime.datetime.now() < deadline, "the ranks hang"
+            assert datetime.datetime.now() < deadline, "the ranks did not end in time"
     finally:
         for process in context.processes:
             process.kill()
@@ -204,7 +206,7 @@ def run(world, folder, steps):
 
 
 def single(world, kind):
-    """One process on what all ranks have, joined."""
+    """Train in one process on the joined batches of all ranks."""
     net = Net("group", initialization=vqssl.KMeansInit(5), metric=kind).double()
     optimizer, seen = sgd(net), []
     for step in range(PARITY_STEPS):
@@ -219,17 +221,17 @@ def single(world, kind):
 
 
 def differing(a, b):
-    """Names of tensors that are not equal to the bit."""
+    """Return the names of tensors that are not equal to the bit."""
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def relative(found, expected):
-    """The largest difference, relative to the largest entry."""
+    """Return the largest difference, relative to the largest expected entry."""
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def summary(world, found, steps):
-    """What test_ranks.py asserts, as figures."""
+    """Return as figures what test_ranks.py asserts."""
 
     def off(case):
         return sorted({name for other in found[1:] for name in differing(found[0][case], other[case])})
@@ -264,4 +266,4 @@ if __name__ == "__main__":
     for size in worlds:
         with tempfile.TemporaryDirectory() as place:
             table.append(summary(size, run(size, place, 200), 200))
-    keep("ranks", "python -m tests.reliability.ranks", {"runs": table}, "--trial" not in sys.argv)
+    write("ranks", "python -m tests.reliability.ranks", {"runs": table}, trial="--trial" in sys.argv)

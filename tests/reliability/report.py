@@ -1,37 +1,48 @@
 # ruff: noqa: E501  (lines of markdown)
-"""Make docs/reliability.md, and what docs/training.md includes, of the kept results.
+"""Make docs/reliability.md and its figure, and a section of docs/training.md, from the reliability records.
 
-`python -m tests.reliability.report`; test_report.py holds the pages to the files.
+`python -m tests.reliability.report` writes page and figure; test_report.py compares the page with the records. The
+section is written when the documentation is built.
 """
 
-import json
+from pathlib import Path
 
-from tests.reliability.record import RESULTS
+import matplotlib
 
-DOCS = RESULTS.parent
-PAGE, SYNC = DOCS / "reliability.md", RESULTS / "sync.md"
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks import records
+from benchmarks.provenance import ROOT
+from tests.reliability.long_run import PARTS
+
+PAGE = ROOT / "docs" / "reliability.md"
+FIGURE = ROOT / "docs" / "pictures" / "long_run.png"
 
 
-def load(name):
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def load(kind):
+    """Return the newest CPU record of a kind."""
+    found = [one for one in records.load("reliability") if one["kind"] == kind and not records.on_gpu(one)]
+    return max(found, key=lambda one: one["date"])
 
 
 def table(header, rows):
+    """Return a markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
 
 
-def page() -> str:
-    suite = load("suite")["files"]
+def counts(*names) -> str:
+    """Return how many tests of these files passed, failed and were skipped."""
+    found = [load("suite")["files"][name] for name in names]
+    parts = {kind: sum(one.get(kind, 0) for one in found) for kind in ("passed", "failed", "skipped")}
+    files = ", ".join(f"`{name}.py`" for name in names)
+    return f"{files}: " + ", ".join(f"{count} {kind}" for kind, count in parts.items() if count or kind == "passed")
 
-    def tests(*names):
-        found = [suite[name] for name in names]
-        passed = sum(one.get("passed", 0) for one in found)
-        rest = [f"{sum(one.get(kind, 0) for one in found)} {kind}" for kind in ("failed", "skipped")]
-        files = ", ".join(f"`{name}.py`" for name in names)
-        return f"{files}: {passed} passed" + "".join(f", {part}" for part in rest if not part.startswith("0 "))
 
-    ranks, kills, fuzz, band, long_run = (load(name) for name in ("ranks", "kills", "fuzz", "band", "long_run"))
+def promises() -> list[tuple[str, str, str]]:
+    """Return rows of promise, figure and command."""
+    ranks, kills, fuzz, band, long_run = (load(kind) for kind in ("ranks", "kills", "fuzz", "band", "long_run"))
     runs = ranks["runs"]
     worlds = " and ".join(str(one["ranks"]) for one in runs)
     compared = sum(one["tensors compared between ranks"] for one in runs)
@@ -40,49 +51,49 @@ def page() -> str:
         part: max(float(one[f"{kind}: off from one process"][part]) for one in runs for kind in ("euclidean", "cosine"))
         for part in ("loss", "gradient", "state")
     }
-    rows = [
+    return [
         (
-            "Ranks stay equal to the bit: codes, teacher, under DDP and FSDP2, with k-means and revival",
+            "Codes and teacher stay equal to the bit on all ranks: under DDP and FSDP2, with k-means and revival",
             f"{worlds} processes, {runs[0]['steps']} steps: {differ} of {compared} tensors differ",
             ranks["command"],
         ),
         (
-            "Ranks are one process on the joined batch, values and gradients (float64)",
+            "Several ranks compute what one process computes on the joined batch, values and gradients (float64)",
             f"loss off by {worst['loss']:.0e}, gradients {worst['gradient']:.0e}, state {worst['state']:.0e}",
             ranks["command"],
         ),
         (
-            "Uneven, empty, fully masked and junk batches hang nobody; a module built before the ranks met; `process_group=`; "
-            "one all-reduce of statistics for all scales",
-            tests("test_ranks", "test_distributed"),
+            "No rank hangs on batches that are uneven, empty, fully masked or not finite; a module may be built before the process group; "
+            "`process_group=` is respected; one all-reduce sends the statistics of all scales",
+            counts("test_ranks", "test_distributed"),
             "pytest tests/reliability/test_ranks.py tests/test_distributed.py",
         ),
         (
-            "Killed with SIGKILL at any moment, a run goes on from a whole checkpoint and ends equal to the bit",
-            f"{kills['kills']} kills, {kills['while a checkpoint was being written']} of them in the middle of writing one: "
+            "A run killed with SIGKILL at any moment resumes from a whole checkpoint and ends equal to the bit",
+            f"{kills['kills']} kills, {kills['while a checkpoint was being written']} of them while a checkpoint was written: "
             f"{kills['checkpoints that went back or broke']} checkpoints lost, "
             f"{kills['of them other than in the unbroken run']} of {kills['values in the last checkpoint']} values differ",
             kills["command"],
         ),
         (
-            "A run under torchrun goes on with another number of ranks; a hostile or cut file is refused, and nothing in it "
-            "runs; weights as safetensors",
-            tests("test_resume"),
+            "A run under torchrun resumes with another number of ranks; a truncated or hostile file is refused and none of it is "
+            "executed; weights are saved as safetensors",
+            counts("test_resume"),
             "pytest tests/reliability/test_resume.py",
         ),
         (
-            "Whatever a call is given, it works and leaves sound state, or is refused in our own words and leaves all as it was",
+            "Every call works and leaves finite state, or raises an error of vqssl's own and changes nothing",
             f"{fuzz['inputs']:,} inputs to {len(fuzz['calls'])} calls: {fuzz['worked']:,} worked, {fuzz['refused']:,} refused, "
             f"{fuzz['other errors, changed or unsound state']} neither",
             fuzz["command"],
         ),
         (
-            "Offsets beyond 2^31, threads, inference mode, copies, files, moves, states of another size or version",
-            tests("test_hostile"),
+            "Offsets beyond 2^31, threads, inference mode, copies, files, moves between devices, states of another size or version",
+            counts("test_hostile"),
             "pytest tests/reliability/test_hostile.py",
         ),
         (
-            "Autocast stays on course: 500 steps end where float32's do",
+            "500 steps under autocast end close to 500 steps in float32",
             "; ".join(
                 f"{name}: loss {100 * band['loss off by'][name]:.1f}% off (band {100 * band['bands']['loss']:.0f}%), perplexity "
                 f"{100 * band['perplexity off by'][name]:.1f}% ({100 * band['bands']['perplexity']:.0f}%)"
@@ -91,56 +102,91 @@ def page() -> str:
             band["command"],
         ),
         (
-            "State stays float32 under `.half()`; a step that overflows is skipped and poisons nothing",
-            tests("test_precision"),
+            "State stays float32 under `.half()`; a step that overflows is skipped and changes no state",
+            counts("test_precision"),
             "pytest tests/reliability/test_precision.py",
         ),
         (
-            "A whole training step compiles to one graph, once; exported programs and ONNX answer alike; torch.func; no "
-            "double update under checkpointing and accumulation",
-            tests("test_compile_and_export"),
+            "A whole training step compiles to one graph, once; exported programs and ONNX give the same results; torch.func works; no "
+            "double update under activation checkpointing and gradient accumulation",
+            counts("test_compile_and_export"),
             "pytest tests/reliability/test_compile_and_export.py",
         ),
         (
-            "Under deterministic algorithms two runs are equal to the bit; a thousand steps leak nothing",
-            tests("test_long_run"),
+            "Two runs under deterministic algorithms are equal to the bit; a thousand steps leak no memory",
+            counts("test_long_run"),
             "pytest tests/reliability/test_long_run.py",
         ),
         (
-            "A long run neither leaks nor dies, and loses no count",
+            "A long run leaks no memory, leaves no dead codes and keeps its counts",
             f"{long_run['steps']:,} steps: memory +{long_run['memory growth MiB after the first tenth']} MiB, "
-            f"{long_run['numbers that are not finite']} junk numbers, {long_run['dead codes at the end']} of "
+            f"{long_run['numbers that are not finite']} numbers not finite, {long_run['dead codes at the end']} of "
             f"{long_run['codes']} codes dead, sum of counts off by {long_run['sum(cluster_size) off by at most']}",
             long_run["command"],
         ),
     ]
-    versions = load("suite")["versions"]
+
+
+def page() -> str:
+    """Return docs/reliability.md."""
+    suite, long_run = load("suite"), load("long_run")
+    rows = [(promise, figure, f"`{command}`") for promise, figure, command in promises()]
     return f"""# Reliability
 
-What the library promises, the test or script that holds it, and what that found. This page is made by
-`python -m tests.reliability.report` from the results in `docs/reliability/`; nothing in it is typed by hand. Figures are of torch
-{versions["torch"]}, Python {versions["python"]}, two CPU cores; ranks are processes over gloo. On a GPU none of this has been run yet.
+What the library promises, what was measured, and the test or script that measures it. `python -m tests.reliability.report` makes this page
+from `benchmarks/results/reliability.jsonl`; no figure is typed by hand. The figures are of {suite["date"]}, torch {suite["versions"]["torch"]},
+Python {suite["versions"]["python"]}, two CPU cores; ranks are processes over gloo. None of it has been run on a GPU yet.
 
-{table(["promise", "figure", "command"], [(promise, figure, f"`{command}`") for promise, figure, command in rows])}
-What is not promised: several threads that train one codebook leave it sound, but whose update comes last is open; statistics
-by atomics on a GPU differ in the last bit between runs unless deterministic algorithms are asked for; `torch.inference_mode` around
-the *construction* of a module makes it one that torch itself refuses to train.
+{table(["promise", "figure", "command"], rows)}
+Each script writes its record to `runs/reliability/`; `python -m benchmarks.records add reliability FILE...` keeps it.
+
+Not promised:
+
+- Several threads that train one codebook leave it finite, but which update comes last is undefined.
+- Statistics by atomics on a GPU differ in the last bit between runs, unless deterministic algorithms are enabled.
+- torch refuses to train a module that was *constructed* under `torch.inference_mode`.
 
 ## The long run
 
-Features of which a third stands still, a third drifts, and a third jumps halfway; with revival and without
+A third of the clusters is constant, a third drifts, and a third jumps halfway; with revival and without
 (`{long_run["command"]}`):
 
-![Codes in use, distance of tokens and codes, and memory over {long_run["steps"]:,} steps](reliability/long_run.png)
+![Codes in use, distance of tokens and codes, and memory over {long_run["steps"]:,} steps](pictures/{FIGURE.name})
 """
 
 
+def draw(record: dict, path: Path) -> None:
+    """Draw perplexity, error and memory over the steps of the long run."""
+    rows = record["rows"]
+    step = [row["step"] for row in rows]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    axes[0].plot(step, [row["perplexity"] for row in rows], label="with revival")
+    axes[0].plot(step, [row["perplexity"] for row in record["without revival"]["rows"]], "--", label="without")
+    axes[0].set(
+        title=f"codes in use, in effect (perplexity, of {record['codes']})", xlabel="step", ylim=(0, record["codes"])
+    )
+    axes[0].legend(loc="lower left")
+    for name in PARTS:
+        axes[1].plot(step, [row[name] for row in rows], label=name)
+    axes[1].set(title="squared distance of token and code", xlabel="step", yscale="log")
+    axes[1].legend()
+    axes[2].plot(step, [row["MiB"] for row in rows])
+    most = max(row["MiB"] for row in rows)
+    axes[2].set(title="memory of the process (MiB)", xlabel="step", ylim=(0, 1.3 * most))
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    plt.close(figure)
+
+
 def span(values) -> str:
+    """Return a median with its range."""
     low, middle, high = (f"{value:.3g}" for value in values)
     return f"{middle} ({low}–{high})"
 
 
-def sync() -> str:
+def synchronisation() -> str:
+    """Return the section of docs/training.md on what synchronising costs."""
     record = load("sync")
     book = record["codebook"]
     codes, dim, scales = book["codes"], book["dim"], book["scales"]
@@ -158,27 +204,28 @@ def sync() -> str:
         for row in record["intervals"]
     ]
     small = record["interval codebook"]
-    return f"""A step sends two all-reduces, for all scales of a quantiser together: the statistics, 4 (K (D + 1) + 2 W) bytes a codebook
-(W ranks), and the tokens that dead codes may become, 4 K D bytes, where there is a revival. Counted for {scales} codebooks of
-K = {codes}, D = {dim} (`{record["command"]}`): {" + ".join(f"{size / 1e6:.2f} MB" for size in two["bytes"])},
-{per_book / 1e6:.2f} MB a codebook. Between {two["ranks"]} processes of one machine over gloo they take {two["ms"]:.1f} ms, between {four["ranks"]}
-{four["ms"]:.1f} ms. In a ring each rank sends 2 (W - 1) / W times the bytes, however many ranks there are:
+    return f"""A step sends two all-reduces for all scales of a quantiser together. One carries the statistics, 4 (K (D + 1) + 2 W) bytes a codebook
+with W ranks; the other the replacement candidates for dead codes, 4 K D bytes, where there is a revival. `{record["command"]}` counts, for
+{scales} codebooks of K = {codes} and D = {dim}, {" + ".join(f"{size / 1e6:.2f} MB" for size in two["bytes"])}, or {per_book / 1e6:.2f} MB a codebook. Over gloo they take {two["ms"]:.1f} ms between
+{two["ranks"]} processes of one machine, and {four["ms"]:.1f} ms between {four["ranks"]}. In a ring each rank sends 2 (W - 1) / W times the bytes, which hardly grows with W:
 
 {table(["ranks", "MB sent a rank and step"], [(ranks, f"{size:.2f}") for ranks, size in ring])}
-ResNet-18's gradients, for comparison, are 44.7 MB before that factor (11.2 million parameters in float32). What grows with the ranks is
-the latency of two calls, not the volume. So synchronising less often seldom pays; where it does, call `quantize` at each step and
-`update_` at every T-th, with the decay to the power of T. What that does to codes on features that drift and jump (those of
-the long run, K = {small["codes"]}, {small["tokens a step"]} tokens a step, {small["steps"]:,} steps): squared distance of token and code (median step) / steps
-until it is back within twice that after the jump / perplexity at the end, with the tokens of the T-th step alone or of all T; the
-median of {small["seeds"]} seeds, and their range:
+For comparison, ResNet-18's gradients are 44.7 MB before that factor (11.2 million parameters in float32). More ranks add latency to two calls, not
+volume, so synchronising less often is seldom worth it. Where it is, call `quantize` at each step and `update_` at every T-th, with the
+decay to the power of T. The table shows the effect on codes of features that drift and jump (those of the long run, K = {small["codes"]},
+{small["tokens a step"]} tokens a step, {small["steps"]:,} steps). Its cells are the squared distance of token and code (median step) / the number of steps until it is
+back within twice that after the jump / the perplexity at the end, as the median of {small["seeds"]} seeds and their range. The update
+gets the tokens of the T-th step alone, or all tokens since the last update:
 
 {table(["T", "the T-th step's tokens", "all tokens since"], rows)}"""
 
 
 def main() -> None:
-    PAGE.write_text(page())
-    SYNC.write_text(sync())
-    print(f"written: docs/{PAGE.name}, docs/{SYNC.relative_to(DOCS)}")
+    """Write the page and its figure."""
+    PAGE.write_text(page(), encoding="utf-8")
+    FIGURE.parent.mkdir(exist_ok=True)
+    draw(load("long_run"), FIGURE)
+    print(f"written: docs/{PAGE.name}, docs/{FIGURE.relative_to(PAGE.parent)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the reliability tests and keep how many there are of each kind and that they passed.
+"""Run the reliability tests and record how many of each file passed, failed or were skipped.
 
 `python -m tests.reliability.suite [--trial]`
 """
@@ -10,15 +10,15 @@ import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tests.reliability.record import RESULTS, keep
-
-ROOT = RESULTS.parents[1]
+from benchmarks.provenance import ROOT
+from tests.reliability.record import write
 
 
 def main() -> None:
+    """Run the tests and write the record."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        # All but the one that reads what is written here.
+        # test_report.py is left out: it reads the page that these counts go into.
         places = ["tests/reliability", "tests/test_distributed.py", "--ignore=tests/reliability/test_report.py"]
         command = [sys.executable, "-m", "pytest", "-q", *places, f"--junitxml={report}"]
         done = subprocess.run(command, cwd=ROOT, check=False)
@@ -30,8 +30,8 @@ def main() -> None:
         found[case.attrib["classname"].split(".")[-1]][outcome] += 1
     files = {name: dict(counts) for name, counts in sorted(found.items())}
     if done.returncode:
-        raise SystemExit(f"not all passed, nothing is kept: {files}")
-    keep("suite", "python -m tests.reliability.suite", {"files": files}, "--trial" not in sys.argv)
+        raise SystemExit(f"some tests failed, so nothing is recorded: {files}")
+    write("suite", "python -m tests.reliability.suite", {"files": files}, trial="--trial" in sys.argv)
 
 
 if __name__ == "__main__":

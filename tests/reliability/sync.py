@@ -1,7 +1,7 @@
-"""What synchronising a codebook costs, and what synchronising it less often does to the codes.
+"""Measure what synchronising a codebook costs, and how the codes fare when it happens less often.
 
-`python -m tests.reliability.sync [--trial]`: bytes and calls a step as counted, time of the all-reduces between
-processes of this machine, and codes that are updated at every T-th step only.
+`python -m tests.reliability.sync [--trial]` counts bytes and all-reduces of a step, times the all-reduces between
+processes of this machine, and updates codebooks at every T-th step only.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from tqdm import tqdm
 import vqssl
 from tests.reliability import long_run
 from tests.reliability.ranks import counted
-from tests.reliability.record import keep
+from tests.reliability.record import write
 
 CODES, DIM, SCALES = 2048, 128, 3
 INTERVALS = (1, 4, 16, 32)
@@ -26,11 +26,12 @@ STEPS = 1500
 SEEDS = 5
 
 
-def rank_of(rank: int, world: int, folder: str) -> None:
+def measure_rank(rank: int, world: int, folder: str) -> None:
+    """Count and time the all-reduces of one training step; rank 0 saves them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    quantizer = vqssl.MultiScaleQuantizer([DIM] * SCALES, CODES, DIM, channels_last=True)
-    # Tokens of ResNet-18 at 224 px and 4 images a rank: 28, 14 and 7 cells a side.
+    quantizer = vqssl.MultiScaleQuantizer([DIM] * SCALES, codebook_size=CODES, dim=DIM, channels_last=True)
+    # ResNet-18 at 224 px has maps of 28, 14 and 7 cells a side; 4 images a rank.
     maps = [torch.randn(4, side, side, DIM) for side in (28, 14, 7)]
     quantizer(maps)
     with counted() as sizes:
@@ -49,9 +50,10 @@ def rank_of(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def travel(world: int) -> dict:
+def cost_of_step(world: int) -> dict:
+    """Return bytes, number and milliseconds of a step's all-reduces between `world` processes."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(rank_of, (world, folder), world)  # type: ignore[attr-defined]
+        mp.spawn(measure_rank, (world, folder), world)  # type: ignore[attr-defined]
         found = torch.load(Path(folder) / "found.pt", weights_only=True)
     return {
         "ranks": world,
@@ -62,8 +64,8 @@ def travel(world: int) -> dict:
 
 
 def updated_every(interval: int, seed: int, *, all_tokens: bool) -> dict[str, float]:
-    """A codebook that sees every step of the drifting features and is updated at every `interval`-th."""
-    codebook = vqssl.EMACodebook(long_run.CODES, long_run.DIM, decay=0.99**interval, seed=seed)
+    """Quantise drifting features at every step, update at every `interval`-th, and return the figures."""
+    codebook = vqssl.EMACodebook(codebook_size=long_run.CODES, dim=long_run.DIM, decay=0.99**interval, seed=seed)
     seen, errors = [], []
     for step in range(STEPS):
         x, _ = long_run.batch(step, STEPS)
@@ -87,14 +89,15 @@ def updated_every(interval: int, seed: int, *, all_tokens: bool) -> dict[str, fl
 
 
 def over_seeds(interval: int, *, all_tokens: bool) -> dict[str, list[float]]:
-    """Least, median and most of each figure."""
+    """Return the least, the median and the largest value of each figure over seeds."""
     runs = [updated_every(interval, seed, all_tokens=all_tokens) for seed in range(SEEDS)]
     return {name: sorted(run[name] for run in runs)[:: SEEDS // 2] for name in runs[0]}
 
 
 def main() -> None:
+    """Measure all costs and write the record."""
     torch.set_num_threads(1)
-    costs = [travel(world) for world in (2, 4)]
+    costs = [cost_of_step(world) for world in (2, 4)]
     rows = []
     for interval in tqdm(INTERVALS, disable=not sys.stderr.isatty()):
         row: dict = {"every": interval}
@@ -113,7 +116,7 @@ def main() -> None:
             "steps": STEPS,
         },
     }
-    keep("sync", "python -m tests.reliability.sync", figures, "--trial" not in sys.argv)
+    write("sync", "python -m tests.reliability.sync", figures, trial="--trial" in sys.argv)
 
 
 if __name__ == "__main__":

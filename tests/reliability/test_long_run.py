@@ -1,4 +1,4 @@
-"""The short version of long_run.py, and equal bits twice."""
+"""A short version of long_run.py, and bitwise equal repetitions of a training run."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.reliability.material import Net, gradients, images
 
 
 @pytest.mark.slow
-def test_a_thousand_steps_neither_leak_nor_die():
+def test_thousand_steps_leak_no_memory_and_leave_no_dead_codes():
     record = long_run.run(1000, looks=10)
     first, last = record["live tensors after the first tenth and at the end"]
     assert last <= first + 2
@@ -19,7 +19,7 @@ def test_a_thousand_steps_neither_leak_nor_die():
     assert record["sum(cluster_size) off by at most"] < 1e-4
     assert record["least perplexity after the first tenth"] > long_run.CODES / 3
     assert record["dead codes at the end"] < long_run.CODES / 10
-    # What revival is for: the jump leaves codes behind.
+    # Without revival the jump leaves dead codes behind.
     without = long_run.run(1000, None, looks=10)
     assert without["perplexity at the end"] < 0.8 * record["perplexity at the end"]
     assert without["dead codes at the end"] > 3 * record["dead codes at the end"] + 10
@@ -36,8 +36,8 @@ def deterministic():
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"shared": True}, {"ema": "batch_mean"}])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_runs_are_equal_to_the_bit(options, threads):
-    """Under torch's own switch, which raises where an operation cannot promise it; k-means and revival included."""
+def test_two_deterministic_runs_are_bitwise_equal(options, threads):
+    """Under torch.use_deterministic_algorithms, which raises where an operation is not; with k-means and revival."""
 
     def run():
         net = Net(initialization=vqssl.KMeansInit(5), **options)
