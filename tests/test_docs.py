@@ -12,8 +12,8 @@ import vqssl
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 BUILT = {"_build", "_generated", "generated", "gallery"}  # folders that the docs build writes
-MARKDOWN = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if not BUILT & set(path.parts))]
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in MARKDOWN}
+MARKDOWN = [path.relative_to(ROOT) for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))]
+TEXTS = {path.as_posix(): (ROOT / path).read_text(encoding="utf-8") for path in MARKDOWN if not BUILT & {*path.parts}}
 
 PAGES = {"training.md": 5, "get-started.md": 4, "health.md": 1, "migration.md": 1, "faq.md": 2}
 """Page to its least number of blocks: without it, a page that lost its code would pass."""
@@ -51,3 +51,11 @@ def test_tests_on_page_exist(page):
     files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     named = set(re.findall(r"(?<![\w.-])test_\w+", TEXTS[page]))
     assert named <= defined | files | EXAMPLE_NAMES
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_to_files_exist(page):
+    """Links work on GitHub too, where nothing is built."""
+    links = re.findall(r"\]\(([^)#\s]+)", TEXTS[page])
+    local = [link for link in links if not re.match(r"[a-z]+:|/", link)]
+    assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
