@@ -1,7 +1,7 @@
-"""Libraries that cannot be in the environment of the tests, fetched once into a folder of pytest's cache.
+"""Fetch libraries that cannot be in the environment of the tests into a folder of pytest's cache, once.
 
-A torchvision that was built for another torch breaks what else imports it, so the folder is put on the path of single
-processes and never into this environment. A machine without a package index skips what needs it, and says so.
+A torchvision that was built for another torch breaks every package that imports it. So only single processes get the
+folder on their path. Without a package index the tests that need it are skipped, and say so.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 180  # seconds to fetch
+FETCH_TIMEOUT = 180  # seconds
 
-# torchvision's minor version runs 15 ahead of torch's. What these depend on and is needed is here already, or in the
-# second half: transformers talks to its hub through the last six.
+# torchvision's minor version is torch's plus 15. pip installs these without dependencies: the environment has some, and
+# the second half of the list the rest (transformers needs the last six for its hub).
 WANTED = (
     f"torchvision==0.{int(torch.__version__.split('.')[1]) + 15}.*",
     "timm==1.0.31",
@@ -41,7 +41,7 @@ WANTED = (
 
 
 def fetched(cache: pytest.Cache) -> Path:
-    """A folder with nothing but the libraries; pytest's cache keeps it for the next run."""
+    """Return a folder with the libraries alone; pytest's cache keeps it for the next run."""
     key = hashlib.sha256("\n".join([sys.version, *WANTED]).encode()).hexdigest()[:12]
     folder = cache.mkdir("libraries") / key
     if folder.exists():
@@ -50,24 +50,24 @@ def fetched(cache: pytest.Cache) -> Path:
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--retries", "0"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(partial), *WANTED]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
         if answer.returncode:
             why = (answer.stderr.strip() or "pip did not say why")[-2000:]
-            # What pip finds of a package where it reaches no index: nothing, of any version.
+            # pip's message if it reaches no index.
             missing = "(from versions: none)" in why
-            reason = f"NOT CHECKED beside torchvision, timm, lightly, Lightning, transformers: {why.splitlines()[-1]}"
+            reason = f"NOT CHECKED with torchvision, timm, lightly, Lightning, transformers: {why.splitlines()[-1]}"
             (pytest.skip if missing or not os.environ.get("CI") else pytest.fail)(reason)
         partial.rename(folder)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"NOT CHECKED beside torchvision, timm, lightly, Lightning, transformers: none in {PATIENCE} s")
+        pytest.skip(f"NOT CHECKED with torchvision, timm, lightly, Lightning, transformers: none in {FETCH_TIMEOUT} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def run_beside(cache: pytest.Cache, module: str, *arguments: str) -> tuple[str, str]:
-    """What `python -m MODULE ARGUMENTS...` prints and complains of, with the libraries on its path."""
-    # Threads that spin while they wait are slow as soon as anything else wants the cores.
+    """Run `python -m MODULE ARGUMENTS...` with the libraries on its path; return its stdout and stderr."""
+    # Threads that spin while they wait slow torch down as soon as another process uses the cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(fetched(cache)), str(ROOT)])
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]

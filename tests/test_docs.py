@@ -1,4 +1,4 @@
-"""The code on the pages runs as it stands there, from top to bottom."""
+"""The code on the pages runs, and the files, modules and tests that the pages name exist."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,21 @@ import torch._dynamo
 
 import vqssl
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+BUILT = {"_build", "_generated", "generated", "gallery"}  # folders that the docs build writes
+MARKDOWN = [path.relative_to(ROOT) for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))]
+TEXTS = {path.as_posix(): (ROOT / path).read_text(encoding="utf-8") for path in MARKDOWN if not BUILT & {*path.parts}}
 
-
-PAGES = {"training.md": 5, "get-started.md": 4, "health.md": 1, "migration.md": 1}
-"""Page to the least number of blocks that it is known to have: a page that lost its code would pass."""
+PAGES = {"training.md": 5, "get-started.md": 4, "health.md": 1, "migration.md": 1, "faq.md": 2}
+"""Page to its least number of blocks: without it, a page that lost its code would pass."""
+EXAMPLE_NAMES = {"test_tie_goes_to_lowest_index"}
+"""Tests that a page names as an example of a good name."""
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_of_a_page_runs(page):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+def test_code_of_page_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", TEXTS[f"docs/{page}"], flags=re.DOTALL)
     assert len(blocks) >= PAGES[page]
     torch._dynamo.reset()
     names = {}
@@ -27,3 +32,30 @@ def test_the_code_of_a_page_runs(page):
     for codebook in (value for value in names.values() if isinstance(value, vqssl.EMACodebook)):
         assert codebook.initialized
         assert torch.isfinite(codebook.embed).all()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_modules_of_commands_exist(page):
+    """`python -m examples.pretrain.ablate` on a page names a module of this repository."""
+    modules = re.findall(r"python -m ((?:benchmarks|examples|tests|vqssl)(?:\.[a-z_0-9]+)*)", TEXTS[page])
+    paths = {module: ROOT.joinpath(*module.split(".")) for module in modules}
+    missing = [name for name, path in paths.items() if not (path.with_suffix(".py").is_file() or path.is_dir())]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_tests_on_page_exist(page):
+    """`test_only_the_classifier_is_missing` on a page is a test or a file of tests."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    defined = {name for source in sources for name in re.findall(r"^def (test_\w+)", source, flags=re.MULTILINE)}
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"(?<![\w.-])test_\w+", TEXTS[page]))
+    assert named <= defined | files | EXAMPLE_NAMES
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_to_files_exist(page):
+    """Links work on GitHub too, where nothing is built."""
+    links = re.findall(r"\]\(([^)#\s]+)", TEXTS[page])
+    local = [link for link in links if not re.match(r"[a-z]+:|/", link)]
+    assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []

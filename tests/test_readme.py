@@ -1,4 +1,4 @@
-"""The README's screen of code runs as it stands there, and trains what it says."""
+"""The code in the README runs as it is, and trains every part."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_drop_in_code_runs():
+def test_readme_code_trains_every_part():
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     torch.manual_seed(0)
     names = {}

@@ -1,6 +1,6 @@
-"""What `.ci/run` does with the built wheel, from another folder: import, forward, backward.
+"""Use the built wheel from another folder, as `.ci/run` does: import, forward, backward.
 
-Standard library, torch and vqssl only; run as a script, not collected by pytest.
+Needs the standard library, torch and vqssl only. It is a script; pytest does not collect it.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ import vqssl
 def check_installation() -> None:
     package = Path(vqssl.__file__).parent
     assert package.parent.name == "site-packages", f"vqssl was imported from {package}, not from the wheel"
-    assert (package / "py.typed").is_file(), "py.typed is missing: type checkers would ignore the annotations"
+    assert (package / "py.typed").is_file(), "py.typed is missing, so type checkers ignore the annotations"
     for name in ("monai", "kornia", "sklearn", "matplotlib", "pytest", "torchvision"):
-        assert importlib.util.find_spec(name) is None, f"{name} came with the wheel, but is no dependency"
+        assert importlib.util.find_spec(name) is None, f"the wheel installed {name}, which is not a dependency"
     for name in ("tests", "examples", "docs", "benchmarks"):
         spec = importlib.util.find_spec(name)
         assert spec is None, f"the wheel installed a top-level {name}: {spec}"
@@ -30,7 +30,7 @@ def check_modules() -> None:
     views, batch, dim, codes = 2, 4, 16, 8
 
     x = torch.randn(batch, 10, dim, requires_grad=True)
-    codebook = vqssl.EMACodebook(codes, dim)
+    codebook = vqssl.EMACodebook(codebook_size=codes, dim=dim)
     quantized, indices, commitment = codebook(x)
     assert quantized.shape == x.shape
     assert indices.shape == x.shape[:-1]
@@ -59,17 +59,17 @@ def check_modules() -> None:
     loss.total.backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, f"{name} got no gradient"
-        assert parameter.grad.isfinite().all(), f"{name} got a gradient that is not finite"
+        assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
     teacher.update_(student)
 
 
 def check_import_time() -> None:
-    """Beyond torch's own; the best of five processes, since others may want the machine."""
+    """Check the time of `import vqssl` beyond torch's own: the best of five, as other processes may use the machine."""
     code = "import time, torch; start = time.perf_counter(); import vqssl; print(time.perf_counter() - start)"
     command = [sys.executable, "-I", "-c", code]
     best = min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
     print(f"import vqssl: {best:.2f} s beyond torch")
-    assert best < 0.3, "import vqssl has become slow: look at python -X importtime -c 'import vqssl'"
+    assert best < 0.3, "import vqssl is slow: run python -X importtime -c 'import vqssl'"
 
 
 if __name__ == "__main__":

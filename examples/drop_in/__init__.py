@@ -1,5 +1,5 @@
-"""What a user changes: each script here beside the same script without vqssl in `before/`.
+"""Ten scripts with vqssl, each beside the same script without it in `before/`.
 
-From the root of the repository: `python -m examples.drop_in.byol`, or `python -m examples.drop_in.before.byol`. What a
-script imports besides torch, MONAI and kornia is to be installed by whoever runs it.
+From the root of the repository: `python -m examples.drop_in.byol`, or `python -m examples.drop_in.before.byol`. Scripts
+about other libraries need those libraries beside the packages of `python3 examples`.
 """

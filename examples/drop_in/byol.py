@@ -8,26 +8,33 @@ from vqssl import DiSSECTObjective, MomentumTeacher, MultiScaleQuantizer, SERFFu
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 def stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a strided convolution with BatchNorm and ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class Student(nn.Module):
+    """Encoder and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList([stage(1, 32), stage(32, 64), stage(64, 128)])
         self.projector = mlp(128, 64)
 
     def forward(self, x):
+        """Encode images."""
         maps = [x := stage(x) for stage in self.stages]
         return self.projector(x.mean((2, 3))), maps
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.student = Student()
@@ -38,7 +45,7 @@ class Model(nn.Module):
         self.objective = DiSSECTObjective()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(images)[0]).chunk(2)
         z, maps = self.teacher(images)
         codes = self.quantizer(maps)
@@ -46,10 +53,12 @@ class Model(nn.Module):
         return self.objective(p, z.chunk(2), refined.chunk(2), codes.commitment_loss).total
 
     def update_teacher(self) -> None:
+        """Move the teacher towards the student."""
         self.teacher.update_(self.student)
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -10,10 +10,13 @@ from vqssl import DiSSECTObjective, MultiScaleQuantizer, SERFFusion
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 class Student(nn.Module):
+    """ResNet of transformers and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         shape = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
@@ -22,11 +25,14 @@ class Student(nn.Module):
         self.projector = mlp(config.hidden_sizes[-1], 64)
 
     def forward(self, x):
+        """Encode images."""
         out = self.backbone(x, output_hidden_states=True)
         return self.projector(out.pooler_output.flatten(1)), out.hidden_states[2:]
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
@@ -38,7 +44,7 @@ class Model(nn.Module):
         self.objective = DiSSECTObjective()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(images)[0]).chunk(2)
         z, maps = self.teacher(images)
         codes = self.quantizer(maps)
@@ -47,6 +53,7 @@ class Model(nn.Module):
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

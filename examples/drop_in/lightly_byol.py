@@ -15,6 +15,8 @@ from vqssl import DiSSECTObjective, MultiScaleQuantizer, SERFFusion
 
 
 class Model(nn.Module):
+    """BYOL of lightly's parts."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = create_feature_extractor(resnet18(), ["layer2", "layer3", "layer4", "flatten"])
@@ -28,9 +30,11 @@ class Model(nn.Module):
         self.fusion = SERFFusion(dim=128, num_scales=3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction of a view."""
         return self.prediction_head(self.projection_head(self.backbone(x)["flatten"]))
 
     def forward_momentum(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the targets of a view."""
         *maps, features = self.backbone_momentum(x).values()
         z = self.projection_head_momentum(features)
         codes = self.quantizer(maps)
@@ -38,6 +42,7 @@ class Model(nn.Module):
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     criterion = DiSSECTObjective()

@@ -12,6 +12,8 @@ from vqssl import MultiScaleQuantizer, SERFFusion
 
 
 class Model(nn.Module):
+    """SimSiam of lightly's parts."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = create_feature_extractor(resnet18(), ["layer2", "layer3", "layer4", "flatten"])
@@ -21,14 +23,16 @@ class Model(nn.Module):
         self.fusion = SERFFusion(dim=128, num_scales=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the prediction and the target of a view."""
         *maps, features = self.backbone(x).values()
         z = self.projection_head(features)
-        # The maps are the student's own: they make a target, and take no gradient from it.
+        # The maps make a target, so no gradient may reach the encoder through them.
         codes = self.quantizer([features.detach() for features in maps])
         return self.prediction_head(z), z.detach(), self.fusion(z.detach(), codes.quantized)
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     criterion = NegativeCosineSimilarity()
@@ -39,7 +43,7 @@ def main(steps: int = 20) -> tuple[list[float], Model]:
         p1, z1, s1 = model(x1)
         loss = (criterion(p0, z1) + criterion(p1, z0)) / 2
         loss = (loss + (criterion(p0, s1.detach()) + criterion(p1, s0.detach())) / 2) / 2
-        loss = loss + (criterion(s0, z0) + criterion(s1, z1)) / 2  # what trains the fusion
+        loss = loss + (criterion(s0, z0) + criterion(s1, z1)) / 2  # trains the fusion
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

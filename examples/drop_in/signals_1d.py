@@ -1,4 +1,4 @@
-"""Pretraining on heartbeats: signals in one dimension, each as long as its recording was."""
+"""Pretraining on heartbeats: one-dimensional signals of different lengths."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from vqssl import DiSSECTObjective, MomentumTeacher, MultiScaleQuantizer, SERFFu
 
 
 def recordings(rng: np.random.Generator, count: int, length: int = 256) -> tuple[Tensor, Tensor]:
-    """Beats at rates of their own `(count, 1, length)`, and where they were recorded `(count, length)`."""
+    """Return beats `(count, 1, length)` of various rates, and a mask `(count, length)` of what was recorded."""
     phase = (np.arange(length) / rng.uniform(40, 80, (count, 1)) + rng.uniform(0, 1, (count, 1))) % 1
     waves = ((0.15, 0.3, 0.03), (0.37, -0.4, 0.01), (0.4, 2.0, 0.015), (0.43, -0.6, 0.015), (0.7, 0.5, 0.06))
     heights = rng.uniform(0.5, 1.5, (len(waves), count, 1))
@@ -18,31 +18,39 @@ def recordings(rng: np.random.Generator, count: int, length: int = 256) -> tuple
 
 
 def view(signals: Tensor) -> Tensor:
+    """Return a random view."""
     return signals * (0.7 + 0.6 * torch.rand(len(signals), 1, 1)) + 0.1 * torch.randn_like(signals)
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 def stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a strided convolution with BatchNorm and ReLU."""
     conv = nn.Conv1d(in_channels, out_channels, 7, stride=4, padding=3)
     return nn.Sequential(conv, nn.BatchNorm1d(out_channels), nn.ReLU())
 
 
 class Student(nn.Module):
+    """Encoder of signals and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList([stage(1, 32), stage(32, 64)])
         self.projector = mlp(64, 64)
 
     def forward(self, x, recorded):
+        """Encode signals; `recorded` marks what to average."""
         maps = [x := stage(x) for stage in self.stages]
         weights = recorded[:, None, ::16].float()
         return self.projector((x * weights).sum(-1) / weights.sum(-1)), maps
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
@@ -53,7 +61,7 @@ class Model(nn.Module):
         self.objective = DiSSECTObjective()
 
     def forward(self, signals: Tensor, recorded: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(signals, recorded)[0]).chunk(2)
         z, maps = self.teacher(signals, recorded)
         masks = [recorded[:, ::4], recorded[:, ::16]]
@@ -62,10 +70,12 @@ class Model(nn.Module):
         return self.objective(p, z.chunk(2), refined.chunk(2), codes.commitment_loss).total
 
     def update_teacher(self) -> None:
+        """Move the teacher towards the student."""
         self.teacher.update_(self.student)
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     rng = np.random.default_rng(0)

@@ -10,10 +10,13 @@ from vqssl import DiSSECTObjective, MultiScaleQuantizer, SERFFusion
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 class Student(nn.Module):
+    """ResNet of timm and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = timm.create_model("resnet10t", features_only=True, out_indices=(2, 3, 4), in_chans=1)
@@ -21,11 +24,14 @@ class Student(nn.Module):
         self.projector = mlp(self.channels[-1], 64)
 
     def forward(self, x):
+        """Encode images."""
         maps = self.backbone(x)
         return self.projector(maps[-1].mean((2, 3))), maps
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
@@ -36,7 +42,7 @@ class Model(nn.Module):
         self.objective = DiSSECTObjective()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(images)[0]).chunk(2)
         z, maps = self.teacher(images)
         codes = self.quantizer(maps)
@@ -45,6 +51,7 @@ class Model(nn.Module):
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -9,6 +9,8 @@ from vqssl import EMACodebook
 
 
 class Model(nn.Module):
+    """Convolutional VQ-VAE."""
+
     def __init__(self, codebook_size: int = 64, dim: int = 16) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
@@ -17,7 +19,7 @@ class Model(nn.Module):
             nn.Conv2d(32, dim, 4, stride=2, padding=1),
             nn.BatchNorm2d(dim),
         )
-        self.codebook = EMACodebook(codebook_size, dim)
+        self.codebook = EMACodebook(codebook_size=codebook_size, dim=dim)
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(dim, 32, 4, stride=2, padding=1),
             nn.ReLU(),
@@ -25,12 +27,14 @@ class Model(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction, the indices and the loss of the codes."""
         z = self.encoder(images).movedim(1, -1)
         quantized, indices, loss = self.codebook(z)
         return self.decoder(quantized.movedim(-1, 1)), indices, loss
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -2,8 +2,8 @@
 Codes that follow the data
 ==========================
 
-A codebook alone, on points of the plane, so that one can see it: four clusters drift, and the codes go with them. No
-optimizer is involved; in training mode every call moves the codes, as BatchNorm moves its statistics.
+Here a codebook alone quantises points of the plane, where you can see it: four clusters drift, and the codes follow. No
+optimizer is involved. In training mode every call updates the codes, as BatchNorm updates its statistics.
 """
 
 import matplotlib.pyplot as plt
@@ -16,14 +16,14 @@ codebook = vqssl.EMACodebook(codebook_size=32, dim=2, decay=0.9)
 
 
 def points(step):
-    """512 points about four centres that turn slowly."""
+    """Return 512 points around four centres that turn slowly."""
     angle = torch.tensor([0.0, 0.25, 0.5, 0.75]) * 2 * torch.pi + step / 60
     centres = 3 * torch.stack([angle.cos(), angle.sin()], 1)
     return centres[torch.randint(4, (512,))] + 0.5 * torch.randn(512, 2)
 
 
 # %%
-# Three moments of ninety steps. The size of a code is how many tokens it gets.
+# Three of ninety steps. The size of a code shows how many tokens it gets.
 
 figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.5), sharex=True, sharey=True, layout="constrained")
 for step in range(91):
@@ -37,8 +37,8 @@ for step in range(91):
         axes.set_aspect("equal")
 
 # %%
-# What a call returns is plain: the nearest code of each token, its number, and a loss that draws the tokens to the
-# codes. The gradient passes straight through to the tokens.
+# A call returns the nearest code of each token, its index, and a loss that draws the tokens to the codes. The gradient
+# passes straight through to the tokens.
 
 x = points(90).requires_grad_()
 quantized, indices, loss = codebook.eval()(x)

@@ -2,8 +2,8 @@
 Dead codes, and what revival does about them
 ============================================
 
-Codes that start far from the data win no token and never move. This is what "usage is 5%" means. Here the first codes
-are random numbers about zero and the tokens lie elsewhere, as the features of a trained encoder do.
+Codes that start far from the data get no token and never move: your codebook then says "usage is 5%". Here the first
+codes are random numbers around zero. The tokens lie elsewhere, as the features of a trained encoder do.
 """
 
 import matplotlib.pyplot as plt
@@ -16,13 +16,14 @@ mean = 4 * torch.randn(1, 16)
 
 
 def tokens(count=1024):
-    """Near a curved sheet of three dimensions in sixteen, away from zero."""
+    """Return tokens near a curved sheet of three dimensions in sixteen, away from zero."""
     flat = torch.randn(count, 3)
     bend = torch.sin(flat @ torch.linspace(-1, 1, 48).view(3, 16))
     return mean + bend + 0.05 * torch.randn(count, 16)
 
 
 def trained(**options):
+    """Train a codebook; return its perplexity and number of dead codes at each step."""
     codebook = vqssl.EMACodebook(codebook_size=256, dim=16, **options)
     history = []
     for _ in range(400):
@@ -40,8 +41,8 @@ runs = {
 }
 
 # %%
-# A code is dead where it gets less than a tenth of its fair share of the tokens. Counts start at one and are forgotten
-# by a hundredth a step, so it takes a while until a code that gets nothing counts as dead, and is given a token.
+# A code is dead if it gets less than a tenth of its fair share of the tokens. Counts start at one and decay by a
+# hundredth a step. So a code without tokens counts as dead only after a while; revival then replaces it by a token.
 
 figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
 for name, history in runs.items():
@@ -53,7 +54,7 @@ panels[0].legend(fontsize=8, frameon=False)
 plt.show()
 
 # %%
-# With revival it does not matter where the codes start.
+# With revival, the first codes do not matter.
 
 for name, history in runs.items():
     print(f"{name}: perplexity {history[-1][0]:.0f}, dead {history[-1][1]}")

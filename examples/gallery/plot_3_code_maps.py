@@ -2,9 +2,9 @@
 Code maps of a feature pyramid
 ==============================
 
-``MultiScaleQuantizer`` takes the feature maps of an encoder as they are, and gives each scale its own codes. Here the
-encoder is an untrained one, on generated thorax phantoms: already its codes follow the anatomy, because a random filter
-answers alike to alike places. (``python3 examples`` trains one, and draws the same picture of it.)
+``MultiScaleQuantizer`` takes the feature maps of an encoder as they are, and gives each scale its own codes. Here an
+untrained encoder sees generated thorax phantoms. Its codes already follow the anatomy, because a random filter responds
+similarly to similar places. (``python3 examples`` trains an encoder, and draws the same picture.)
 """
 
 import matplotlib.pyplot as plt
@@ -20,6 +20,7 @@ images = torch.from_numpy(phantoms.images).float()[:, None] / 255
 
 
 def block(channels, width):
+    """Return a strided convolution with BatchNorm and ReLU."""
     return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
 
 
@@ -27,7 +28,8 @@ stages = nn.ModuleList([block(1, 32), block(32, 64), block(64, 128)])
 quantizer = vqssl.MultiScaleQuantizer([32, 64, 128], codebook_size=16, dim=32)
 
 # %%
-# In training mode the codes follow by themselves. Maps come channels first, of any size; indices have their shape.
+# In training mode each call updates the codes. Maps have their channels first and any spatial size; the indices have
+# the same size.
 
 with torch.no_grad():
     for _ in range(60):

@@ -2,9 +2,9 @@
 Where the embedding looks
 =========================
 
-With the operator ``"spatial"`` the continuous embedding attends over the quantised tokens of all scales, and the
-weights can be looked at: ``SERFFusion.attention_maps`` in a model, and the function behind it here. The weights are a
-softmax of cosines, so the embedding finds the places that are like it.
+With the operator ``"spatial"`` the continuous embedding attends over the quantised tokens of all scales. You can look
+at the weights: in a model ``SERFFusion.attention_maps`` returns them, and this page calls the function behind it. The
+weights are a softmax of cosines, so they are largest where a token is similar to the embedding.
 """
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ dim, size = 32, 12
 background, patch = normalize(torch.randn(2, dim), dim=1)
 
 # %%
-# Four images of one background, each with a patch of another kind, at two scales, quantised.
+# Four images have the same background and one patch of another kind each. They are quantised at two scales.
 
 maps = background[None, :, None, None] + 0.1 * torch.randn(4, dim, size, size)
 corners = [(1, 1), (6, 3), (3, 6), (9, 9)]
@@ -34,7 +34,7 @@ for _ in range(20):
     quantized = quantizer(scales).quantized
 
 # %%
-# The embedding is that of the patch. Over all scales together the weights sum to one.
+# The embedding is the patch's. Over all scales together, the weights sum to one.
 
 tokens = torch.cat([each.flatten(2).transpose(1, 2) for each in quantized], 1)
 weights = spatial_attention_weights(patch.expand(4, dim), tokens)
@@ -54,6 +54,8 @@ grid[1, 0].set_ylabel("coarse")
 plt.show()
 
 # %%
-# In :class:`vqssl.SERFFusion` the tokens go through a learned map first, and where the embedding looks is what that map
-# makes of them. Take such a picture for what it is: a head that is trained to predict the embedding can also use the
-# weights themselves to pass it on, and then looks at places that tell nothing.
+# In :class:`vqssl.SERFFusion` a learned map transforms the tokens first, and so decides where the embedding looks.
+#
+# .. warning::
+#    Do not read too much into such a picture. A head that is trained to predict the embedding can also pass it on in
+#    the weights themselves, and then looks at places that say nothing.

@@ -1,6 +1,6 @@
-"""The built documentation: every link leads somewhere, and a browser can read, click and search it.
+"""Every link of the built documentation resolves, and a browser can read, click and search its pages.
 
-`.ci/run docs` builds it and runs this; by itself: `VQSSL_SITE=docs/_build/html python -m pytest tests/site`.
+`.ci/run docs` builds it and runs these tests. Alone: `VQSSL_SITE=docs/_build/html python -m pytest tests/site`.
 """
 
 import functools
@@ -49,13 +49,13 @@ def read(path):
     return Links(path.read_text(encoding="utf-8"))
 
 
-def test_the_site_is_there():
+def test_site_has_the_shown_pages():
     assert len(PAGES) > 60
     assert set(SHOWN) <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_of_built_page_resolve(page):
     here, broken = SITE / page, []
     for link in read(here).links:
         target, fragment = urldefrag(link)
@@ -63,9 +63,9 @@ def test_links_lead_somewhere(page):
         if target.startswith(("http:", "https:", "mailto:", "data:", "javascript:")):
             continue
         path = (here.parent / unquote(target)).resolve() if target else here
-        missing = not path.is_file() or not path.is_relative_to(SITE)  # a folder is no page, and a server has no more
-        # Sphinx's pages of source know one name of a module: what is documented as vqssl.X and vqssl.revival.Y gets
-        # links back to the right page, but to a wrong place in it.
+        missing = not path.is_file() or not path.is_relative_to(SITE)  # a folder is not a page
+        # Sphinx's source pages know one name for each object. An object documented as vqssl.X and vqssl.revival.X gets
+        # links to the right page, but to a wrong place in it.
         exact = path.suffix == ".html" and not page.startswith("_modules/")
         lost = fragment and exact and not missing and unquote(fragment) not in read(path).ids
         if missing or lost:
@@ -108,15 +108,15 @@ def browser():
 def page(browser, request):
     width, height = SIZES[request.param]
     opened = browser.new_page(viewport={"width": width, "height": height})
-    opened.troubles = []
-    opened.on("pageerror", lambda error: opened.troubles.append(str(error)))
-    opened.on("console", lambda message: opened.troubles.append(message.text) if message.type == "error" else None)
+    opened.errors = []
+    opened.on("pageerror", lambda error: opened.errors.append(str(error)))
+    opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
     yield opened
     opened.close()
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_page_fits_and_shows_its_pictures(page, address, name, request):
+def test_page_fits_the_window_and_shows_its_pictures(page, address, name, request):
     page.goto(f"{address}/{name}", wait_until="load")
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, "wider than the window"
@@ -124,20 +124,20 @@ def test_a_page_fits_and_shows_its_pictures(page, address, name, request):
     page.wait_for_function("Array.from(document.images).every(image => image.complete)")
     empty = "Array.from(document.images).filter(image => !image.naturalWidth).map(image => image.src)"
     assert page.evaluate(empty) == []
-    assert page.troubles == []
+    assert page.errors == []
     folder = os.environ.get("VQSSL_SCREENSHOTS")
     if folder:
         size = "phone" if page.viewport_size["width"] < 500 else "desktop"
         page.screenshot(path=f"{folder}/{name.replace('/', '-').removesuffix('.html')}-{size}.png", full_page=True)
 
 
-def test_equations_are_drawn_without_a_network(page, address):
+def test_equations_are_drawn_offline(page, address):
     page.goto(f"{address}/method.html", wait_until="load")
     page.wait_for_selector("mjx-container")
     assert page.locator("mjx-container").count() > 8
 
 
-def test_clicking_through_from_the_first_page(page, address):
+def test_clicking_from_the_first_page_reaches_the_source(page, address):
     page.goto(address, wait_until="load")
     page.locator("article a", has_text="Get started").first.click()
     page.wait_for_url("**/get-started.html")
@@ -149,12 +149,12 @@ def test_clicking_through_from_the_first_page(page, address):
     page.goto(f"{address}/api/index.html")
     page.locator("article a", has_text="MomentumTeacher").first.click()
     page.wait_for_url("**/vqssl.MomentumTeacher.html*")
-    # It shows itself to a mouse above it only, which a phone has not.
+    # The link is visible on hover only, and a phone has no hover.
     page.locator("a", has_text="[source]").first.dispatch_event("click")
     page.wait_for_url("**/_modules/vqssl/teacher.html*")
 
 
-def test_searching_finds_the_page(page, address):
+def test_search_finds_the_page(page, address):
     page.goto(f"{address}/search.html?q=dead+codes", wait_until="load")
     page.wait_for_selector("#search-results li a")
     titles = page.locator("#search-results li a").all_inner_texts()

@@ -1,1 +1,1 @@
-"""The users' own scripts, before vqssl."""
+"""The same scripts without vqssl."""

@@ -14,6 +14,8 @@ from examples.drop_in.data import pairs
 
 
 class Model(nn.Module):
+    """BYOL of lightly's parts."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = resnet18()
@@ -26,13 +28,16 @@ class Model(nn.Module):
         deactivate_requires_grad(self.projection_head_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction of a view."""
         return self.prediction_head(self.projection_head(self.backbone(x)))
 
     def forward_momentum(self, x: Tensor) -> Tensor:
+        """Make the targets of a view."""
         return self.projection_head_momentum(self.backbone_momentum(x))
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     criterion = NegativeCosineSimilarity()

@@ -10,6 +10,8 @@ from examples.drop_in.data import pairs
 
 
 class Model(nn.Module):
+    """SimSiam of lightly's parts."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = resnet18()
@@ -18,12 +20,14 @@ class Model(nn.Module):
         self.prediction_head = SimSiamPredictionHead(128, 64, 128)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prediction and the target of a view."""
         features = self.backbone(x)
         z = self.projection_head(features)
         return self.prediction_head(z), z.detach()
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     criterion = NegativeCosineSimilarity()

@@ -10,10 +10,13 @@ from examples.drop_in.data import pairs
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 class Student(nn.Module):
+    """Vision transformer of timm and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         options = {"img_size": 48, "patch_size": 8, "in_chans": 1, "num_classes": 0, "depth": 4}
@@ -21,11 +24,14 @@ class Student(nn.Module):
         self.projector = mlp(self.backbone.embed_dim, 64)
 
     def forward(self, x):
+        """Encode images."""
         tokens = self.backbone.forward_features(x)
         return self.projector(self.backbone.forward_head(tokens))
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
@@ -33,13 +39,14 @@ class Model(nn.Module):
         self.teacher = ModelEmaV3(self.student, decay=0.99).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(images)).chunk(2)
         z = self.teacher(images).chunk(2)
         return 2 - cosine_similarity(p[0], z[1]).mean() - cosine_similarity(p[1], z[0]).mean()
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)

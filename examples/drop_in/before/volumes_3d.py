@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def volumes(count: int, size: int, rng: np.random.Generator) -> Tensor:
-    """Blobs of several sizes in a noisy ball, `(count, 1, size, size, size)`."""
+    """Return blobs of several sizes in a noisy ball, `(count, 1, size, size, size)`."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, size)] * 3, indexing="ij"), -1)
     places, widths = rng.uniform(-0.6, 0.6, (6, count, 1, 1, 1, 3)), rng.uniform(0.05, 0.25, (6, count, 1, 1, 1))
     blobs = sum(np.exp(-(((grid - at) / w[..., None]) ** 2).sum(-1)) for at, w in zip(places, widths, strict=True))
@@ -19,26 +19,33 @@ def volumes(count: int, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def view(x: Tensor) -> Tensor:
+    """Return a random view."""
     flipped = x.flip([axis for axis in (2, 3, 4) if torch.rand(()) < 0.5])
     return flipped * (0.7 + 0.6 * torch.rand(len(x), 1, 1, 1, 1)) + 0.1 * torch.randn_like(x)
 
 
 def mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Return a perceptron of one hidden layer."""
     return nn.Sequential(nn.Linear(in_dim, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, out_dim))
 
 
 class Student(nn.Module):
+    """3-D ResNet of MONAI and projector."""
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = ResNetFeatures("resnet10", pretrained=False, spatial_dims=3, in_channels=1)
         self.projector = mlp(512, 64)
 
     def forward(self, x):
+        """Encode volumes."""
         maps = self.backbone(x)
         return self.projector(maps[-1].mean((2, 3, 4)))
 
 
 class Model(nn.Module):
+    """Student, predictor and momentum teacher."""
+
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
@@ -47,13 +54,14 @@ class Model(nn.Module):
         self.teacher = AveragedModel(self.student, multi_avg_fn=average).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss of two views, one after the other in the batch."""
+        """Return the loss of two views, joined along the batch."""
         p = self.predictor(self.student(images)).chunk(2)
         z = self.teacher(images).chunk(2)
         return 2 - cosine_similarity(p[0], z[1]).mean() - cosine_similarity(p[1], z[0]).mean()
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     scans = volumes(16, 32, np.random.default_rng(0))

@@ -8,6 +8,8 @@ from examples.drop_in.data import pairs
 
 
 class Model(nn.Module):
+    """Convolutional VQ-VAE."""
+
     def __init__(self, codebook_size: int = 64, dim: int = 16) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
@@ -24,7 +26,7 @@ class Model(nn.Module):
         )
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(B, H, W, dim)` to their codes, the codes' numbers, and the loss of both."""
+        """Return the codes of tokens `(B, H, W, dim)`, their indices and the loss."""
         distances = torch.cdist(z.flatten(0, -2), self.codes.weight)
         indices = distances.argmin(-1).view(z.shape[:-1])
         codes = self.codes(indices)
@@ -32,12 +34,14 @@ class Model(nn.Module):
         return z + (codes - z).detach(), indices, loss
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction, the indices and the loss of the codes."""
         z = self.encoder(images).movedim(1, -1)
         quantized, indices, loss = self.quantize(z)
         return self.decoder(quantized.movedim(-1, 1)), indices, loss
 
 
 def main(steps: int = 20) -> tuple[list[float], Model]:
+    """Train for some steps; return the losses and the model."""
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
