@@ -134,7 +134,7 @@ class MomentumTeacher(Grouped, nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the student's output for the teacher's weights, without a graph."""
+        """Call the copy of the student with the teacher's weights, without a graph."""
         return self.module(*args, **kwargs)
 
     def momentum_at(self, step: int) -> float:

@@ -19,7 +19,7 @@ BufferPolicyName = Literal["ema", "copy", "own"]
 
 
 def ema_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tensor) -> Tensor:
-    r"""Return a floating buffer moved like the parameters, and any other buffer as the student's.
+    r"""Return a floating buffer averaged like the parameters, and any other buffer as the student's.
 
     .. math:: b \leftarrow (1 - w)\, b + w\, b_\theta, \qquad w = 1 - m_t
 
