@@ -1,7 +1,9 @@
-"""The objective against pair-by-pair loops; who gets a gradient; that the parts add up."""
+"""DiSSECTObjective against loops over pairs of views; gradients; policies of refinement."""
 
 import itertools
 import math
+import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -9,21 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqssl import DiSSECTLoss, DiSSECTObjective
+from vqssl.functional import REFINEMENTS, cosine_regression_loss
+from vqssl.functional.refinement import RefinementName
 from vqssl.types import Quantized
 
-MODES = ("predict", "align", "detached")
+MODES = tuple(REFINEMENTS)
 seeds = st.integers(0, 2**31 - 1)
 
 
 def setting(seed=0, views=2, batch=3, dim=4, dtype=torch.float64):
-    """p, z_c, z_s: each a list of leaves, one a view."""
+    """Return p, z_c, z_s: each a list of leaves, one a view."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(3, views, batch, dim, generator=generator, dtype=torch.float64).to(dtype)
     return [[t.clone().requires_grad_() for t in group] for group in draws]
 
 
 def slow_regression(p, t):
-    """The mean squared distance of unit vectors, in Python floats."""
+    """Compute the mean squared distance of unit vectors in Python floats."""
     total = 0.0
     for a, b in zip(p.tolist(), t.tolist(), strict=True):
         lengths = math.hypot(*a), math.hypot(*b)
@@ -49,17 +53,21 @@ def slow_objective(p, z_c, z_s, commitment, weights, commitment_weight, mode):
     dim=st.integers(1, 5),
     weights=st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.5, 1.0])),
     commitment_weight=st.sampled_from([0.0, 1.0, 3.0]),
+    commitment=st.sampled_from([None, 0.7]),
 )
-def test_objective_is_its_formula(mode, views, seed, batch, dim, weights, commitment_weight):
+def test_objective_equals_formula(mode, views, seed, batch, dim, weights, commitment_weight, commitment):
     p, z_c, z_s = setting(seed, views, batch, dim)
     objective = DiSSECTObjective(target_weights=weights, commitment_weight=commitment_weight, refinement=mode)
-    found = objective(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64))
+    found = objective(p, z_c, z_s, None if commitment is None else torch.tensor(commitment, dtype=torch.float64))
     assert type(found) is DiSSECTLoss
-    expected = slow_objective(p, z_c, z_s, 0.7, weights, commitment_weight, mode)
+    assert all(part.shape == () for part in found)
+    expected = slow_objective(p, z_c, z_s, commitment or 0.0, weights, commitment_weight, mode)
     assert [part.item() for part in found] == pytest.approx(expected, rel=1e-11, abs=1e-12)
+    total = weights[0] * found.alignment_global + weights[1] * found.alignment_refined + found.refinement
+    torch.testing.assert_close(found.total, total + commitment_weight * found.commitment, rtol=1e-14, atol=0)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     p, z_c, z_s = setting()
     found = DiSSECTObjective()(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64))
     expected = slow_objective(p, z_c, z_s, 0.7, (0.5, 0.5), 1.0, "predict")
@@ -69,11 +77,11 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("views", [2, 3])
 def test_without_refined_targets_it_is_byol(mode, views):
-    """Also with other weights: BYOL's loss has weight 1."""
+    """Target weights do not matter: BYOL's loss has weight 1."""
     p, z_c, _ = setting(views=views)
     found = DiSSECTObjective(target_weights=(0.3, 0.9), refinement=mode)(p, z_c)
     pairs = list(itertools.permutations(range(views), 2))
-    # BYOL's own: sum over ordered pairs of 2 - 2 cos, here averaged.
+    # BYOL sums 2 - 2 cos over ordered pairs; here it is averaged.
     cosine = torch.nn.functional.cosine_similarity
     byol = sum((2 - 2 * cosine(p[v], z_c[w], dim=-1)).mean() for v, w in pairs) / len(pairs)
     torch.testing.assert_close(found.total, byol, rtol=1e-13, atol=0)
@@ -81,18 +89,7 @@ def test_without_refined_targets_it_is_byol(mode, views):
     assert [part.item() for part in found[2:]] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("commitment", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-def test_parts_add_up_to_the_total(mode, commitment):
-    p, z_c, z_s = setting()
-    objective = DiSSECTObjective(target_weights=(0.3, 0.9), commitment_weight=2.0, refinement=mode)
-    loss = objective(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64) if commitment else None)
-    expected = 0.3 * loss.alignment_global + 0.9 * loss.alignment_refined + loss.refinement + 2.0 * loss.commitment
-    torch.testing.assert_close(loss.total, expected, rtol=1e-14, atol=0)
-    assert all(part.shape == () for part in loss)
-
-
-# ---- who gets a gradient ----
+# ---- gradients ----
 
 
 def gradients(part, tensors):
@@ -103,7 +100,7 @@ def gradients(part, tensors):
     ("mode", "alignment_reaches_head", "head_is_trained"),
     [("predict", False, True), ("align", True, True), ("detached", False, False)],
 )
-def test_who_gets_a_gradient(mode, alignment_reaches_head, head_is_trained):
+def test_gradient_reaches_the_inputs_it_should(mode, alignment_reaches_head, head_is_trained):
     p, z_c, z_s = setting(views=3)
 
     def loss():
@@ -127,7 +124,7 @@ def test_who_gets_a_gradient(mode, alignment_reaches_head, head_is_trained):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_the_formula(mode):
+def test_gradients_equal_those_of_the_formula(mode):
     p, z_c, z_s = setting(views=3)
     DiSSECTObjective(refinement=mode)(p, z_c, z_s).total.backward()
     q, targets, refined = setting(views=3)
@@ -147,7 +144,7 @@ def test_gradients_are_those_of_the_formula(mode):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-11, atol=1e-13)
 
 
-def test_one_target_only():
+def test_weights_of_one_and_zero_leave_one_target():
     p, z_c, z_s = setting()
     first = DiSSECTObjective(target_weights=(1, 0), refinement="detached")(p, z_c, z_s)
     assert first.total.equal(first.alignment_global)
@@ -157,7 +154,7 @@ def test_one_target_only():
     assert second.total.equal(DiSSECTObjective()(p, z_s).total)
 
 
-def test_commitment_carries_its_gradient_times_lambda():
+def test_commitment_gradient_is_scaled_by_its_weight():
     p, z_c, z_s = setting()
     commitment = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     loss = DiSSECTObjective(commitment_weight=3.0)(p, z_c, z_s, commitment)
@@ -166,7 +163,7 @@ def test_commitment_carries_its_gradient_times_lambda():
     assert loss.commitment.item() == 0.7
 
 
-def test_a_view_is_not_its_own_target():
+def test_view_is_not_its_own_target():
     p, z_c, z_s = setting()
     objective = DiSSECTObjective(refinement="detached")
     # Perfect on the same view, opposite on the other.
@@ -183,7 +180,7 @@ def test_order_of_views_does_not_matter():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_summed_in_float32(dtype):
+def test_half_precision_input_is_summed_in_float32(dtype):
     p, z_c, z_s = setting(dtype=dtype)
     loss = DiSSECTObjective()(p, z_c, z_s)
     exact = DiSSECTObjective()(*([t.double() for t in group] for group in (p, z_c, z_s)))
@@ -193,7 +190,43 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert all(t.grad.dtype == dtype and t.grad.isfinite().all() for t in p + z_s)
 
 
-def test_no_state_and_a_repr_that_says_everything():
+# ---- refinement as a function ----
+
+
+def half_refinement(refined_targets, global_targets):
+    """Let a part of the gradient into z_s, and predict z_c of the first view only."""
+    targets = [0.5 * z + 0.5 * z.detach() for z in refined_targets]
+    return targets, 2 * cosine_regression_loss(refined_targets[0], global_targets[0])
+
+
+def test_every_refinement_has_its_name_as_a_type():
+    assert get_args(RefinementName) == tuple(REFINEMENTS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_refinement_functions_equal_names(mode):
+    p, z_c, z_s = setting(views=3)
+    named, written = DiSSECTObjective(refinement=mode), DiSSECTObjective(refinement=REFINEMENTS[mode])
+    for a, b in zip(named(p, z_c, z_s), written(p, z_c, z_s), strict=True):
+        assert a.equal(b)
+
+
+def test_custom_refinement_gives_targets_and_loss():
+    p, z_c, z_s = setting()
+    objective = DiSSECTObjective(refinement=half_refinement)
+    loss = objective(p, z_c, z_s)
+    detached = DiSSECTObjective(refinement="detached")(p, z_c, z_s)
+    torch.testing.assert_close(loss.alignment_refined, detached.alignment_refined)
+    assert loss.refinement.equal(2 * cosine_regression_loss(z_s[0], z_c[0]))
+    torch.testing.assert_close(loss.total, detached.total + loss.refinement)
+    (half,) = torch.autograd.grad(loss.alignment_refined, z_s[0])
+    (whole,) = torch.autograd.grad(DiSSECTObjective(refinement="align")(p, z_c, z_s).alignment_refined, z_s[0])
+    torch.testing.assert_close(half, 0.5 * whole)
+    assert "refinement='half_refinement'" in repr(objective)
+    assert pickle.loads(pickle.dumps(objective))(p, z_c, z_s).total.equal(loss.total)
+
+
+def test_repr_has_all_options_and_there_is_no_state():
     objective = DiSSECTObjective(target_weights=(1, 0), commitment_weight=2, refinement="align")
     assert objective.state_dict() == {}
     assert repr(objective) == ("DiSSECTObjective(target_weights=(1.0, 0.0), commitment_weight=2, refinement='align')")
@@ -206,6 +239,7 @@ def test_no_state_and_a_repr_that_says_everything():
     ("error", "says", "arguments"),
     [
         (ValueError, "refinement must be one of 'predict', 'align', 'detached'", {"refinement": "none"}),
+        (TypeError, r"refinement must be a name \('predict', .*got None", {"refinement": None}),
         (ValueError, "two numbers", {"target_weights": (1.0,)}),
         (ValueError, "two numbers, for z_c and z_s, got 0.5", {"target_weights": 0.5}),
         (ValueError, "target_weights must be from 0", {"target_weights": (1.0, -0.5)}),
@@ -214,7 +248,7 @@ def test_no_state_and_a_repr_that_says_everything():
         (ValueError, "commitment_weight must be from 0", {"commitment_weight": -1}),
     ],
 )
-def test_refuses_options(error, says, arguments):
+def test_wrong_options_are_refused(error, says, arguments):
     with pytest.raises(error, match=says):
         DiSSECTObjective(**arguments)
 
@@ -228,16 +262,14 @@ def z(*shape):
     [
         (ValueError, "at least 2 views, got 1", ([z()], [z()])),
         (ValueError, "at least 2 views, got 0", ([], [])),
-        (ValueError, "global_targets must hold one", ([z(), z()], [z()])),
+        (ValueError, "global_targets must hold one.*order of the predictions", ([z(), z()], [z()])),
         (ValueError, "refined_targets must hold one", ([z(), z()], [z(), z()], [z()])),
         (ValueError, "same output width", ([z(), z(3, 5)], [z(), z()])),
         (ValueError, "same output width", ([z(), z()], [z(), z()], [z(), z(2, 4)])),
         (ValueError, "at least one pair", ([z(0, 4)] * 2, [z(0, 4)] * 2)),
         (TypeError, "floating", ([z().long(), z()], [z(), z()])),
-        (ValueError, "commitment_loss must be a scalar", ([z(), z()], [z(), z()], None, z())),
         (TypeError, "commitment_loss must be a torch.Tensor", ([z(), z()], [z(), z()], None, 0.5)),
-        (ValueError, r"order of the predictions", ([z(), z()], [z()])),
-        (ValueError, r"commitment_loss.mean\(\) for one a view", ([z(), z()], [z(), z()], None, z(2))),
+        (ValueError, r"must be a scalar.*commitment_loss.mean\(\) for one a view", ([z()] * 2, [z()] * 2, None, z(2))),
         (
             TypeError,
             r"list of 2: write torch.stack\(commitment_loss\).mean\(\) for one a view, .*.sum\(\) for one a scale",
@@ -246,19 +278,18 @@ def z(*shape):
         (TypeError, "Quantized: write its .commitment_loss", ([z(), z()], [z(), z()], None, Quantized(z(), z(), z()))),
         (TypeError, r"predictions\[0\] .*got a tuple of 2: .*student\(view\)\[0\]", ([(z(), [z()])] * 2, [z(), z()])),
         (TypeError, r"predictions\[1\] .*got a list of 1: .*student\(view\)\[0\]", ((z(), [z()]), [z(), z()])),
-        (TypeError, r"predictions.chunk\(2\) for two views joined", (z(), [z()] * 3)),
         # One tensor has a length too: its samples would pass for views.
-        (TypeError, "predictions must be a sequence", (z(), [z()] * 3)),
+        (TypeError, r"predictions must be a sequence.*predictions.chunk\(2\) for two views joined", (z(), [z()] * 3)),
         (TypeError, "global_targets must be a sequence", ([z()] * 3, z())),
         (TypeError, "refined_targets must be a sequence", ([z()] * 3, [z()] * 3, z())),
     ],
 )
-def test_refuses_input(error, says, arguments):
+def test_wrong_input_is_refused(error, says, arguments):
     with pytest.raises(error, match=says):
         DiSSECTObjective()(*arguments)
 
 
-def test_backward_of_all_parts_names_the_one_that_has_it():
+def test_backward_of_the_loss_tuple_names_total():
     p = z().requires_grad_()
     loss = DiSSECTObjective()([p, p], [z(), z()])
     with pytest.raises(AttributeError, match=r"write .total.backward\(\)"):

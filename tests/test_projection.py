@@ -1,4 +1,4 @@
-"""Projections: orthogonal where promised, normalised always, trained only where promised."""
+"""Projections: orthogonality, layer norm, and what is trained."""
 
 import copy
 
@@ -19,7 +19,7 @@ def slow_layer_norm(row):
 
 
 @pytest.mark.parametrize(("channels", "dim"), WIDTHS)
-def test_orthogonal_on_its_shorter_side(channels, dim):
+def test_map_is_orthogonal_on_its_shorter_side(channels, dim):
     weight = OrthogonalProjection(channels, dim, dtype=torch.float64).weight
     assert weight.shape == (dim, channels)
     gram = weight.T @ weight if channels <= dim else weight @ weight.T
@@ -27,7 +27,7 @@ def test_orthogonal_on_its_shorter_side(channels, dim):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_orthogonal_is_drawn_from_its_seed_alone(seed):
+def test_orthogonal_map_depends_on_its_seed_only(seed):
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = OrthogonalProjection(4, 6, seed=seed)
@@ -42,14 +42,14 @@ def test_orthogonal_is_drawn_from_its_seed_alone(seed):
 
 
 def test_orthogonal_maps_are_uniform():
-    """Over seeds, the mean of each entry is 0 and of its square 1 / n; without the sign it would not be."""
+    """Over seeds, each entry has mean 0 and mean square 1 / n; without the sign correction it has not."""
     weights = torch.stack([OrthogonalProjection(3, 3, seed=seed, dtype=torch.float64).weight for seed in range(2000)])
     torch.testing.assert_close(weights.mean(0), torch.zeros(3, 3, dtype=torch.float64), rtol=0, atol=0.06)
     torch.testing.assert_close(weights.square().mean(0), torch.full((3, 3), 1 / 3).double(), rtol=0, atol=0.04)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_orthogonal_takes_any_dtype(dtype):
+def test_orthogonal_projection_takes_any_dtype(dtype):
     projection, x = OrthogonalProjection(6, 4), torch.randn(3, 6).to(dtype)
     assert projection(x).dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(projection(x).double(), projection.double()(x.double()), rtol=1e-5, atol=1e-5)
@@ -57,7 +57,7 @@ def test_orthogonal_takes_any_dtype(dtype):
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
 @pytest.mark.parametrize(("channels", "dim"), WIDTHS)
-def test_output_is_the_layer_norm_of_the_map(cls, channels, dim):
+def test_output_is_layer_norm_of_linear_map(cls, channels, dim):
     projection = cls(channels, dim, dtype=torch.float64)
     x = torch.randn(2, 5, channels, dtype=torch.float64)
     linear = projection[0] if cls is LearnedProjection else nn.Linear(channels, dim, bias=False, dtype=torch.float64)
@@ -71,15 +71,15 @@ def test_output_is_the_layer_norm_of_the_map(cls, channels, dim):
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
-def test_tokens_cannot_shrink(cls, scale):
-    """Whatever the scale of the features, a token's length is about sqrt(dim)."""
+def test_output_length_does_not_depend_on_feature_scale(cls, scale):
+    """A token's length is about sqrt(dim)."""
     z = cls(16, 9, dtype=torch.float64)(torch.randn(50, 16, dtype=torch.float64) * scale)
     torch.testing.assert_close(z.mean(-1), torch.zeros(50, dtype=torch.float64), rtol=0, atol=1e-12)
     assert (z.norm(dim=-1) <= 3 + 1e-12).all()
     assert z.norm(dim=-1).mean() > 2.9
 
 
-def test_orthogonal_trains_nothing_but_passes_gradients():
+def test_orthogonal_projection_has_no_parameters_and_passes_gradients():
     projection = OrthogonalProjection(6, 4)
     assert list(projection.parameters()) == []
     x = torch.randn(3, 6, requires_grad=True)
@@ -87,7 +87,7 @@ def test_orthogonal_trains_nothing_but_passes_gradients():
     assert x.grad.abs().sum() > 0
 
 
-def test_learned_trains_its_map_and_nothing_else():
+def test_learned_projection_trains_only_its_linear_map():
     projection = LearnedProjection(6, 4)
     (projection(torch.randn(3, 6)) * torch.randn(3, 4)).sum().backward()
     assert {name: tuple(p.shape) for name, p in projection.named_parameters()} == {"0.weight": (4, 6), "0.bias": (4,)}
@@ -95,7 +95,7 @@ def test_learned_trains_its_map_and_nothing_else():
 
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
-def test_state_dict_carries_the_map(cls):
+def test_state_dict_holds_the_map(cls):
     there, back = cls(6, 4), cls(6, 4)
     for tensor in back.state_dict().values():
         tensor.mul_(0.5)
@@ -109,23 +109,23 @@ def test_state_dict_carries_the_map(cls):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cls", PROJECTIONS)
-def test_half_precision(cls, dtype):
+def test_half_precision_is_close_to_float64(cls, dtype):
     made, cast = cls(6, 4, dtype=dtype), cls(6, 4).to(dtype)
     x = torch.randn(3, 6).to(dtype)
     for projection in (made, cast):
         assert projection(x).dtype == dtype
-        # LN divides by a deviation of rounded values: a few units in the last place of values up to sqrt(3).
+        # The layer norm divides by the deviation of rounded values: a few units in the last place, values to sqrt(3).
         exact = copy.deepcopy(projection).double()(x.double())
         torch.testing.assert_close(projection(x).double(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
-def test_half_orthogonal_is_orthogonal_to_within_rounding():
+def test_half_precision_map_is_orthogonal_to_within_rounding():
     weight = OrthogonalProjection(6, 4, dtype=torch.bfloat16).weight.double()
     torch.testing.assert_close(weight @ weight.T, torch.eye(4, dtype=torch.float64), rtol=0, atol=2**-7)
 
 
 @pytest.mark.parametrize("cls", PROJECTIONS)
-def test_meta_device(cls):
+def test_runs_on_the_meta_device(cls):
     assert cls(6, 4, device="meta")(torch.empty(2, 3, 6, device="meta")).shape == (2, 3, 4)
 
 
@@ -139,10 +139,10 @@ def test_meta_device(cls):
         (TypeError, "dim must be an int", (4, True)),
     ],
 )
-def test_refuses(cls, error, says, widths):
+def test_wrong_widths_are_refused(cls, error, says, widths):
     with pytest.raises(error, match=says):
         cls(*widths)
 
 
-def test_repr():
+def test_repr_has_the_widths():
     assert repr(OrthogonalProjection(6, 4)) == "OrthogonalProjection(6, 4)"

@@ -1,10 +1,11 @@
-"""MomentumTeacher: an exact and independent copy, that follows by the formula, whatever wraps the student."""
+"""MomentumTeacher: the copy, the update, buffer policies, the schedule, wrapped students, errors."""
 
 import copy
 import gc
 import io
 import math
 import weakref
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,14 +17,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import vqssl.teacher
 from vqssl import MomentumTeacher
-from vqssl.functional import cosine_momentum
+from vqssl.functional import BUFFER_POLICIES, cosine_momentum
+from vqssl.functional.buffer_policies import BufferPolicyName
 
-POLICIES = ("ema", "copy", "own")
+POLICIES = tuple(BUFFER_POLICIES)
 
 
 class Student(nn.Module):
-    """Convolution and BatchNorm in an encoder, a head, and buffers of every kind."""
+    """A student with convolution and BatchNorm in an encoder, a head, and buffers of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +46,7 @@ def batch():
 
 
 def everything(module):
-    """Every parameter and buffer by name, copied."""
+    """Return copies of all parameters and buffers by name."""
     return {name: t.detach().clone() for name, t in [*module.named_parameters(), *module.named_buffers()]}
 
 
@@ -55,7 +58,7 @@ def assert_same(found, expected):
 
 
 def disturb(module):
-    """What an optimizer step and a forward pass do to the student, in one: every number changes."""
+    """Change every number of a module, as optimizer step and forward pass do together."""
     with torch.no_grad():
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():
@@ -67,7 +70,7 @@ def disturb(module):
 
 
 def slow_ema(mine, theirs, momentum):
-    """m x teacher + (1 - m) x student, number by number in Python's float64."""
+    """Compute m x teacher + (1 - m) x student, number by number in Python floats."""
     pairs = zip(mine.reshape(-1).tolist(), theirs.reshape(-1).tolist(), strict=True)
     values = [momentum * a + (1 - momentum) * b for a, b in pairs]
     return torch.tensor(values, dtype=torch.float64).reshape(mine.shape)
@@ -88,7 +91,7 @@ def test_starts_as_an_exact_copy(training):
     assert teacher(x).equal(student(x))
 
 
-def test_is_independent_of_the_student():
+def test_copy_is_independent_of_the_student():
     student = Student()
     teacher = MomentumTeacher(student)
     before = everything(teacher.module)
@@ -111,7 +114,7 @@ def test_keeps_no_reference_to_the_student():
     assert teacher(batch()).shape == (5, 2)
 
 
-def test_is_frozen_and_makes_no_graph():
+def test_teacher_has_no_gradient_and_makes_no_graph():
     student = Student()
     x = batch().requires_grad_()
     student(x).sum().backward()  # the student's gradients are not copied
@@ -124,7 +127,7 @@ def test_is_frozen_and_makes_no_graph():
     assert out.grad_fn is None
 
 
-def test_is_called_like_the_student():
+def test_call_has_the_students_arguments_and_result():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
@@ -145,7 +148,7 @@ def test_is_called_like_the_student():
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @given(momentum=st.sampled_from([0.0, 0.5, 0.9, 0.996, 1.0]), steps=st.integers(1, 3))
-def test_update_is_the_formula_for_parameters_and_buffers(policy, training, momentum, steps):
+def test_update_equals_formula_for_parameters_and_buffers(policy, training, momentum, steps):
     student = Student().double().train(training)
     teacher = MomentumTeacher(student, momentum=momentum, buffers=policy).train(training)
     expected = everything(teacher.module)
@@ -154,7 +157,7 @@ def test_update_is_the_formula_for_parameters_and_buffers(policy, training, mome
         x = batch().double()
         student(x)
         teacher(x)
-        if training:  # the teacher's own forward pass has moved its BatchNorm
+        if training:  # the teacher's own forward pass has changed its BatchNorm
             moved = dict(teacher.module.encoder[1].named_buffers(prefix="encoder.1"))
             assert {name.rpartition(".")[2] for name in moved} == {"running_mean", "running_var", "num_batches_tracked"}
             assert not any(tensor.equal(expected[name]) for name, tensor in moved.items())
@@ -177,7 +180,7 @@ def test_update_is_the_formula_for_parameters_and_buffers(policy, training, mome
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
-def test_ends_are_exact(momentum):
+def test_momentum_zero_and_one_are_exact(momentum):
     student = Student()
     teacher = MomentumTeacher(student, momentum=momentum)
     before = everything(teacher.module)
@@ -190,7 +193,7 @@ def test_ends_are_exact(momentum):
 
 
 @pytest.mark.parametrize("policy", ["ema", "copy"])
-def test_agrees_with_torchs_averaged_model_to_the_bit(policy):
+def test_update_equals_torchs_averaged_model_bit_for_bit(policy):
     student = Student()
     teacher = MomentumTeacher(student, momentum=0.9, buffers=policy)
     averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=policy == "ema")
@@ -200,13 +203,13 @@ def test_agrees_with_torchs_averaged_model_to_the_bit(policy):
         teacher.update_(student)
         averaged.update_parameters(student)
     found, expected = everything(teacher.module), everything(averaged.module)
-    # It averages integers as well, with rounding; the teacher takes them over.
+    # AveragedModel averages integers too, with rounding; the teacher copies them.
     compared = [name for name, tensor in expected.items() if tensor.is_floating_point() or policy == "copy"]
     assert len(compared) >= 11
     assert_same({name: found[name] for name in compared}, {name: expected[name] for name in compared})
 
 
-def test_tied_parameters_move_once():
+def test_tied_parameters_are_updated_once():
     student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     student[1].weight = student[0].weight
     teacher = MomentumTeacher(student, momentum=0.9)
@@ -218,7 +221,7 @@ def test_tied_parameters_move_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_student(dtype):
+def test_teacher_of_a_half_precision_student(dtype):
     student = Student().to(dtype)
     teacher = MomentumTeacher(student, momentum=0.5)
     assert {t.dtype for t in teacher.parameters()} == {dtype}
@@ -233,7 +236,7 @@ def test_half_student(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_float32_teacher_follows_a_student_that_was_cast_later(dtype):
+def test_float32_teacher_follows_a_student_cast_later(dtype):
     student = Student()
     teacher = MomentumTeacher(student, momentum=0.9)
     before = everything(teacher.module)
@@ -248,10 +251,86 @@ def test_a_float32_teacher_follows_a_student_that_was_cast_later(dtype):
             torch.testing.assert_close(found[name].double(), exact, rtol=1e-6, atol=1e-6)
 
 
+# ---- buffer policies ----
+
+
+def follow_means(name, teacher, student, weight):
+    """Let running means follow, copy the student's centre, and leave all other buffers."""
+    if name.endswith("running_mean"):
+        return torch.lerp(teacher, student, weight)
+    return student if name == "centre" else teacher
+
+
+def test_every_buffer_policy_has_its_name_as_a_type():
+    assert get_args(BufferPolicyName) == tuple(BUFFER_POLICIES)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_buffer_policy_functions_equal_names(policy):
+    student = Student()
+    named = MomentumTeacher(student, momentum=0.9, buffers=policy)
+    written = MomentumTeacher(student, momentum=0.9, buffers=BUFFER_POLICIES[policy])
+    for _ in range(3):
+        disturb(student)
+        named.update_(student)
+        written.update_(student)
+    assert_same(everything(written.module), everything(named.module))
+
+
+def test_custom_buffer_policy_decides_for_each_buffer_by_name():
+    student = Student()
+    teacher = MomentumTeacher(student, momentum=0.75, buffers=follow_means)
+    expected = everything(teacher.module)
+    disturb(student)
+    leader = everything(student)
+    teacher.update_(student)
+    found = everything(teacher.module)
+    expected["encoder.1.running_mean"].lerp_(leader["encoder.1.running_mean"], 0.25)
+    expected["centre"] = leader["centre"]
+    buffers = dict(student.named_buffers())
+    assert_same({name: found[name] for name in buffers}, {name: expected[name] for name in buffers})
+    assert "buffers='follow_means'" in repr(teacher)
+
+
+@pytest.mark.parametrize(
+    ("policy", "averaged"),
+    [
+        ("ema", ["encoder.1.running_mean", "encoder.1.running_var", "centre", "unsaved"]),
+        ("copy", ["encoder.1.running_mean", "encoder.1.running_var", "centre", "unsaved"]),
+        ("own", []),
+        (follow_means, ["encoder.1.running_mean", "centre"]),
+    ],
+)
+def test_floating_buffers_that_the_policy_changes_are_averaged_over_ranks(policy, averaged, monkeypatch):
+    student = Student()
+    teacher = MomentumTeacher(student, buffers=policy)
+    names = {id(buffer): name for name, buffer in teacher.module.named_buffers()}
+    seen = []
+    monkeypatch.setattr(
+        vqssl.teacher, "all_reduce_mean_", lambda tensors, group: seen.extend(names[id(tensor)] for tensor in tensors)
+    )
+    teacher.update_(student)
+    assert sorted(seen) == sorted(averaged)
+
+
+@pytest.mark.parametrize("result", [None, torch.zeros(()), torch.zeros(7)])
+def test_buffer_policy_with_a_wrong_result_is_refused_and_nothing_changes(result):
+    student = Student()
+    teacher = MomentumTeacher(student, momentum=0.5, buffers=lambda name, teacher, student, weight: result)
+    before = everything(teacher.module)
+    disturb(student)
+    with pytest.raises(
+        ValueError, match=r"buffers must return a tensor of the buffer's shape, \(2,\) for 'centre', got"
+    ):
+        teacher.update_(student)
+    assert_same(everything(teacher.module), before)
+    assert teacher.step == 0
+
+
 # ---- the schedule ----
 
 
-def test_schedule_and_counter():
+def test_momentum_follows_the_schedule_and_steps_are_counted():
     student = Student()
     teacher = MomentumTeacher(student, momentum=0.9, final_momentum=0.99, total_steps=4)
     for t in range(6):
@@ -268,7 +347,7 @@ def test_schedule_and_counter():
     assert (constant.final_momentum, MomentumTeacher(student).momentum) == (1.0, 0.996)
 
 
-def test_a_given_step_sets_schedule_and_counter():
+def test_given_step_sets_schedule_and_counter():
     student = Student()
     teacher = MomentumTeacher(student, momentum=0.0, final_momentum=1.0, total_steps=10)
     before = everything(teacher.module)
@@ -282,7 +361,7 @@ def test_a_given_step_sets_schedule_and_counter():
 
 
 @pytest.mark.parametrize("numbers", ["python", "numpy"])
-def test_a_resumed_run_continues_bit_for_bit(numbers):
+def test_resumed_run_continues_bit_for_bit(numbers):
     scalar = (lambda value: value) if numbers == "python" else (lambda value: np.array([value])[0])
 
     def build():
@@ -298,7 +377,7 @@ def test_a_resumed_run_continues_bit_for_bit(numbers):
     file = io.BytesIO()
     torch.save({"student": student.state_dict(), "teacher": teacher.state_dict()}, file)
     file.seek(0)
-    saved = torch.load(file, weights_only=True)  # numpy's scalars would be refused here
+    saved = torch.load(file, weights_only=True)  # NumPy scalars would be refused here
 
     resumed_student, resumed = build()
     resumed_student.load_state_dict(saved["student"])
@@ -345,7 +424,7 @@ def wrappers():
 
 @pytest.mark.parametrize("wrap", wrappers().values(), ids=wrappers())
 @pytest.mark.usefixtures("one_process")
-def test_wrapped_students_are_their_modules(wrap):
+def test_wrapped_student_equals_its_module(wrap):
     student = Student()
     wrapped = wrap(student)
     teacher, plain = MomentumTeacher(wrapped, momentum=0.9), MomentumTeacher(student, momentum=0.9)
@@ -358,13 +437,13 @@ def test_wrapped_students_are_their_modules(wrap):
     plain.update_(student)
     assert not teacher.module.head.weight.equal(student.head.weight)
     assert_same(everything(teacher.module), everything(plain.module))
-    # Either may follow the other's form: a run may be resumed without its wrapper.
+    # Each may follow the other form: a run may be resumed without its wrapper.
     teacher.update_(student)
     plain.update_(wrapped)
     assert_same(everything(teacher.module), everything(plain.module))
 
 
-def test_a_student_with_a_compiled_part():
+def test_student_with_a_compiled_part():
     student = Student()
     fresh = copy.deepcopy(student.encoder)
     student.encoder = torch.compile(student.encoder, backend="eager")
@@ -376,15 +455,15 @@ def test_a_student_with_a_compiled_part():
     assert teacher(x).equal(before)
     teacher.update_(student)
     assert not teacher(x).equal(before)
-    # Its weights come out under their own names, not the wrapper's.
+    # Its weights have their own names, not those of the wrapper.
     fresh.load_state_dict(teacher.backbone_state_dict("encoder"))
     found, expected = fresh.state_dict().values(), teacher.module.encoder.state_dict().values()
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("buffers", ["ema", "copy"])
-def test_infinities_in_a_buffer_stay_what_they_are(buffers):
-    """A causal mask, say: between two infinities lies no number."""
+def test_infinities_in_a_buffer_stay(buffers):
+    """The average of two infinities, as in a causal mask, would be NaN."""
     student = Student()
     student.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1), persistent=False)
     teacher = MomentumTeacher(student, buffers=buffers)
@@ -393,7 +472,7 @@ def test_infinities_in_a_buffer_stay_what_they_are(buffers):
     assert teacher.module.mask.equal(student.mask)
 
 
-def test_compiled_teacher():
+def test_teacher_compiles_to_one_graph():
     student = Student().eval()
     teacher = MomentumTeacher(student).eval()
     x = batch()
@@ -404,7 +483,7 @@ def test_compiled_teacher():
 
 
 @pytest.mark.parametrize("name", ["", "encoder", "encoder.1", "head"])
-def test_backbone_loads_strictly_into_the_part(name):
+def test_backbone_state_loads_strictly_into_the_part(name):
     student = Student()
     teacher = MomentumTeacher(student)
     disturb(teacher.module)
@@ -421,12 +500,12 @@ def test_backbone_loads_strictly_into_the_part(name):
 
 
 @pytest.mark.parametrize("name", ["backbone", "encoder.9", "head.weight"])
-def test_backbone_refuses_what_is_no_submodule(name):
+def test_backbone_of_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=f"got '{name}': it has 'encoder', 'head'"):
         MomentumTeacher(Student()).backbone_state_dict(name)
 
 
-def test_backbone_of_a_student_without_parts():
+def test_backbone_of_a_student_without_submodules_is_refused():
     with pytest.raises(ValueError, match="got 'encoder': it has none: leave name out"):
         MomentumTeacher(nn.Linear(2, 2)).backbone_state_dict("encoder")
 
@@ -434,7 +513,7 @@ def test_backbone_of_a_student_without_parts():
 # ---- errors ----
 
 
-def test_a_state_of_another_student_is_refused_and_nothing_changes():
+def test_state_of_another_student_is_refused_and_nothing_changes():
     teacher, other = (MomentumTeacher(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, d))) for d in (3, 4))
     other.step = 5
     before = everything(teacher.module)
@@ -457,10 +536,11 @@ def test_a_state_of_another_student_is_refused_and_nothing_changes():
         (ValueError, "total_steps must be at least 1", {"total_steps": 0}),
         (TypeError, "total_steps must be an int", {"total_steps": 1.5}),
         (ValueError, "buffers must be one of 'ema', 'copy', 'own'", {"buffers": "none"}),
+        (TypeError, r"buffers must be a name \('ema', .*got None", {"buffers": None}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_refuses_options(error, says, arguments):
+def test_wrong_options_are_refused(error, says, arguments):
     with pytest.raises(error, match=says):
         MomentumTeacher(**{"student": nn.Linear(2, 2), **arguments})
 
@@ -507,7 +587,7 @@ def wider_buffer():
         (wider_buffer, r"buffer 'centre' is \(3,\)"),
     ],
 )
-def test_another_student_is_refused_and_nothing_changes(student, says, policy):
+def test_update_with_another_student_is_refused_and_nothing_changes(student, says, policy):
     teacher = MomentumTeacher(Student(), momentum=0.5, buffers=policy)
     teacher.update_(Student())
     before = everything(teacher.module)
@@ -517,7 +597,7 @@ def test_another_student_is_refused_and_nothing_changes(student, says, policy):
     assert teacher.step == 1
 
 
-def test_a_student_that_is_no_module_is_refused():
+def test_update_with_parameters_instead_of_a_module_is_refused():
     teacher = MomentumTeacher(Student())
     with pytest.raises(TypeError, match=r"student must be a torch\.nn\.Module, got generator"):
         teacher.update_(Student().parameters())
@@ -525,7 +605,7 @@ def test_a_student_that_is_no_module_is_refused():
 
 @pytest.mark.parametrize("total_steps", [None, 10])
 @pytest.mark.parametrize(("error", "step"), [(ValueError, -1), (TypeError, 1.5), (TypeError, "1")])
-def test_a_bad_step_is_refused_and_nothing_changes(error, step, total_steps):
+def test_wrong_step_is_refused_and_nothing_changes(error, step, total_steps):
     student = Student()
     teacher = MomentumTeacher(student, momentum=0.5, total_steps=total_steps)
     before = everything(teacher.module)
@@ -536,15 +616,15 @@ def test_a_bad_step_is_refused_and_nothing_changes(error, step, total_steps):
     assert teacher.step == 0
 
 
-def test_repr():
+def test_repr_has_momentum_and_buffers():
     student = nn.Linear(2, 2)
     assert "momentum=0.9, buffers='copy'" in repr(MomentumTeacher(student, momentum=0.9, buffers="copy"))
     assert "momentum=0.996..1 over 10 steps, buffers='ema'" in repr(MomentumTeacher(student, total_steps=10))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_a_student_with_weight_norm_is_copied_before_and_after_a_backward_pass():
-    """Heads of DINO have it; what it computes is a plain attribute with a graph."""
+def test_student_with_weight_norm_is_copied_before_and_after_a_backward_pass():
+    """DINO's heads have weight_norm, which keeps its result as an attribute with a graph."""
     student, halfway = (nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4, bias=False)), nn.ReLU()) for _ in range(2))
     halfway.load_state_dict(student.state_dict())
     x = torch.randn(5, 3)
@@ -562,7 +642,7 @@ def test_a_student_with_weight_norm_is_copied_before_and_after_a_backward_pass()
 
 
 class Keeping(nn.Module):
-    """Keeps something beside its parameter."""
+    """A module that keeps a tensor beside its parameter."""
 
     def __init__(self, keep):
         super().__init__()
@@ -573,11 +653,11 @@ class Keeping(nn.Module):
         return x @ self.weight.T
 
 
-def test_a_view_of_a_parameter_is_told_since_in_the_copy_it_does_not_follow():
-    with pytest.warns(UserWarning, match=r"keeps 1\.kept, a view of 1\.weight, .* make it a property") as caught:
+def test_view_of_a_parameter_gives_a_warning():
+    with pytest.warns(UserWarning, match=r"keeps 1\.kept, a view of 1\.weight\. .* make it a property") as caught:
         MomentumTeacher(nn.Sequential(nn.Linear(3, 3), Keeping(lambda weight: weight.view(-1))))
     assert caught[0].filename == __file__
-    # Features of the last step are no part of the model.
+    # Another tensor with a graph, such as the features of the last step, gives none.
     student = Keeping(lambda weight: weight * 2)
     teacher = MomentumTeacher(student)
     torch.testing.assert_close(teacher.module.kept, student.kept.detach())
@@ -585,12 +665,12 @@ def test_a_view_of_a_parameter_is_told_since_in_the_copy_it_does_not_follow():
 
 
 @pytest.mark.parametrize("keep", [lambda weight: [weight * 2], lambda weight: {"a": weight.sum()}])
-def test_what_cannot_be_copied_is_said(keep):
+def test_graphs_in_containers_are_refused(keep):
     with pytest.raises(ValueError, match=r"deepcopy can copy, got Keeping .*: keep no tensors with a graph in lists"):
         MomentumTeacher(Keeping(keep))
 
 
-def test_another_error_of_copying_stays_what_it_is():
+def test_other_errors_of_copying_are_not_replaced():
     class Large(nn.Linear):
         def __deepcopy__(self, memo):
             raise torch.OutOfMemoryError("no memory")

@@ -1,4 +1,4 @@
-"""Copies of a student: of the module inside its wrappers, and without the graphs it keeps."""
+"""Copies of a student: the module inside its wrappers, without autograd graphs."""
 
 import copy
 import warnings
@@ -10,17 +10,37 @@ __all__ = ["detached_copy", "unwrapped"]
 
 
 def detached_copy(student: nn.Module) -> nn.Module:
-    """A deep copy, which torch refuses where an attribute has a graph: what weight_norm computed, or features kept."""
+    """Return a deep copy of a module in which kept tensors have no graph.
+
+    torch refuses to deep-copy a tensor with a graph. Modules keep such tensors as attributes: ``weight_norm`` its
+    result, others the features of the last step.
+
+    Args:
+        student: any module.
+
+    Raises:
+        ValueError: the module keeps a tensor with a graph in a list or a dictionary.
+
+    Warns:
+        UserWarning: the module keeps a view of a parameter. In the copy it does not follow that parameter.
+
+    >>> import torch
+    >>> student = torch.nn.Linear(2, 2)
+    >>> student.doubled = 2 * student.weight
+    >>> detached_copy(student).doubled.requires_grad
+    False
+    """
     parameters = {id(parameter): name for name, parameter in student.named_parameters()}
     detached: dict[int, Any] = {}
     for path, module in student.named_modules():
         for name, value in vars(module).items():
             if not isinstance(value, Tensor) or value.is_leaf:
                 continue
-            if id(value._base) in parameters:  # the copy would keep the weights of today
+            if id(value._base) in parameters:
                 warnings.warn(
-                    f"student keeps {path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}, which "
-                    "in the copy will not follow it: fine where forward makes it anew, otherwise make it a property",
+                    f"student keeps {path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}. In "
+                    "the copy the view does not follow that parameter: this is harmless if forward computes it again, "
+                    "otherwise make it a property",
                     stacklevel=3,
                 )
             detached[id(value)] = value.detach().clone()
@@ -36,7 +56,13 @@ def detached_copy(student: nn.Module) -> nn.Module:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers."""
+    """Return the module inside ``torch.compile`` and data-parallel wrappers.
+
+    >>> import torch
+    >>> student = torch.nn.Linear(2, 2)
+    >>> unwrapped(torch.nn.DataParallel(student)) is student
+    True
+    """
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
         if isinstance(module, wrappers):

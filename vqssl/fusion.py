@@ -1,4 +1,4 @@
-"""SERFFusion: the quantised maps refine the continuous embedding into a second target."""
+"""SERFFusion: quantised feature maps refine the continuous embedding into a second target."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,44 +16,44 @@ from vqssl.checks import (
     check_positive_int,
     check_state_fits,
 )
-from vqssl.functional.serf import OPERATORS, SERFOperator, masked_mean, spatial_attention_weights
+from vqssl.functional.serf import OPERATORS, OperatorName, SERFOperator, masked_mean, spatial_attention_weights
 from vqssl.types import MultiScaleQuantized
 
 __all__ = ["SERFFusion"]
 
 
 class SERFFusion(nn.Module):
-    r"""Fuses quantised maps into an anchor, lets the embedding consult it, and maps the result to a refined target.
+    r"""Fusion head that refines the continuous embedding z_c with quantised feature maps.
 
     .. math:: z_q = \mathrm{pool}\Big(\sum_s \alpha_s \psi_s(q^s)\Big), \qquad
         f = z_c + \mathrm{attention}(z_c, z_q), \qquad z_s = \mathrm{MLP}(f)
 
-    (DiSSECT, arXiv 2509.18765, section "Multi-scale fusion" and Eq. 6.) The psi and the sum are linear, so each map
-    is pooled first: the same anchor, and no common grid. The operator ``"spatial"`` attends over the tokens themselves.
-    The MLP is Linear, BatchNorm, ReLU, Linear.
+    Source: DiSSECT, arXiv 2509.18765, section "Multi-scale fusion" and Eq. 6. The maps q^s need no common grid: psi and
+    the sum are linear, so pooling each map first gives the same anchor z_q. The operator ``"spatial"`` attends over the
+    tokens of all maps instead of z_q. The MLP is Linear, BatchNorm, ReLU, Linear.
 
-    Who trains psi, alpha and the MLP is decided by the objective: see ``refinement`` in
-    :class:`~vqssl.DiSSECTObjective`.
+    The objective decides what trains psi, alpha and the MLP: see ``refinement`` in :class:`~vqssl.DiSSECTObjective`.
 
     Args:
         dim: D, width of the embedding, of the codes and of the output.
-        num_scales: S, how many maps a call takes.
+        num_scales: S, the number of maps in a call.
         operator: ``"spatial"`` (default), ``"channel"`` and ``"batch"`` (readings of Eq. 6), ``"pooled"`` (no
             attention), ``"concat"`` (the "no SERF" ablation), or a :class:`vqssl.functional.SERFOperator`.
-        residual: whether z_c is added to what the operator returns; None (default) does so wherever the widths agree,
-            which is everywhere but for ``"concat"``, which holds z_c already.
-        hidden_dim: width of the MLP's hidden layer; None leaves the MLP out (the "no MLP" ablation).
+        residual: True adds z_c to the operator's output. None (default) does so where the widths agree: for every
+            operator above but ``"concat"``, whose output contains z_c.
+        hidden_dim: width of the MLP's hidden layer. None leaves the MLP out (the "no MLP" ablation).
         channels_last: False for maps ``(B, D, *spatial)``, True for tokens ``(B, ..., D)``.
-        device, dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         ``z_c`` ``(B, D)``; S maps ``(B, D, *spatial_s)``; optionally S masks ``(B, *spatial_s)``, True where a token
-        counts. Output ``(B, D)``.
+        is valid. Output ``(B, D)``.
 
     Raises:
-        TypeError: an argument of another type than above.
-        ValueError: a size below 1, an unknown operator, a residual or a missing MLP where the operator's width is
-            not D.
+        TypeError: an argument has another type than above.
+        ValueError: a size is below 1, the operator is unknown, or ``residual`` or a missing MLP does not fit an
+            operator whose width is not D.
 
     >>> import torch
     >>> fusion = SERFFusion(dim=8, num_scales=2, hidden_dim=16)
@@ -66,7 +66,7 @@ class SERFFusion(nn.Module):
         dim: int,
         num_scales: int,
         *,
-        operator: str | SERFOperator = "spatial",
+        operator: OperatorName | SERFOperator = "spatial",
         residual: bool | None = None,
         hidden_dim: int | None = 2048,
         channels_last: bool = False,
@@ -76,21 +76,21 @@ class SERFFusion(nn.Module):
         super().__init__()
         check_positive_int("dim", dim)
         check_positive_int("num_scales", num_scales)
-        self.operator_name, self.operator = _operator(operator)
-        fits = self.operator.width == 1
-        if residual and not fits:
+        self.operator_name, self.operator = _named_operator(operator)
+        same_width = self.operator.width == 1
+        if residual and not same_width:
             raise ValueError(
                 f"residual needs an operator whose output has the width of z_c, got {self.operator_name!r} of width "
                 f"{self.operator.width} x dim: leave residual out"
             )
-        if hidden_dim is None and not fits:
+        if hidden_dim is None and not same_width:
             raise ValueError(
                 f"without an MLP the operator's output must have width dim, got {self.operator_name!r} of width "
                 f"{self.operator.width} x dim: give hidden_dim"
             )
         self.dim = dim
         self.num_scales = num_scales
-        self.residual = fits if residual is None else residual
+        self.residual = same_width if residual is None else residual
         self.hidden_dim = hidden_dim
         self.channels_last = channels_last
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
@@ -107,19 +107,19 @@ class SERFFusion(nn.Module):
             )
 
     def forward(self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> Tensor:
-        """The refined target z_s.
+        """Compute the refined target z_s.
 
         Args:
             z_c: the continuous embedding, ``(B, D)``.
-            quantized: S maps ``(B, D, *spatial_s)``, or ``(B, ..., D)`` where ``channels_last``.
-            masks: S masks ``(B, *spatial_s)``, or None.
+            quantized: S maps ``(B, D, *spatial_s)``, or ``(B, ..., D)`` with ``channels_last``.
+            masks: S masks ``(B, *spatial_s)``, an entry may be None; or None.
 
         Returns:
             z_s, ``(B, D)``.
 
         Raises:
-            TypeError: an input is no floating tensor or of another dtype than the parameters (outside autocast), a mask
-                is not boolean, or one tensor came instead of a sequence.
+            TypeError: an input is not a floating tensor or has another dtype than the parameters (outside autocast), a
+                mask is not boolean, or a single tensor is given instead of a sequence.
             ValueError: the shapes do not fit ``dim``, ``num_scales`` or each other, a tensor is on another device than
                 the parameters, or in training mode there are fewer than 2 samples for the MLP's BatchNorm.
         """
@@ -132,33 +132,47 @@ class SERFFusion(nn.Module):
         return self.mlp(f)
 
     def refine(self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> Tensor:
-        """f, what goes into the MLP: ``(B, D)``, or ``(B, 2 D)`` for ``"concat"``. Arguments as in :meth:`forward`."""
-        tokens, token_masks = self._tokens(z_c, quantized, masks)
+        """Compute f, the input of the MLP. Arguments and errors as in :meth:`forward`.
+
+        Returns:
+            ``(B, D)``, or ``(B, width * D)`` for a wider operator, as ``"concat"`` is.
+
+        >>> import torch
+        >>> SERFFusion(8, 1, operator="concat").refine(torch.randn(4, 8), [torch.randn(4, 8, 3, 3)]).shape
+        torch.Size([4, 16])
+        """
+        self._check_input(z_c, quantized, masks)
+        tokens, token_masks = self._flatten(quantized, masks)
         if self.operator.keys == "anchor":
-            keys, mask = self._anchor(tokens, token_masks), None
+            keys, mask = self._pooled_anchor(tokens, token_masks), None
         else:
-            keys, mask = self._places(tokens, token_masks), _joined(token_masks, tokens)
+            keys, mask = self._projected_tokens(tokens, token_masks), _joined_mask(tokens, token_masks)
         f = self.operator.function(z_c, keys, mask)
         return z_c + f if self.residual else f
 
     def anchor(self, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> Tensor:
-        """z_q, the pooled weighted fusion of the maps: ``(B, D)``.
+        """Compute z_q, the pooled and weighted sum of the maps. Arguments and errors as in :meth:`forward`.
+
+        Returns:
+            ``(B, D)``.
 
         >>> import torch
         >>> SERFFusion(8, 1).anchor([torch.randn(4, 8, 3, 3)]).shape
         torch.Size([4, 8])
         """
-        return self._anchor(*self._tokens(None, quantized, masks))
+        self._check_input(None, quantized, masks)
+        return self._pooled_anchor(*self._flatten(quantized, masks))
 
     def attention_maps(
         self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
     ) -> tuple[Tensor, ...]:
-        """Where ``"spatial"`` looks: S maps ``(B, *spatial_s)`` of weights, which sum to 1 over all places of a sample.
+        """Compute the attention weights of the operator ``"spatial"`` as maps. Arguments as in :meth:`forward`.
 
-        Arguments as in :meth:`forward`.
+        Returns:
+            S maps ``(B, *spatial_s)``, whose sum over all positions of all maps is 1 for each sample.
 
         Raises:
-            ValueError: the operator is another one, and has no places.
+            ValueError: the operator is another one, which does not attend over positions.
 
         >>> import torch
         >>> fusion = SERFFusion(8, 2)
@@ -168,116 +182,132 @@ class SERFFusion(nn.Module):
         """
         if self.operator != OPERATORS["spatial"]:
             raise ValueError(
-                f"attention maps need operator 'spatial', got {self.operator_name!r}, which has no places: write "
-                "SERFFusion(..., operator='spatial')"
+                f"attention maps need operator 'spatial', got {self.operator_name!r}, which does not attend over "
+                "positions: write SERFFusion(..., operator='spatial')"
             )
-        tokens, token_masks = self._tokens(z_c, quantized, masks)
-        weights = spatial_attention_weights(z_c, self._places(tokens, token_masks), _joined(token_masks, tokens))
+        self._check_input(z_c, quantized, masks)
+        tokens, token_masks = self._flatten(quantized, masks)
+        weights = spatial_attention_weights(
+            z_c, self._projected_tokens(tokens, token_masks), _joined_mask(tokens, token_masks)
+        )
         per_scale = weights.split([z.shape[1] for z in tokens], dim=1)
-        shapes = [q.shape[1:-1] if self.channels_last else q.shape[2:] for q in quantized]
-        return tuple(w.reshape(len(w), *shape) for w, shape in zip(per_scale, shapes, strict=True))
+        return tuple(w.reshape(len(w), *self._spatial(q)) for w, q in zip(per_scale, quantized, strict=True))
 
     def extra_repr(self) -> str:
+        """Return the options that ``repr`` shows."""
         return f"{self.dim}, num_scales={self.num_scales}, operator={self.operator_name!r}, residual={self.residual}"
 
-    # ---- parts ----
+    # ---- parts of the equation ----
 
-    def _cure(self, q: Tensor, quantized: Sequence[Tensor]) -> str:
-        """What to write instead of a map whose shape does not fit."""
-        axis, other = (-1, 1) if self.channels_last else (1, -1)
-        if q.ndim > 1 and q.shape[axis] == self.dim:
-            return "give z_c and all maps of the same images; chunk either all or none of two joined views"
-        if q.ndim > 1 and q.shape[other] == self.dim:
-            if any(each.ndim > 1 and each.shape[axis] == self.dim for each in quantized):  # as they should be
-                move = "1, -1" if self.channels_last else "-1, 1"
-                return f"write movedim({move}) behind it if this one has another layout than the rest"
-            return f"write SERFFusion(..., channels_last={not self.channels_last}) for this layout, as in the quantizer"
-        return "give the quantizer and SERFFusion the same dim, or project the maps to it first"
-
-    def _anchor(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+    def _pooled_anchor(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
         pooled = [masked_mean(z, mask) for z, mask in zip(tokens, masks, strict=True)]
         return torch.stack([a * psi(z) for a, psi, z in zip(self.alpha, self.psi, pooled, strict=True)]).sum(0)
 
-    def _places(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
-        # What stands under a mask must not reach psi: a NaN there would make the gradient of its weight NaN.
+    def _projected_tokens(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+        # Masked tokens are zeroed before psi: a NaN there would make the gradient of psi's weight NaN.
         tokens = [
             z if mask is None else torch.where(mask[..., None], z, 0.0) for z, mask in zip(tokens, masks, strict=True)
         ]
         return torch.cat([a * psi(z) for a, psi, z in zip(self.alpha, self.psi, tokens, strict=True)], dim=1)
 
-    def _tokens(
-        self, z_c: Tensor | None, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None
+    # ---- layout of the maps ----
+
+    def _spatial(self, q: Tensor) -> torch.Size:
+        return q.shape[1:-1] if self.channels_last else q.shape[2:]
+
+    def _flatten(
+        self, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Maps as ``(B, N_s, D)`` and masks as ``(B, N_s)``, checked."""
+        """Return each map as tokens ``(B, N_s, D)`` and each mask as ``(B, N_s)`` or None."""
+        masks = [None] * self.num_scales if masks is None else masks
+        maps = [q if self.channels_last else rearrange(q, "b d ... -> b ... d") for q in quantized]
+        token_masks = [None if mask is None else _flatten_positions(mask[..., None]).squeeze(-1) for mask in masks]
+        return [_flatten_positions(q) for q in maps], token_masks
+
+    def _check_input(
+        self, z_c: Tensor | None, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None
+    ) -> None:
+        """Raise if a tensor does not fit the module or the others; ``z_c`` is None where there is no query."""
         if isinstance(quantized, MultiScaleQuantized):
             raise TypeError(
                 "quantized must be a sequence of maps, got the whole MultiScaleQuantized: write its .quantized"
             )
-        masks = [None] * self.num_scales if masks is None else masks
         check_one_a_scale("quantized", quantized, self.num_scales)
-        check_one_a_scale("masks", masks, self.num_scales)
         for scale, q in enumerate(quantized):
             _check_codes(f"quantized[{scale}]", q)
-        batch = quantized[0].shape[0] if quantized[0].ndim else 0
         if z_c is not None:
-            check_floating("z_c", z_c, "the embedding comes first: z, maps = teacher(view), then fusion(z, quantized)")
-            if z_c.ndim != 2 or z_c.shape[1] != self.dim:
+            self._check_query(z_c)
+        for scale, q in enumerate(quantized):
+            self._check_map(f"quantized[{scale}]", q)
+        first, source = (quantized[0], "quantized[0]") if z_c is None else (z_c, "z_c")
+        for scale, q in enumerate(quantized):
+            if len(q) != len(first):
                 raise ValueError(
-                    f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
-                    f"{tuple(z_c.shape)}: write z_c.flatten(1) for (B, dim, 1, 1), and pool or project what is larger"
+                    f"quantized[{scale}] must hold the {len(first)} samples of {source}, got {len(q)}: give z_c and "
+                    "all maps of the same images; chunk either all or none of two joined views"
                 )
-            check_device("z_c", z_c, self.alpha.device, "the parameters")
-            check_dtype("z_c", z_c, self.alpha.dtype)
-            batch = len(z_c)
+        if masks is not None:
+            check_one_a_scale("masks", masks, self.num_scales)
+            for scale, (q, mask) in enumerate(zip(quantized, masks, strict=True)):
+                check_mask(mask, q.shape[:1] + self._spatial(q), q.device, f"masks[{scale}]")
+
+    def _check_query(self, z_c: Tensor) -> None:
+        check_floating("z_c", z_c, "the embedding comes first: z, maps = teacher(view), then fusion(z, quantized)")
+        if z_c.ndim != 2 or z_c.shape[1] != self.dim:
+            raise ValueError(
+                f"z_c must be (B, dim) with dim = {self.dim}, one embedding a sample, got shape "
+                f"{tuple(z_c.shape)}: write z_c.flatten(1) for (B, dim, 1, 1), and pool or project what is larger"
+            )
+        check_device("z_c", z_c, self.alpha.device, "the parameters")
+        check_dtype("z_c", z_c, self.alpha.dtype)
+
+    def _check_map(self, name: str, q: Tensor) -> None:
         axis, layout = (-1, "(B, ..., dim)") if self.channels_last else (1, "(B, dim, *spatial)")
-        tokens, token_masks = [], []
-        for scale, (q, mask) in enumerate(zip(quantized, masks, strict=True)):
-            if q.ndim < 2 or q.shape[axis] != self.dim or len(q) != batch:
-                raise ValueError(
-                    f"quantized[{scale}] must be {layout} with B = {batch} and dim = {self.dim}, got shape "
-                    f"{tuple(q.shape)}: {self._cure(q, quantized)}"
-                )
-            check_dtype(f"quantized[{scale}]", q, self.alpha.dtype)
-            places = q.shape[1:-1] if self.channels_last else q.shape[2:]
-            check_device(f"quantized[{scale}]", q, self.alpha.device, "the parameters")
-            check_mask(mask, q.shape[:1] + places, q.device, f"masks[{scale}]")
-            tokens.append(_in_a_row(q if self.channels_last else rearrange(q, "b d ... -> b ... d")))
-            token_masks.append(None if mask is None else _in_a_row(mask[..., None]).squeeze(-1))
-        return tokens, token_masks
+        if q.ndim < 2 or q.shape[axis] != self.dim:
+            raise ValueError(
+                f"{name} must be {layout} with dim = {self.dim}, since channels_last is {self.channels_last}, got "
+                f"shape {tuple(q.shape)}: give SERFFusion the dim and the channels_last of the quantizer, and its maps "
+                "as they are"
+            )
+        check_dtype(name, q, self.alpha.dtype)
+        check_device(name, q, self.alpha.device, "the parameters")
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
         def __call__(
             self, z_c: Tensor, quantized: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
-        ) -> Tensor: ...
+        ) -> Tensor:
+            """Call :meth:`forward`."""
 
 
-def _in_a_row(x: Tensor) -> Tensor:
-    """``(B, *spatial, D) -> (B, N, D)``, also for B = 0 and for maps without spatial axes."""
+def _flatten_positions(x: Tensor) -> Tensor:
+    """Reshape ``(B, *spatial, D)`` to ``(B, N, D)``, also for B = 0 and for maps without spatial axes."""
     return x[:, None] if x.ndim == 2 else x.flatten(1, -2)
 
 
-def _joined(masks: list[Tensor | None], tokens: list[Tensor]) -> Tensor | None:
-    """Masks of all scales side by side, ``(B, N)``, or None where every token counts."""
+def _joined_mask(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
+    """Concatenate the masks of all scales to ``(B, N)``; None if all tokens are valid."""
     if all(mask is None for mask in masks):
         return None
     whole = [
         torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if mask is None else mask
-        for mask, z in zip(masks, tokens, strict=True)
+        for z, mask in zip(tokens, masks, strict=True)
     ]
     return torch.cat(whole, dim=1)
 
 
 def _check_codes(name: str, q: Tensor) -> None:
+    """Raise if a map is not a floating tensor; indices are the usual mistake."""
     if isinstance(q, Tensor) and q.dtype in (torch.int16, torch.int32, torch.int64):
         raise TypeError(
-            f"{name} must hold the codes themselves, got their numbers, {q.dtype}: pass .quantized of what the "
-            "quantizer returned, not .indices"
+            f"{name} must hold codes, got integers of {q.dtype}: pass .quantized of the quantizer's result, not "
+            ".indices"
         )
     check_floating(name, q)
 
 
-def _operator(operator: str | SERFOperator) -> tuple[str, SERFOperator]:
+def _named_operator(operator: OperatorName | SERFOperator) -> tuple[str, SERFOperator]:
+    """Return an operator with the name that ``repr`` and errors show."""
     if isinstance(operator, SERFOperator):
         return getattr(operator.function, "__name__", "custom"), operator
     if not isinstance(operator, str):
@@ -286,5 +316,7 @@ def _operator(operator: str | SERFOperator) -> tuple[str, SERFOperator]:
             "or SERFOperator(function, 'anchor') for a function of your own"
         )
     if operator not in OPERATORS:
-        raise ValueError(f"operator must be one of {', '.join(map(repr, OPERATORS))}, got {operator!r}")
+        raise ValueError(
+            f"operator must be one of {', '.join(map(repr, OPERATORS))}, or a SERFOperator, got {operator!r}"
+        )
     return operator, OPERATORS[operator]

@@ -1,50 +1,49 @@
-"""DiSSECTObjective: each view predicts the other views' global and refined targets."""
+"""DiSSECTObjective: each view predicts the global and refined targets of the other views."""
 
-import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vqssl.checks import check_device, check_floating, check_range
-from vqssl.functional.cosine_regression import cosine_regression_loss
+from vqssl.checks import by_name, check_device, check_floating, check_range
+from vqssl.functional.refinement import REFINEMENTS, Refinement, RefinementName
+from vqssl.functional.views import cross_view_loss
 from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
 
 __all__ = ["DiSSECTObjective"]
 
-REFINEMENTS = ("predict", "align", "detached")
-
 
 class DiSSECTObjective(nn.Module):
-    r"""The cross-view objective, its parts by name.
+    r"""Cross-view objective of DiSSECT: alignment with two targets, refinement and commitment.
 
     .. math:: \mathcal{L} = \frac{1}{V (V - 1)} \sum_{v \neq w} \big[ w_c\, L(p^v, \mathrm{sg}[z_c^w])
         + w_s\, L(p^v, z_s^w) \big] + \lambda L_{VQ}, \qquad
         L(p, t) = 2 - 2 \left\langle \tfrac{p}{\lVert p \rVert}, \tfrac{t}{\lVert t \rVert} \right\rangle
 
-    (DiSSECT, arXiv 2509.18765, Eq. 7; weights of one half each.) With two views this is BYOL's symmetric loss, with a
-    second target. It crosses the views itself: give predictions and targets in one order, and swap none. It detaches
-    z_c. Who trains the head that makes z_s is ``refinement``:
+    Source: DiSSECT, arXiv 2509.18765, Eq. 7, with weights of one half each. With two views it is BYOL's symmetric loss
+    plus a second target. Give predictions and targets in the same order of views: the objective crosses them itself. It
+    detaches z_c. ``refinement`` decides what trains the head that makes z_s:
 
-    - ``"predict"`` (default): the head predicts z_c. The student sees z_s detached, and the sum over views of
-      L(z_s, sg[z_c]) / V is added to the total. The head cannot make its target easy for the student.
+    - ``"predict"`` (default): the head predicts z_c. The student sees z_s detached, and the mean over views of
+      L(z_s, sg[z_c]) is added to the total. The head cannot make its target easier for the student.
     - ``"align"``: the literal reading. Gradients of L(p, z_s) pass into z_s. Student and head can then agree on a
       nearly constant target; the page on the method has the measurement.
-    - ``"detached"``: no gradient reaches z_s: the head stays as it is, or is trained elsewhere.
+    - ``"detached"``: no gradient reaches z_s. The head stays as it is, or is trained elsewhere.
 
     Args:
         target_weights: w_c and w_s. (1, 0) and (0, 1) leave one target only.
         commitment_weight: lambda.
-        refinement: see above.
+        refinement: one of the names above, or a function of your own like those of
+            ``vqssl.functional.REFINEMENTS``: ``(refined_targets, global_targets) -> (targets, loss)``.
 
     Shape:
-        Two sequences of V tensors ``(B, D)``, V >= 2, a third or None, and a scalar; output
+        Two sequences of V tensors ``(B, D)``, V >= 2, a third or None, and a scalar or None. Output
         :class:`~vqssl.types.DiSSECTLoss` of scalars.
 
     Raises:
-        TypeError: a weight is no number.
-        ValueError: not two weights, a negative one, or an unknown ``refinement``.
+        TypeError: a weight is not a number, or ``refinement`` is neither a name nor callable.
+        ValueError: there are not two target weights, a weight is negative, or the name of ``refinement`` is unknown.
 
     >>> import torch
     >>> p, z_c, z_s = (torch.randn(2, 4, 8) for _ in range(3))
@@ -61,7 +60,7 @@ class DiSSECTObjective(nn.Module):
         *,
         target_weights: tuple[float, float] = (0.5, 0.5),
         commitment_weight: float = 1.0,
-        refinement: str = "predict",
+        refinement: RefinementName | Refinement = "predict",
     ) -> None:
         super().__init__()
         if not isinstance(target_weights, tuple | list) or len(target_weights) != 2:
@@ -69,11 +68,10 @@ class DiSSECTObjective(nn.Module):
         for weight in target_weights:
             check_range("each of target_weights", weight, 0, float("inf"))
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
-        if refinement not in REFINEMENTS:
-            raise ValueError(f"refinement must be one of {', '.join(map(repr, REFINEMENTS))}, got {refinement!r}")
         self.target_weights = (float(target_weights[0]), float(target_weights[1]))
         self.commitment_weight = commitment_weight
-        self.refinement = refinement
+        self.refinement: Refinement = by_name("refinement", refinement, REFINEMENTS)
+        self.refinement_name = refinement if isinstance(refinement, str) else _name_of(refinement)
 
     def forward(
         self,
@@ -82,57 +80,46 @@ class DiSSECTObjective(nn.Module):
         refined_targets: Sequence[Tensor] | None = None,
         commitment_loss: Tensor | None = None,
     ) -> DiSSECTLoss:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             predictions: p, one ``(B, D)`` a view.
             global_targets: z_c, one ``(B, D)`` a view.
-            refined_targets: z_s, one ``(B, D)`` a view; None is BYOL: the global target with weight 1.
+            refined_targets: z_s, one ``(B, D)`` a view. None gives BYOL's loss: the global target with weight 1.
             commitment_loss: L_VQ, a scalar, or None.
 
         Returns:
             :class:`~vqssl.types.DiSSECTLoss`; call ``backward`` on ``total``.
 
         Raises:
-            TypeError: an entry is no floating tensor, or one tensor came instead of a sequence.
-            ValueError: fewer than two views, another number of targets than predictions, shapes that differ, or a
-                commitment loss that is no scalar.
+            TypeError: an entry is not a floating tensor, or a single tensor is given instead of a sequence.
+            ValueError: there are fewer than two views or not one target for each, two shapes or devices differ, the
+                batch is empty, or the commitment loss is not a scalar.
         """
         _check_views(predictions, global_targets, refined_targets)
+        _check_commitment(commitment_loss, predictions[0].device)
+
         z_c = [target.detach() for target in global_targets]
-        alignment_global = _cross_view(predictions, z_c)
-        nothing = torch.zeros_like(alignment_global)
-        alignment_refined, refinement, commitment = nothing, nothing, nothing
-        total = alignment_global
-        if refined_targets is not None:
-            z_s = refined_targets if self.refinement == "align" else [target.detach() for target in refined_targets]
-            alignment_refined = _cross_view(predictions, z_s)
-            weight_global, weight_refined = self.target_weights
-            total = weight_global * alignment_global + weight_refined * alignment_refined
-            if self.refinement == "predict":
-                refinement = _same_view(refined_targets, z_c)
-                total = total + refinement
+        alignment_global = cross_view_loss(predictions, z_c)
+        zero = torch.zeros_like(alignment_global)
+        if refined_targets is None:
+            alignment_refined, refinement, total = zero, zero, alignment_global
+        else:
+            z_s, refinement = self.refinement(refined_targets, z_c)
+            alignment_refined = cross_view_loss(predictions, z_s)
+            w_c, w_s = self.target_weights
+            total = w_c * alignment_global + w_s * alignment_refined + refinement
+        commitment = zero
         if commitment_loss is not None:
-            if isinstance(commitment_loss, Quantized | MultiScaleQuantized):
-                raise TypeError(
-                    f"commitment_loss must be a scalar, got the whole {type(commitment_loss).__name__}: write its "
-                    ".commitment_loss"
-                )
-            check_floating("commitment_loss", commitment_loss, _one_scalar("torch.stack(commitment_loss)"))
-            if commitment_loss.ndim != 0:
-                raise ValueError(
-                    f"commitment_loss must be a scalar, got shape {tuple(commitment_loss.shape)}: "
-                    f"{_one_scalar('commitment_loss')}"
-                )
-            check_device("commitment_loss", commitment_loss, total.device, "the predictions")
             commitment = commitment_loss
             total = total + self.commitment_weight * commitment
         return DiSSECTLoss(total, alignment_global, alignment_refined, refinement, commitment)
 
     def extra_repr(self) -> str:
+        """Return the options that ``repr`` shows."""
         return (
             f"target_weights={self.target_weights}, commitment_weight={self.commitment_weight:g}, "
-            f"refinement={self.refinement!r}"
+            f"refinement={self.refinement_name!r}"
         )
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
@@ -143,34 +130,22 @@ class DiSSECTObjective(nn.Module):
             global_targets: Sequence[Tensor],
             refined_targets: Sequence[Tensor] | None = None,
             commitment_loss: Tensor | None = None,
-        ) -> DiSSECTLoss: ...
+        ) -> DiSSECTLoss:
+            """Call :meth:`forward`."""
 
 
-def _cross_view(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """The mean of L over ordered pairs of different views."""
-    pairs = list(itertools.permutations(range(len(predictions)), 2))
-    return torch.stack([cosine_regression_loss(predictions[v], targets[w]) for v, w in pairs]).mean()
-
-
-def _same_view(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    pairs = zip(predictions, targets, strict=True)
-    return torch.stack([cosine_regression_loss(p, t) for p, t in pairs]).mean()
-
-
-def _one_scalar(losses: str) -> str:
-    """What to write where several commitment losses came."""
-    return f"write {losses}.mean() for one a view, {losses}.sum() for one a scale"
+# ---- checks of the input ----
 
 
 def _check_views(
     predictions: Sequence[Tensor], global_targets: Sequence[Tensor], refined_targets: Sequence[Tensor] | None
 ) -> None:
-    for name, tensors in (
-        ("predictions", predictions),
-        ("global_targets", global_targets),
-        ("refined_targets", refined_targets),
-    ):
-        if isinstance(tensors, Tensor):
+    """Raise if the inputs are not sequences of floating tensors on one device, one a view."""
+    given: dict[str, Any] = {"predictions": predictions, "global_targets": global_targets}
+    if refined_targets is not None:
+        given["refined_targets"] = refined_targets
+    for name, tensors in given.items():
+        if isinstance(tensors, Tensor):  # it has a length, so its samples would pass for views
             raise TypeError(
                 f"{name} must be a sequence of one (B, D) tensor a view, got one tensor of shape "
                 f"{tuple(tensors.shape)}: write {name}.chunk(2) for two views joined by torch.cat, {name}.unbind() if "
@@ -179,21 +154,38 @@ def _check_views(
     views = len(predictions)
     if views < 2:
         raise ValueError(
-            f"predictions must hold at least 2 views, got {views}: a view is predicted from the others, so give one "
-            "(B, D) tensor a view"
+            f"predictions must hold at least 2 views, got {views}: each view is predicted from the others, so give "
+            "one (B, D) tensor a view"
         )
-    for name, targets in (("global_targets", global_targets), ("refined_targets", refined_targets)):
-        if targets is not None and len(targets) != views:
+    for name, tensors in given.items():
+        if len(tensors) != views:
             raise ValueError(
-                f"{name} must hold one tensor for each of the {views} predictions, got {len(targets)}: give the target "
+                f"{name} must hold one tensor for each of the {views} predictions, got {len(tensors)}: give the target "
                 "of each view, in the order of the predictions"
             )
     several = "give one (B, D) tensor a view; of a student that returns (z, maps), write predictor(student(view)[0])"
-    for name, tensors in (
-        ("predictions", predictions),
-        ("global_targets", global_targets),
-        ("refined_targets", refined_targets),
-    ):
-        for view, tensor in enumerate(tensors or ()):
+    for name, tensors in given.items():
+        for view, tensor in enumerate(tensors):
             check_floating(f"{name}[{view}]", tensor, several)
             check_device(f"{name}[{view}]", tensor, predictions[0].device, "predictions[0]")
+
+
+def _check_commitment(loss: Tensor | None, device: torch.device) -> None:
+    """Raise if the commitment loss is neither None nor a floating scalar on ``device``."""
+    if loss is None:
+        return
+    if isinstance(loss, Quantized | MultiScaleQuantized):
+        raise TypeError(
+            f"commitment_loss must be a scalar, got the whole {type(loss).__name__}: write its .commitment_loss"
+        )
+    reduce = "write {0}.mean() for one a view, {0}.sum() for one a scale"
+    check_floating("commitment_loss", loss, reduce.format("torch.stack(commitment_loss)"))
+    if loss.ndim != 0:
+        raise ValueError(
+            f"commitment_loss must be a scalar, got shape {tuple(loss.shape)}: {reduce.format('commitment_loss')}"
+        )
+    check_device("commitment_loss", loss, device, "the predictions")
+
+
+def _name_of(function: Refinement) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,4 +1,4 @@
-"""From an encoder's channels to the common code width: what a MultiScaleQuantizer puts before each codebook."""
+"""Projections from an encoder's channels to the code width; MultiScaleQuantizer puts one before each codebook."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,21 +17,26 @@ Projection = Callable[[int, int], nn.Module]
 
 
 class OrthogonalProjection(nn.Module):
-    r"""A fixed random orthogonal map, then the token's own normalisation: nothing here is trained.
+    r"""A fixed random orthogonal map, then a layer norm without weights. It has no parameters.
 
     .. math:: z = \mathrm{LN}(W h), \qquad W W^\top = I \text{ or } W^\top W = I
 
-    A projection that only the commitment loss trains shrinks its output, since that is the cheapest way to be close to
-    a code; this one cannot. The layer norm has no weights and gives every token a length of about sqrt(dim).
+    A projection that only the commitment loss trains shrinks its output, which is the cheapest way to be close to a
+    code. This one cannot. The layer norm gives every token a length of about sqrt(dim).
 
     Args:
         in_channels: C, width of the features.
         dim: D, width of the codes.
-        seed: the map is drawn from it alone, so that ranks agree whatever torch's generators are.
-        device, dtype: of the map, a buffer.
+        seed: the only source of the map, so that all ranks draw the same one. Torch's generators play no part.
+        device: device of the map, a buffer.
+        dtype: dtype of the map.
 
     Shape:
-        ``(*batch, C) -> (*batch, D)``.
+        ``(*batch, C) -> (*batch, D)``, in the wider dtype of input and map.
+
+    Raises:
+        TypeError: a width or the seed is not an int.
+        ValueError: a width is below 1.
 
     >>> import torch
     >>> OrthogonalProjection(8, 4)(torch.randn(2, 5, 8)).shape
@@ -60,37 +65,44 @@ class OrthogonalProjection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the map from ``seed``, the same one every time."""
-        # On the CPU and in float64, to be the same on every device. A codebook of that seed counts from 0 upwards.
+        """Draw the map from ``seed``: the same map every time."""
+        # On the CPU and in float64, to be the same on every device. The counter is negative, because a codebook of the
+        # same seed uses the counters from 0.
         rng = torch.tensor([self.seed, -1], device="cpu")
         tall = sorted((self.in_channels, self.dim), reverse=True)
         q, r = torch.linalg.qr(random_normal(rng, self.in_channels * self.dim, torch.float64).reshape(tall))
-        q = q * r.diagonal().sign()  # uniform over orthogonal maps (Mezzadri 2007, arXiv math-ph/0609050)
+        q = q * r.diagonal().sign()  # makes q uniform over orthogonal maps (Mezzadri 2007, arXiv math-ph/0609050)
         self.weight.copy_(q if self.dim >= self.in_channels else q.T)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project tokens ``(*batch, C)`` to ``(*batch, D)``."""
         dtype = torch.promote_types(x.dtype, self.weight.dtype)
         return layer_norm(linear(x.to(dtype), self.weight.to(dtype)), (self.dim,))
 
     def extra_repr(self) -> str:
+        """Return the options that ``repr`` shows."""
         return f"{self.in_channels}, {self.dim}"
 
 
 class LearnedProjection(nn.Sequential):
-    r"""A linear map that gradients train, then the token's own normalisation: :math:`z = \mathrm{LN}(W h + b)`.
+    r"""A trained linear map, then a layer norm without weights.
 
-    Without the layer norm (which has no weights) commitment alone would shrink the map to nothing.
+    .. math:: z = \mathrm{LN}(W h + b)
+
+    Without the layer norm, the commitment loss alone would shrink the map to zero.
 
     Args:
         in_channels: C, width of the features.
         dim: D, width of the codes.
-        **factory: ``device`` and ``dtype``.
+        **factory: ``device`` and ``dtype`` of the map.
 
     Shape:
         ``(*batch, C) -> (*batch, D)``.
 
     Raises:
-        TypeError: the features' dtype is not that of the map, outside autocast.
+        TypeError: a width is not an int; in ``forward``, the features have another dtype than the map, outside
+            autocast.
+        ValueError: a width is below 1.
 
     >>> import torch
     >>> LearnedProjection(8, 4)(torch.randn(2, 5, 8)).shape
@@ -103,6 +115,7 @@ class LearnedProjection(nn.Sequential):
         super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project tokens ``(*batch, C)`` to ``(*batch, D)``."""
         weight = self[0].weight
         assert isinstance(weight, Tensor)
         check_dtype("x", x, weight.dtype)

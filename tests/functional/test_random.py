@@ -1,4 +1,4 @@
-"""The counter-based generator against SplitMix64 in Python's own integers, and what positions promise."""
+"""The counter-based generator against SplitMix64 in Python integers; distributions; strata of positions."""
 
 import math
 
@@ -16,14 +16,14 @@ words = st.integers(-(2**63), 2**63 - 1)
 
 
 def mix(z):
-    """SplitMix64's finaliser, as published (Steele, Lea, Flood 2014, variant 13)."""
+    """Apply SplitMix64's finaliser (Steele, Lea, Flood 2014, variant 13)."""
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
     return z ^ (z >> 31)
 
 
 def splitmix64(state, count):
-    """`count` outputs of the generator that starts at `state`, drawn one after the other."""
+    """Return `count` successive outputs of the generator that starts at `state`."""
     outputs = []
     for _ in range(count):
         state = (state + GAMMA) % WORD
@@ -40,20 +40,20 @@ def state(seed, counter=0):
     return torch.tensor([seed, counter])
 
 
-def test_the_tests_own_splitmix64_is_the_published_one():
+def test_splitmix64_of_this_file_is_the_published_one():
     # The reference implementation's first outputs for seed 1234567 (prng.di.unimi.it/splitmix64.c).
     assert splitmix64(1234567, 3) == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @given(seed=words, counter=words, count=st.integers(0, 20))
-def test_bits_are_those_of_splitmix64(seed, counter, count):
+def test_bits_equal_splitmix64(seed, counter, count):
     bits = random_bits(state(seed, counter), count)
     assert bits.dtype == torch.int64
     assert bits.tolist() == expected_bits(seed, counter, count)
 
 
 @pytest.mark.parametrize("draw", [random_bits, random_normal])
-def test_same_state_same_numbers_and_nothing_else_is_touched(draw):
+def test_numbers_depend_on_the_state_only_and_change_no_generator(draw):
     rng = state(7, 3)
     before = torch.get_rng_state()
     first = draw(rng, 100)
@@ -82,14 +82,14 @@ def test_bits_are_uniform(shift):
     assert abs(statistic - 255) < 5 * math.sqrt(2 * 255)
 
 
-def test_streams_of_neighbouring_seeds_and_counters_are_unrelated():
+def test_streams_of_neighbouring_seeds_and_counters_are_uncorrelated():
     draws = torch.stack([random_normal(state(s, c), 2**12, torch.float64) for s in range(4) for c in range(4)])
     correlation = torch.corrcoef(draws) - torch.eye(16)
     assert correlation.abs().max() < 5 / 2**6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normal_is_box_and_muller_of_the_bits(dtype):
+def test_normal_equals_box_muller_of_the_bits(dtype):
     found = random_normal(state(5, 2), 50, dtype)
     assert found.dtype == dtype
     uniform = [((bits >> 38) + 1) / 2**24 for bits in expected_bits(5, 2, 100)]
@@ -105,20 +105,20 @@ def test_normal_is_box_and_muller_of_the_bits(dtype):
 def test_normal_has_the_normal_quantiles():
     x = random_normal(state(0), 2**16, torch.float64).sort().values
     assert x.isfinite().all()
-    # Kolmogorov and Smirnov: the critical value for p = 1e-6 is 2.69 / sqrt(n).
+    # Kolmogorov-Smirnov: the critical value for p = 1e-6 is 2.69 / sqrt(n).
     cdf = (1 + torch.erf(x / math.sqrt(2))) / 2
     steps = torch.arange(1, len(x) + 1).double() / len(x)
     assert (cdf - steps).abs().max() < 2.69 / 2**8
 
 
 @given(seed=words, counter=words, count=st.integers(1, 40))
-def test_positions_are_a_permutation_where_there_are_as_many(seed, counter, count):
+def test_as_many_positions_as_tokens_are_a_permutation(seed, counter, count):
     positions = random_positions(state(seed, counter), count, torch.tensor(count))
     assert positions.sort().values.tolist() == list(range(count))
 
 
 @given(seed=words, count=st.integers(1, 40), total=st.integers(1, 500) | st.integers(2**31, 2**40))
-def test_positions_are_one_from_each_stratum(seed, count, total):
+def test_each_stratum_has_one_position(seed, count, total):
     positions = sorted(random_positions(state(seed), count, torch.tensor(total)).tolist())
     assert all(0 <= p < total for p in positions)
     if total >= count:
@@ -130,7 +130,7 @@ def test_positions_are_one_from_each_stratum(seed, count, total):
 
 
 @given(seed=words, count=st.integers(0, 20))
-def test_positions_of_nothing_are_zero(seed, count):
+def test_positions_are_zero_if_total_is_zero(seed, count):
     positions = random_positions(state(seed), count, torch.tensor(0))
     assert positions.dtype == torch.int64
     assert positions.tolist() == [0] * count
@@ -138,9 +138,9 @@ def test_positions_of_nothing_are_zero(seed, count):
 
 def test_positions_are_uniform_and_in_random_order():
     draws = torch.stack([random_positions(state(0, c), 4, torch.tensor(10)) for c in range(2000)])
-    for column in draws.T:  # any place in the order is as likely to hold any position
+    for column in draws.T:  # each column is as likely to hold any position
         counts = torch.bincount(column, minlength=10).double()
-        # Strata of widths 2, 3, 2, 3: each is drawn from once, so each has a quarter of the draws.
+        # Strata of widths 2, 3, 2, 3: each is drawn from once, so each holds a quarter of the draws.
         width = torch.tensor([2, 2, 3, 3, 3, 2, 2, 3, 3, 3]).double()
         expected = 2000 / 4 / width
         statistic = ((counts - expected) ** 2 / expected).sum().item()

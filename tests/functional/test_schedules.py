@@ -1,4 +1,4 @@
-"""The momentum schedule: a table of Python floats, its ends, its order."""
+"""The momentum schedule: known values, ends, monotonicity, errors."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vqssl.functional import cosine_momentum
 
-# 1 - (1 - m_0)(cos(pi t / T) + 1) / 2, with the cosines written as roots: BYOL's form, worked by hand.
+# 1 - (1 - m_0)(cos(pi t / T) + 1) / 2, BYOL's form, with the cosines written as roots.
 TABLE = [
     (0, 12, 0.996, 0.996),
     (2, 12, 0.996, 1 - 0.004 * (math.sqrt(3) / 2 + 1) / 2),
@@ -26,13 +26,13 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("step", "total", "start", "expected"), TABLE)
-def test_table(step, total, start, expected):
+def test_known_values(step, total, start, expected):
     found = cosine_momentum(step, total, start)
     assert type(found) is float
     assert found == pytest.approx(expected, rel=1e-15)
 
 
-def test_defaults_are_the_papers():
+def test_default_start_and_end_are_those_of_the_paper():
     assert cosine_momentum(0, 300) == pytest.approx(0.996, rel=1e-15)
     assert cosine_momentum(300, 300) == 1.0
 
@@ -43,7 +43,7 @@ def test_defaults_are_the_papers():
     end=st.floats(0, 1),
     steps=st.lists(st.integers(0, 2 * 10**6), min_size=2, max_size=8),
 )
-def test_goes_one_way_between_its_ends(total, start, end, steps):
+def test_is_monotonic_between_start_and_end(total, start, end, steps):
     values = [cosine_momentum(step, total, start, end) for step in sorted(steps)]
     rises = [(later - earlier) * (1 if end >= start else -1) for earlier, later in itertools.pairwise(values)]
     assert all(rise >= -1e-15 for rise in rises)
@@ -54,13 +54,13 @@ def test_goes_one_way_between_its_ends(total, start, end, steps):
 
 
 @given(step=st.integers(0, 100), start=st.floats(0, 1), end=st.floats(0, 1))
-def test_is_symmetric_about_the_middle(step, start, end):
+def test_is_symmetric_about_half_the_run(step, start, end):
     there, back = cosine_momentum(step, 100, start, end), cosine_momentum(100 - step, 100, start, end)
     assert there + back == pytest.approx(start + end, abs=1e-15)
 
 
-def test_numpys_numbers_give_a_python_float():
-    """A numpy scalar in a checkpoint is refused by torch.load(weights_only=True)."""
+def test_numpy_numbers_give_a_python_float():
+    """torch.load(weights_only=True) refuses NumPy scalars in a checkpoint."""
     assert type(cosine_momentum(np.int64(3), np.int64(10), np.float64(0.9), np.float64(1.0))) is float
     assert type(cosine_momentum(3, 10, 0, 1)) is float
 
@@ -76,6 +76,6 @@ def test_numpys_numbers_give_a_python_float():
         (ValueError, "step must not be negative", {"step": -1}),
     ],
 )
-def test_refuses(error, says, arguments):
+def test_wrong_arguments_are_refused(error, says, arguments):
     with pytest.raises(error, match=says):
         cosine_momentum(**{"step": 0, "total_steps": 10, **arguments})

@@ -1,4 +1,4 @@
-"""The refinement operators, one table: each against its formula sample by sample in Python, then the laws."""
+"""The refinement operators: each against its formula in Python, then the laws of all."""
 
 import math
 
@@ -46,7 +46,7 @@ def slow_spatial(z_c, keys, b):
     return [dot(weights, column) for column in zip(*tokens, strict=True)]
 
 
-# Name, the formula for one sample of a batch, and whether the samples of a batch are independent.
+# By name: the formula for one sample of a batch, and whether the samples of a batch are independent.
 CASES = {
     "channel": (slow_channel, True),
     "batch": (slow_batch, False),
@@ -64,14 +64,14 @@ def inputs(name, seed, batch=3, dim=4, places=5, dtype=torch.float64):
     return tuple(draws)
 
 
-def test_every_operator_has_its_case():
+def test_every_operator_has_a_case():
     assert OPERATORS.keys() == CASES.keys()
     assert "spatial" in WITH_TOKENS
 
 
 @pytest.mark.parametrize("name", CASES)
 @given(seed=seeds, batch=st.integers(1, 4), dim=st.integers(1, 6), places=st.integers(1, 7))
-def test_operator_is_its_formula(name, seed, batch, dim, places):
+def test_operator_equals_formula(name, seed, batch, dim, places):
     z_c, keys = inputs(name, seed, batch, dim, places)
     found = OPERATORS[name].function(z_c, keys, None)
     expected = [CASES[name][0](z_c.tolist(), keys.tolist(), b) for b in range(batch)]
@@ -80,7 +80,7 @@ def test_operator_is_its_formula(name, seed, batch, dim, places):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_are_independent_but_for_batch(name):
+def test_samples_are_independent_except_for_batch(name):
     z_c, keys = inputs(name, 0)
     apply = OPERATORS[name].function
     alone = torch.cat([apply(z_c[b : b + 1], keys[b : b + 1], None) for b in range(len(z_c))])
@@ -100,14 +100,14 @@ def test_permuting_the_batch_permutes_the_output(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name):
+def test_gradients_equal_finite_differences(name):
     z_c, keys = (t.requires_grad_() for t in inputs(name, 0))
-    # What does not depend on z_c (the pooled codes) has no gradient there; gradcheck takes that for zero.
+    # 0 * c.sum() gives a zero gradient to operators that do not depend on z_c (pooled); gradcheck needs one.
     assert torch.autograd.gradcheck(lambda c, k: OPERATORS[name].function(c, k, None) + 0 * c.sum(), (z_c, keys))
 
 
 @pytest.mark.parametrize("name", WITH_TOKENS)
-def test_gradients_under_a_mask(name):
+def test_masked_gradients_equal_finite_differences(name):
     z_c, keys = (t.requires_grad_() for t in inputs(name, 0))
     mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]) > 0
     assert torch.autograd.gradcheck(lambda c, k: OPERATORS[name].function(c, k, mask), (z_c, keys))
@@ -115,7 +115,7 @@ def test_gradients_under_a_mask(name):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", CASES)
-def test_half_precision(name, dtype):
+def test_half_precision_is_close_to_float64(name, dtype):
     z_c, keys = inputs(name, 0, dtype=dtype)
     found = OPERATORS[name].function(z_c, keys, None)
     assert found.dtype == dtype
@@ -138,7 +138,7 @@ def test_strides_do_not_matter(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_shapes_that_do_not_fit_are_refused(name):
+def test_wrong_shapes_and_dtypes_are_refused(name):
     z_c, keys = inputs(name, 0)
     for c, k in [(z_c[:2], keys), (z_c[:, :3], keys), (z_c, keys[..., :3]), (z_c[0], keys), (z_c, keys[0])]:
         with pytest.raises(ValueError, match=r"z_c and z_q must both be|z_c must be \(B, D\)"):
@@ -150,14 +150,14 @@ def test_shapes_that_do_not_fit_are_refused(name):
 # ---- channel and batch: known values ----
 
 
-def test_a_flat_softmax_is_the_mean():
+def test_zero_query_gives_the_mean():
     q = torch.randn(3, 4, dtype=torch.float64)
     nothing = torch.zeros_like(q)
     torch.testing.assert_close(channel_attention(nothing, q), q.mean(1, keepdim=True).expand(3, 4))
     torch.testing.assert_close(batch_attention(nothing, q), q.mean(0).expand(3, 4))
 
 
-# ---- spatial: places, masks, weights ----
+# ---- spatial: positions, masks, weights ----
 
 
 def masked_inputs(seed, batch=4, dim=3, places=6):
@@ -166,7 +166,7 @@ def masked_inputs(seed, batch=4, dim=3, places=6):
 
 
 @given(seed=seeds)
-def test_permuting_places_changes_nothing(seed):
+def test_permuting_positions_changes_nothing(seed):
     z_c, tokens, mask = masked_inputs(seed)
     order = torch.randperm(tokens.shape[1])
     weights = spatial_attention_weights(z_c, tokens, mask)
@@ -176,7 +176,7 @@ def test_permuting_places_changes_nothing(seed):
 
 
 @given(seed=seeds, scale=st.sampled_from([2.0**-20, 0.5, 64.0]))
-def test_length_of_query_and_tokens_does_not_change_where_one_looks(seed, scale):
+def test_scale_of_query_and_tokens_does_not_change_weights(seed, scale):
     z_c, tokens, mask = masked_inputs(seed)
     weights = spatial_attention_weights(z_c, tokens, mask)
     torch.testing.assert_close(spatial_attention_weights(scale * z_c, tokens, mask), weights)
@@ -184,7 +184,7 @@ def test_length_of_query_and_tokens_does_not_change_where_one_looks(seed, scale)
 
 
 @given(seed=seeds)
-def test_weights_sum_to_one_over_valid_places(seed):
+def test_weights_sum_to_one_over_valid_positions(seed):
     z_c, tokens, mask = masked_inputs(seed)
     assert (spatial_attention_weights(z_c, tokens) > 0).all()
     torch.testing.assert_close(spatial_attention_weights(z_c, tokens).sum(1), torch.ones(4, dtype=torch.float64))
@@ -194,7 +194,7 @@ def test_weights_sum_to_one_over_valid_places(seed):
 
 
 @given(seed=seeds)
-def test_masked_equals_truncated_whatever_stands_there(seed):
+def test_masked_equals_truncated_for_any_masked_values(seed):
     z_c, tokens, mask = masked_inputs(seed)
     hidden = torch.where(mask[..., None], tokens, torch.tensor([torch.nan, torch.inf, 1e300], dtype=torch.float64))
     hidden.requires_grad_()
@@ -211,8 +211,8 @@ def test_masked_equals_truncated_whatever_stands_there(seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
-def test_a_sample_without_any_token_gets_zeros_and_finite_gradients(dtype):
-    """Also where the tokens are zeros, which is what a codebook gives for masked ones."""
+def test_sample_without_valid_tokens_gets_zeros_and_finite_gradients(dtype):
+    """The tokens are zeros there, as a codebook returns for masked ones."""
     z_c, tokens = inputs("spatial", 0, dtype=dtype)
     tokens[1] = 0
     z_c.requires_grad_()
@@ -229,21 +229,21 @@ def test_a_sample_without_any_token_gets_zeros_and_finite_gradients(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
-def test_a_zero_token_that_counts_has_cosine_zero(dtype):
+def test_valid_zero_token_has_cosine_zero(dtype):
     z_c = torch.tensor([[1.0, 0.0]], dtype=dtype)
     tokens = torch.tensor([[[0.0, 0.0], [0.0, 5.0]]], dtype=dtype)
     assert spatial_attention_weights(z_c, tokens).tolist() == [[0.5, 0.5]]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_means_over_many_places_are_summed_in_float32(dtype):
+def test_masked_mean_sums_in_float32(dtype):
     tokens = torch.full((1, 20_000, 2), 6.0, dtype=dtype)
     for mask in (None, torch.ones(1, 20_000, dtype=torch.bool)):
         assert masked_mean(tokens, mask).tolist() == [[6.0, 6.0]]
         assert masked_mean(tokens, mask).dtype == dtype
 
 
-def test_masked_mean_is_its_loop():
+def test_masked_mean_equals_loop():
     _, tokens, mask = masked_inputs(0)
     for b in range(len(tokens)):
         rows = [t for t, kept in zip(tokens[b].tolist(), mask[b].tolist(), strict=True) if kept]
@@ -256,11 +256,19 @@ def test_masked_mean_is_its_loop():
     ("error", "mask"),
     [(TypeError, torch.ones(2, 3)), (ValueError, torch.ones(3, 2) > 0), (ValueError, torch.ones(2, 3, 4) > 0)],
 )
-def test_bad_masks_are_refused(function, error, mask):
+def test_wrong_masks_are_refused(function, error, mask):
     with pytest.raises(error, match="mask must"):
         function(torch.ones(2, 3, 4), mask)
 
 
 def test_masked_mean_refuses_maps():
-    with pytest.raises(ValueError, match=r"\(B, N, D\).*flatten maps with einops.rearrange"):
-        masked_mean(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"\(B, N, D\).*for maps \(B, D, \*spatial\), write einops.rearrange"):
+        masked_mean(torch.ones(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("tokens", [(3, 5, 7), (3, 7, 5), (2, 7, 4)])
+def test_tokens_of_another_width_or_batch_are_refused_without_a_guess(tokens):
+    """Three axes may be tokens or a map of one spatial axis, so the error must not advise to rearrange them."""
+    with pytest.raises(ValueError, match="same samples and the same width") as caught:
+        spatial_attention(torch.ones(3, 4), torch.ones(tokens))
+    assert "rearrange" not in str(caught.value)

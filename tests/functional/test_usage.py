@@ -1,4 +1,4 @@
-"""Counts, perplexity and spread: numbers one can work out, and the formulas in Python."""
+"""Counts, perplexity and spread: known values, and the formulas in Python."""
 
 import math
 from collections import Counter
@@ -18,13 +18,13 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @given(indices=st.lists(st.integers(-1, 6), max_size=30), dtype=st.sampled_from(INTEGERS[1:]))
-def test_counts_are_counts(indices, dtype):
+def test_counts_equal_pythons_counter(indices, dtype):
     counts = code_counts(torch.tensor(indices, dtype=dtype), 7)
     assert counts.dtype == torch.int64
     assert counts.tolist() == [Counter(indices)[k] for k in range(7)]
 
 
-def test_counts_of_any_shape_and_stride():
+def test_shape_and_strides_do_not_change_counts():
     indices = torch.randint(-1, 5, (3, 4, 5))
     assert code_counts(indices.permute(2, 0, 1), 5).equal(code_counts(indices.reshape(-1), 5))
     assert code_counts(torch.tensor([0, 255], dtype=torch.uint8), 256)[[0, 255]].tolist() == [1, 1]
@@ -43,7 +43,7 @@ def test_counts_of_any_shape_and_stride():
         (TypeError, "codebook_size must be an int", torch.tensor([0]), 3.0),
     ],
 )
-def test_counts_refuse(error, says, indices, size):
+def test_wrong_indices_are_refused(error, says, indices, size):
     with pytest.raises(error, match=says):
         code_counts(indices, size)
 
@@ -52,7 +52,7 @@ def test_counts_refuse(error, says, indices, size):
 
 
 @given(size=st.integers(1, 3000), count=st.integers(1, 2**40))
-def test_even_use_has_perplexity_k(size, count):
+def test_even_usage_has_perplexity_k(size, count):
     usage = codebook_usage(torch.full((size,), count))
     assert usage.perplexity.item() == pytest.approx(size, rel=1e-6)
     assert usage.fraction.item() == 1
@@ -60,7 +60,7 @@ def test_even_use_has_perplexity_k(size, count):
 
 
 @given(size=st.integers(1, 300), data=st.data())
-def test_one_code_has_perplexity_one(size, data):
+def test_single_used_code_has_perplexity_one(size, data):
     counts = torch.zeros(size)
     counts[data.draw(st.integers(0, size - 1))] = 17
     usage = codebook_usage(counts)
@@ -74,7 +74,7 @@ def test_one_code_has_perplexity_one(size, data):
     dead_below=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     dtype=st.sampled_from([torch.int64, torch.float32, torch.float64]),
 )
-def test_usage_is_its_formula(counts, dead_below, dtype):
+def test_usage_equals_formula(counts, dead_below, dtype):
     usage = codebook_usage(torch.tensor(counts, dtype=dtype), dead_below)
     total = sum(counts)
     entropy = -sum(n / total * math.log(n / total) for n in counts if n)
@@ -86,12 +86,12 @@ def test_usage_is_its_formula(counts, dead_below, dtype):
     assert usage.dead.dtype == torch.int64
 
 
-def test_splitting_and_scaling_laws():
+def test_perplexity_under_scaling_permuting_and_splitting():
     counts = torch.tensor([5, 1, 0, 9])
     perplexity = codebook_usage(counts).perplexity
     torch.testing.assert_close(codebook_usage(counts * 1000).perplexity, perplexity)
     torch.testing.assert_close(codebook_usage(counts[[2, 0, 3, 1]]).perplexity, perplexity)
-    # Each code in two equal halves: twice as many effective codes.
+    # Each code split into two equal halves: twice the perplexity.
     torch.testing.assert_close(codebook_usage(counts.repeat(2)).perplexity, 2 * perplexity)
 
 
@@ -100,7 +100,7 @@ def test_usage_is_detached():
 
 
 @pytest.mark.parametrize("counts", [[1, 2], torch.ones(3) > 0, torch.ones(3) + 1j])
-def test_usage_takes_real_numbers(counts):
+def test_counts_that_are_not_real_numbers_are_refused(counts):
     with pytest.raises(TypeError, match=r"real numbers, got .*: write code_counts\(indices, codebook_size\)"):
         codebook_usage(counts)
 
@@ -115,7 +115,7 @@ def test_usage_takes_real_numbers(counts):
         (torch.ones(3), -0.5, "dead_below"),
     ],
 )
-def test_usage_refuses(counts, dead_below, says):
+def test_wrong_counts_and_thresholds_are_refused(counts, dead_below, says):
     with pytest.raises(ValueError, match=says):
         codebook_usage(counts, dead_below)
 
@@ -133,39 +133,39 @@ def slow_spread(targets):
 
 
 @given(seed=seeds, batch=st.integers(2, 9), dim=st.integers(1, 6))
-def test_spread_is_its_formula(seed, batch, dim):
+def test_spread_equals_formula(seed, batch, dim):
     targets = torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     found = target_spread(targets).item()
     assert found == pytest.approx(slow_spread(targets), rel=1e-11, abs=1e-14)
-    # Jensen: no cloud of unit vectors is wider than the isotropic one.
+    # By Jensen's inequality no set of unit vectors has a larger spread than an isotropic one.
     assert 0 <= found <= 1 + 1e-12
 
 
 @given(seed=seeds, dim=st.integers(1, 8), lengths=st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
-def test_one_direction_is_collapse(seed, dim, lengths):
+def test_targets_of_one_direction_have_spread_zero(seed, dim, lengths):
     direction = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     targets = torch.tensor(lengths, dtype=torch.float64)[:, None] * direction
     assert target_spread(targets).item() < 1e-14
 
 
 @pytest.mark.parametrize("dim", [1, 2, 16])
-def test_axes_in_both_directions_are_isotropic(dim):
+def test_axes_in_both_directions_have_spread_one(dim):
     eye = torch.eye(dim, dtype=torch.float64)
     torch.testing.assert_close(target_spread(torch.cat([eye, -3 * eye])).item(), 1.0, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("dim", [2, 32, 256])
-def test_gaussian_targets_are_isotropic_and_a_common_part_lowers_it(dim):
+def test_gaussian_targets_have_spread_one_and_a_common_mean_lowers_it(dim):
     isotropic = torch.randn(8192, dim)
     assert target_spread(isotropic).item() == pytest.approx(1, abs=0.02)
-    # With a common part as long as the noise, half of each squared length varies (exactly so in many dimensions).
+    # With a mean as long as the noise, half of each squared length varies (exactly so in the limit of many dimensions).
     shifted = target_spread(isotropic + 1.0).item()
     assert shifted < 0.8
     if dim == 256:
         assert shifted == pytest.approx(math.sqrt(0.5), abs=0.01)
 
 
-def test_spread_against_lightlys_gauge():
+def test_spread_equals_lightlys_up_to_its_scale():
     """lightly.utils.debug.std_of_l2_normalized: normalize, std(dim=0) with Bessel's correction, mean: 1/sqrt(D)."""
     targets = torch.randn(50, 16, dtype=torch.float64) + 0.3
     lightly = torch.nn.functional.normalize(targets, dim=1).std(dim=0).mean()
@@ -173,7 +173,7 @@ def test_spread_against_lightlys_gauge():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_targets_are_measured_in_float32(dtype):
+def test_half_precision_targets_are_measured_in_float32(dtype):
     targets = (torch.randn(64, 8) * 300).to(dtype)
     found = target_spread(targets.requires_grad_())
     assert found.dtype == torch.float32
@@ -191,7 +191,7 @@ def test_half_targets_are_measured_in_float32(dtype):
         (ValueError, torch.ones(4, 3, 2)),
     ],
 )
-def test_spread_refuses(error, targets):
+def test_wrong_targets_are_refused(error, targets):
     cure = "floating|torch.as_tensor" if error is TypeError else "give the embeddings of one batch"
     with pytest.raises(error, match=f"targets must.*({cure})"):
         target_spread(targets)

@@ -1,11 +1,11 @@
-"""Checks against the libraries themselves, for a process of its own: test_foreign.py runs it where they are.
+"""Checks against other libraries themselves. test_foreign.py runs this file in a process that can import them.
 
-torchvision, timm and lightly must not be in the environment of the other tests: a torchvision that was built for
-another torch breaks what else imports it. ``python -m tests.interop.foreign`` runs every check and prints its name.
+torchvision, timm and lightly must not be in the environment of the other tests, because a torchvision built for another
+torch breaks whatever imports it. ``python -m tests.interop.foreign`` runs every check and prints the names of those
+that pass.
 """
 
 import copy
-import io
 import sys
 import traceback
 import types
@@ -14,7 +14,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from tests.laws import assert_same_bits
+from tests.laws import assert_same_bits, through_file
 from vqssl import MomentumTeacher
 from vqssl.interop import (
     codebook_from_encodec,
@@ -32,29 +32,22 @@ STEPS = 8
 
 
 def make_torchvision_importable() -> torch.library.Library:
-    """A torchvision without its compiled part imports where two of that part's operators are at least named."""
+    """Define the two operators without which a torchvision that lacks its compiled part cannot be imported."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 
-def through_file(thing):
-    file = io.BytesIO()
-    torch.save(thing, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def small_resnet():
     return import_module("torchvision.models").resnet18()
 
 
-def moved(student):
-    """A teacher that stands apart from where anything starts, its BatchNorm statistics too."""
+def trained_teacher(student, images):
+    """Return a teacher after one update: weights and BatchNorm statistics differ from those of a fresh model."""
     teacher = MomentumTeacher(student, momentum=0.5)
     with torch.no_grad():
-        student(torch.randn(4, 3, 64, 64))
+        student(images)
         for parameter in student.parameters():
             parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
     teacher.update_(student)
@@ -65,7 +58,7 @@ def moved(student):
 
 
 def resnets():
-    """Name to a fresh ResNet-18 of 1000 classes; the features that its pooling gives come out of `features`."""
+    """Return a fresh ResNet-18 of 1000 classes from each library."""
     timm, monai = import_module("timm"), import_module("monai.networks.nets")
     return {
         "torchvision": small_resnet(),
@@ -77,15 +70,16 @@ def resnets():
 
 
 def features(model, x):
+    """Compute the pooled features of a ResNet."""
     model.fc = nn.Identity()
     return model.eval()(x).flatten(1)
 
 
-def a_whole_resnet_straight_into_all_three():
+def whole_resnet_loads_into_torchvision_timm_and_monai():
     student = nn.Sequential()
     student.encoder = small_resnet()
     student.encoder.fc = nn.Identity()
-    teacher = moved(student)
+    teacher = trained_teacher(student, torch.randn(4, 3, 64, 64))
     state, x = teacher.backbone_state_dict("encoder"), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = teacher(x)
@@ -96,8 +90,9 @@ def a_whole_resnet_straight_into_all_three():
             assert features(model, x).equal(expected), name
 
 
-def a_resnet_cut_into_a_sequential_into_all_three():
-    teacher = moved(nn.Sequential(*list(small_resnet().children())[:-1]))
+def resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai():
+    cut = nn.Sequential(*list(small_resnet().children())[:-1])
+    teacher = trained_teacher(cut, torch.randn(4, 3, 64, 64))
     state, x = resnet_state_dict(teacher.backbone_state_dict()), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = teacher(x).flatten(1)
@@ -111,7 +106,7 @@ def a_resnet_cut_into_a_sequential_into_all_three():
 
 
 class LightlyBYOL(nn.Module):
-    """The submodules of lightly's example, without Lightning."""
+    """The submodules of lightly's example of BYOL, without Lightning."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +119,7 @@ class LightlyBYOL(nn.Module):
 
 
 class LightlyMoCo(nn.Module):
-    """The submodules of lightly's benchmark, where the plain names are the teacher's."""
+    """The submodules of lightly's benchmark of MoCo, where the teacher has the plain names."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +142,7 @@ class Student(nn.Module):
 
 
 def train_as_lightly(student, follower, step):
-    """A step of theirs: momentum by their schedule, their update, and new weights for the student."""
+    """Do one step with lightly's schedule and update, then give the student new weights."""
     momentum = import_module("lightly.utils.scheduler").cosine_schedule(step, STEPS, 0.9, 1.0)
     update_momentum = import_module("lightly.models.utils").update_momentum
     for name in ("backbone", "projection_head"):
@@ -158,9 +153,9 @@ def train_as_lightly(student, follower, step):
 
 
 def check_lightly(method, student, follower):
-    """Half of the training by lightly, half by both."""
+    """Train half of the steps with lightly, then half with both, and compare."""
     with torch.no_grad():
-        follower(torch.randn(4, 3, 32, 32))  # buffers of its own
+        follower(torch.randn(4, 3, 32, 32))  # changes the follower's buffers
     for step in range(STEPS // 2):
         train_as_lightly(student, follower, step)
     checkpoint = through_file({"state_dict": method.state_dict(), "global_step": STEPS // 2})
@@ -176,7 +171,7 @@ def check_lightly(method, student, follower):
     return checkpoint
 
 
-def a_byol_teacher_of_lightly_goes_on():
+def byol_teacher_of_lightly_continues():
     method = LightlyBYOL()
     student = Student(method.backbone, method.projection_head)
     follower = Student(method.backbone_momentum, method.projection_head_momentum)
@@ -188,7 +183,7 @@ def a_byol_teacher_of_lightly_goes_on():
     small_resnet().load_state_dict(resnet_state_dict(backbone), strict=False)
 
 
-def a_moco_teacher_of_lightly_goes_on():
+def moco_teacher_of_lightly_continues():
     method = LightlyMoCo()
     student = Student(method.query_backbone, method.query_projection_head)
     check_lightly(method, student, Student(method.backbone, method.projection_head))
@@ -203,13 +198,13 @@ def assert_same_state(ours, theirs, **tolerances):
 
 
 def encodec_codebooks():
-    # It imports torchaudio to read files; the quantiser needs none of it.
+    # encodec imports torchaudio to read files; the quantiser does not use it.
     sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
     return import_module("encodec.quantization.core_vq")
 
 
-def a_codebook_of_encodec_trains_on():
-    for threshold in (0, 2):  # its expiry changes nothing in the end
+def encodec_codebook_continues():
+    for threshold in (0, 2):  # the expiry of codes makes no difference after loading
         theirs = encodec_codebooks().EuclideanCodebook(6, 24, threshold_ema_dead_code=threshold)
         for _ in range(5):
             theirs(torch.randn(100, 6))
@@ -224,7 +219,7 @@ def a_codebook_of_encodec_trains_on():
             assert_same_state(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def every_layer_of_a_model_of_encodec():
+def every_layer_of_an_encodec_model_loads():
     quantizer = encodec_codebooks().ResidualVectorQuantization(
         num_quantizers=4, dim=6, codebook_size=16, kmeans_init=False
     )
@@ -241,8 +236,8 @@ def every_layer_of_a_model_of_encodec():
         residual = residual - found.quantized
 
 
-def a_codebook_of_an_old_vector_quantize_pytorch_trains_on():
-    """Release 0.7: no heads axis, a flag of one float, and cosine codes that kept no sums."""
+def old_vector_quantize_pytorch_codebook_continues():
+    """Load a state of release 0.7: no axis of heads, a flag of one float, and no sums for cosine codes."""
     package = import_module("vector_quantize_pytorch")
     for cosine in (False, True):
         theirs = package.VectorQuantize(dim=6, codebook_size=12, use_cosine_sim=cosine)
@@ -256,7 +251,7 @@ def a_codebook_of_an_old_vector_quantize_pytorch_trains_on():
         )
         assert_same_bits(codebook_to_vector_quantize_pytorch(ours, like=state), dict(state))
         theirs.load_state_dict(codebook_to_vector_quantize_pytorch(ours, like=state))
-        for _ in range(1 if cosine else 10):  # then the cosine rules part: theirs averages means there, ours sums
+        for _ in range(1 if cosine else 10):  # for cosine, later steps differ: theirs averages means, ours sums
             x = torch.randn(2, 50, 6)
             assert ours(x).indices.equal(theirs(x)[1])
             if not cosine:
@@ -264,22 +259,22 @@ def a_codebook_of_an_old_vector_quantize_pytorch_trains_on():
 
 
 CHECKS = (
-    a_whole_resnet_straight_into_all_three,
-    a_resnet_cut_into_a_sequential_into_all_three,
-    a_byol_teacher_of_lightly_goes_on,
-    a_moco_teacher_of_lightly_goes_on,
-    a_codebook_of_encodec_trains_on,
-    every_layer_of_a_model_of_encodec,
-    a_codebook_of_an_old_vector_quantize_pytorch_trains_on,
+    whole_resnet_loads_into_torchvision_timm_and_monai,
+    resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai,
+    byol_teacher_of_lightly_continues,
+    moco_teacher_of_lightly_continues,
+    encodec_codebook_continues,
+    every_layer_of_an_encodec_model_loads,
+    old_vector_quantize_pytorch_codebook_continues,
 )
 
 if __name__ == "__main__":
-    registered = make_torchvision_importable()  # gone where nothing holds it
+    registered = make_torchvision_importable()  # the operators exist as long as this reference
     for check in CHECKS:
         torch.manual_seed(0)
         try:
             check()
-        except Exception:  # the others are to be heard
+        except Exception:  # the other checks still run
             traceback.print_exc()
         else:
             print(check.__name__, flush=True)

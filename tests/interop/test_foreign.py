@@ -1,4 +1,4 @@
-"""Runs foreign.py beside the libraries it is about, in a process of its own."""
+"""Run the checks of foreign.py in a process that can import the libraries."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from tests.interop.foreign import CHECKS
 
 @pytest.fixture(scope="module")
 def passed(request):
-    """The names of the checks that passed, and what was printed besides."""
+    """Return the names of the checks that passed, and the errors."""
     printed, errors = run_beside(request.config.cache, "tests.interop.foreign")
     return printed.split(), errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_beside_the_library_itself(passed, check):
+def test_check_passes_with_the_library_itself(passed, check):
     names, errors = passed
     assert check in names, errors[-3000:]

@@ -1,4 +1,4 @@
-"""Teachers from lightly's checkpoints, whichever way it marks the branch. With lightly itself: foreign.py."""
+"""Teachers from lightly checkpoints, for each way to name the momentum branch. With lightly itself: foreign.py."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from tests.laws import assert_same_bits, state_of, through_file
 from vqssl import MomentumTeacher
 from vqssl.interop import load_lightly_teacher_, momentum_state_from_lightly
 
-# Names of the leading and the following branch, as lightly's own modules have them.
+# Names of the student's and of the momentum branch's modules in lightly.
 STYLES = {
     "examples of BYOL, MoCo": ("{}", "{}_momentum"),
     "examples of DINO, iBOT": ("student_{}", "teacher_{}"),
@@ -25,7 +25,7 @@ STYLES = {
 
 
 class Student(nn.Module):
-    """Names its parts as lightly does."""
+    """A student with lightly's names for its submodules."""
 
     def __init__(self, width=4):
         super().__init__()
@@ -37,13 +37,13 @@ class Student(nn.Module):
 
 
 def lightning_checkpoint(style, steps=3, momentum=0.9):
-    """A file after a few steps of a method written as lightly writes them, and the two branches it was made of."""
-    leads, follows = STYLES[style]
+    """Return the checkpoint of a method like lightly's after a few steps, and its two branches."""
+    of_student, of_teacher = STYLES[style]
     method, student = nn.Module(), Student()
     follower = copy.deepcopy(student)
     for name in ("backbone", "projection_head"):
-        setattr(method, leads.format(name), getattr(student, name))
-        setattr(method, follows.format(name), getattr(follower, name))
+        setattr(method, of_student.format(name), getattr(student, name))
+        setattr(method, of_teacher.format(name), getattr(follower, name))
     method.prediction_head = nn.Linear(3, 3)
     method.criterion = nn.Module()
     method.criterion.register_buffer("center", torch.zeros(3))
@@ -59,20 +59,19 @@ def lightning_checkpoint(style, steps=3, momentum=0.9):
 
 
 def update_momentum(model, follower, m):
-    """Parameters alone, as in lightly.models.utils."""
+    """Move parameters only, as lightly.models.utils.update_momentum does."""
     for theirs, ours in zip(follower.parameters(), model.parameters(), strict=True):
         theirs.data = theirs.data * m + ours.data * (1 - m)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_takes_the_branch_that_follows(style):
+def test_teacher_loads_the_momentum_branch_and_continues(style):
     checkpoint, student, follower = lightning_checkpoint(style)
     teacher = MomentumTeacher(Student(), momentum=0.9, buffers="own")
     load_lightly_teacher_(teacher, checkpoint)
     assert_same_bits(state_of(teacher.module), state_of(follower))
     assert not teacher.module.backbone[0].weight.equal(student.backbone[0].weight)
     assert teacher.step == 3
-    # and goes on
     update_momentum(student, follower, 0.9)
     teacher.update_(student)
     found, expected = state_of(teacher.module), state_of(follower)
@@ -81,7 +80,7 @@ def test_takes_the_branch_that_follows(style):
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def test_schedule_goes_on_where_theirs_was():
+def test_schedule_continues_at_their_step():
     n = 20
     checkpoint, _, _ = lightning_checkpoint("benchmark of BYOL", steps=5)
     teacher = MomentumTeacher(Student(), momentum=0.99, final_momentum=1.0, total_steps=n - 1, buffers="own")
@@ -91,7 +90,7 @@ def test_schedule_goes_on_where_theirs_was():
     assert [teacher.momentum_at(t) for t in range(n)] == pytest.approx(theirs, abs=1e-12)
 
 
-def test_step_given_wins_and_a_bare_state_dict_does():
+def test_given_step_takes_precedence_and_a_state_dict_is_enough():
     checkpoint, _, follower = lightning_checkpoint("MSN")
     teacher = MomentumTeacher(Student())
     load_lightly_teacher_(teacher, checkpoint["state_dict"], step=11)
@@ -101,8 +100,8 @@ def test_step_given_wins_and_a_bare_state_dict_does():
     assert teacher.step == 0
 
 
-def test_parts_by_hand():
-    """A student with names of its own, and one that is the backbone alone."""
+def test_parts_map_other_names():
+    """For a student with other names, and for one that is the backbone alone."""
     checkpoint, _, follower = lightning_checkpoint("examples of BYOL, MoCo")
     student = nn.ModuleDict({"encoder": Student().backbone})
     teacher = MomentumTeacher(student)
@@ -116,8 +115,8 @@ def test_parts_by_hand():
     assert alone.module[0].weight.equal(checkpoint["state_dict"]["backbone.0.weight"])
 
 
-def test_a_head_that_has_several_names():
-    """As in lightly's example of iBOT: one head under three names."""
+def test_parts_select_one_of_several_names_of_a_head():
+    """lightly's example of iBOT has one head under three names."""
     checkpoint, _, follower = lightning_checkpoint("examples of DINO, iBOT")
     state = dict(checkpoint["state_dict"])
     state |= {
@@ -126,14 +125,14 @@ def test_a_head_that_has_several_names():
         if name.startswith("teacher_projection_head")
     }
     teacher = MomentumTeacher(Student())
-    with pytest.raises(ValueError, match=r"the student has no 'patch_head\.0\.weight'.*that are wanted alone"):
+    with pytest.raises(ValueError, match=r"the student has no 'patch_head\.0\.weight'.*name the wanted ones alone"):
         load_lightly_teacher_(teacher, state, step=0)
     wanted = {"backbone": "teacher_backbone", "projection_head": "teacher_projection_head"}
     load_lightly_teacher_(teacher, state, step=0, parts=wanted)
     assert_same_bits(state_of(teacher.module), state_of(follower))
 
 
-def test_state_of_the_student_that_is_no_tensor_stays():
+def test_extra_state_of_the_student_stays():
     class Counting(Student):
         count = 5
 
@@ -150,7 +149,7 @@ def test_state_of_the_student_that_is_no_tensor_stays():
     assert teacher.module.backbone[0].weight.equal(follower.backbone[0].weight)
 
 
-def test_the_branch_as_a_state_dict():
+def test_momentum_state_equals_the_branchs_state_dict():
     checkpoint, _, follower = lightning_checkpoint("benchmark of MoCo")
     assert_same_bits(momentum_state_from_lightly(checkpoint), dict(follower.state_dict()))
 
@@ -170,13 +169,13 @@ MOMENTUM = {"backbone_momentum.weight": torch.ones(2)}
         (MOMENTUM, {"parts": "backbone_momentum"}, TypeError, "parts must map"),
         (MOMENTUM, {"step": None}, ValueError, "write step=0"),
         ({"state_dict": MOMENTUM}, {"step": None}, ValueError, "holds no 'global_step'"),
-        (MOMENTUM, {"step": -1}, ValueError, "step must not be negative"),
+        (MOMENTUM, {"step": -1}, ValueError, "step must be at least 0"),
         (MOMENTUM, {"step": 1.5}, TypeError, "step must be an int, got 1.5"),
         (MOMENTUM, {"step": True}, TypeError, "step must be an int, got True"),
         (MOMENTUM, {}, ValueError, "the branch lacks 'backbone.0.weight'"),
     ],
 )
-def test_bad_input_changes_nothing(checkpoint, options, error, words):
+def test_wrong_input_is_refused_and_nothing_changes(checkpoint, options, error, words):
     teacher = MomentumTeacher(Student())
     before = state_of(teacher.module)
     with pytest.raises(error, match=words):
@@ -186,8 +185,8 @@ def test_bad_input_changes_nothing(checkpoint, options, error, words):
 
 
 @pytest.mark.parametrize("name", ["backbone.1.running_var", "projection_head.0.bias"])
-@pytest.mark.parametrize("how", ["missing", "another shape", "left over"])
-def test_nothing_missing_left_over_or_of_another_shape(name, how):
+@pytest.mark.parametrize("how", ["missing", "another shape", "extra"])
+def test_missing_extra_and_misshapen_tensors_are_refused_and_nothing_changes(name, how):
     checkpoint, _, _ = lightning_checkpoint("examples of DINO, iBOT")
     state, theirs = dict(checkpoint["state_dict"]), "teacher_" + name
     if how == "missing":
@@ -207,6 +206,6 @@ def test_nothing_missing_left_over_or_of_another_shape(name, how):
     assert teacher.step == 0
 
 
-def test_a_student_is_no_teacher():
+def test_student_instead_of_teacher_is_refused():
     with pytest.raises(TypeError, match=r"write MomentumTeacher\(student\)"):
         load_lightly_teacher_(Student(), MOMENTUM, step=0)

@@ -1,10 +1,12 @@
 """The pure functions behind the modules, in the order in which data meets them."""
 
+from vqssl.functional.buffer_policies import BUFFER_POLICIES, copy_buffer, ema_buffer, own_buffer
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.cosine_regression import cosine_regression_loss
 from vqssl.functional.ema import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
 from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
 from vqssl.functional.metrics import METRICS, euclidean
+from vqssl.functional.refinement import REFINEMENTS, align_refinement, detached_refinement, predict_refinement
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.functional.search import nearest_codeword
 from vqssl.functional.serf import (
@@ -44,7 +46,15 @@ __all__ = [
     "SERFOperator",
     "OPERATORS",
     "cosine_regression_loss",
+    "predict_refinement",
+    "align_refinement",
+    "detached_refinement",
+    "REFINEMENTS",
     "cosine_momentum",
+    "ema_buffer",
+    "copy_buffer",
+    "own_buffer",
+    "BUFFER_POLICIES",
     "code_counts",
     "codebook_usage",
     "target_spread",

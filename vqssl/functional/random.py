@@ -1,8 +1,8 @@
 """A counter-based random generator in integer tensor operations: the same numbers on every device and rank.
 
-State is an int64 tensor ``[seed, counter]`` that lives in a module's buffers, so that it is saved, loaded and moved
-with the module, and torch's global generators are neither read nor advanced. The numbers are those of SplitMix64
-(Steele, Lea, Flood 2014), whose state may be jumped to any position by one multiplication.
+The state is an int64 tensor ``[seed, counter]``. It lives in a module's buffers, so it is saved, loaded and moved with
+the module. Torch's global generators are neither read nor advanced. The numbers are those of SplitMix64 (Steele, Lea,
+Flood 2014), which can jump to any position with one multiplication.
 """
 
 import math
@@ -13,26 +13,33 @@ from torch import Tensor
 __all__ = ["random_bits", "random_normal", "random_positions"]
 
 
-def _signed(constant: int) -> int:
+def _as_int64(constant: int) -> int:
     return constant - 2**64 if constant >= 2**63 else constant
 
 
-_GAMMA = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+_GAMMA = _as_int64(0x9E3779B97F4A7C15)
+_MIX_1 = _as_int64(0xBF58476D1CE4E5B9)
+_MIX_2 = _as_int64(0x94D049BB133111EB)
 
 
 def _mix(z: Tensor) -> Tensor:
-    # torch shifts int64 arithmetically: the mask makes it a logical shift.
+    # torch shifts int64 arithmetically; the mask makes it a logical shift.
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _MIX_1
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _MIX_2
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
 def random_bits(rng: Tensor, count: int) -> Tensor:
-    """``(count,)`` int64, uniform over [0, 2^62), for the state ``rng`` (``(2,)`` int64: seed and counter).
+    """Return integers uniform over [0, 2^62).
 
     The same state gives the same numbers; the caller advances the counter.
+
+    Args:
+        rng: ``(2,)`` int64, seed and counter.
+        count: how many integers.
+
+    Returns:
+        ``(count,)`` int64.
 
     >>> import torch
     >>> random_bits(torch.tensor([0, 0]), 4).equal(random_bits(torch.tensor([0, 0]), 4))
@@ -46,7 +53,15 @@ def random_bits(rng: Tensor, count: int) -> Tensor:
 
 
 def random_normal(rng: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``(count,)`` standard normal numbers, by Box and Muller's transform of :func:`random_bits`.
+    """Return standard normal numbers: the Box-Muller transform of :func:`random_bits`.
+
+    Args:
+        rng: ``(2,)`` int64, seed and counter.
+        count: how many numbers.
+        dtype: dtype of the numbers.
+
+    Returns:
+        ``(count,)``.
 
     >>> import torch
     >>> x = random_normal(torch.tensor([0, 0]), 4096)
@@ -54,17 +69,24 @@ def random_normal(rng: Tensor, count: int, dtype: torch.dtype = torch.float32) -
     (True, True)
     """
     bits = random_bits(rng, 2 * count)
-    # 24 bits are what float32 holds exactly; the first is kept off zero for the logarithm.
+    # 24 bits, which float32 holds exactly. The + 1 keeps zero away from the logarithm.
     u = ((bits >> 38) + 1).to(dtype) * 2.0**-24
     radius = torch.sqrt(-2.0 * torch.log(u[:count]))
     return radius * torch.cos(2 * math.pi * u[count:])
 
 
 def random_positions(rng: Tensor, count: int, total: Tensor) -> Tensor:
-    """``(count,)`` int64 positions in [0, total): one drawn from each of ``count`` equal strata, in random order.
+    """Return positions in [0, total): one from each of ``count`` equal strata, in random order.
 
-    Without replacement where ``total >= count``. ``total`` is an int64 tensor, so that nothing waits for the device;
-    where it is 0, so are the positions.
+    Positions are distinct if ``total >= count``. All are 0 if ``total`` is 0.
+
+    Args:
+        rng: ``(2,)`` int64, seed and counter.
+        count: how many positions.
+        total: scalar int64 tensor; an int would have to be read from the device first.
+
+    Returns:
+        ``(count,)`` int64.
 
     >>> import torch
     >>> random_positions(torch.tensor([0, 0]), 4, torch.tensor(4)).sort().values.tolist()

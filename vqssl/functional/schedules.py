@@ -1,4 +1,4 @@
-"""Schedules: plain Python floats in, plain Python floats out, so that checkpoints hold nothing else."""
+"""Schedules. They return plain Python floats, because torch.load refuses checkpoints with other scalars."""
 
 import math
 from typing import overload
@@ -16,21 +16,22 @@ def cosine_momentum(step: int, total_steps: int, start: float = 0.996, end: floa
 @overload
 def cosine_momentum(step: Tensor, total_steps: int, start: float = 0.996, end: float = 1.0) -> Tensor: ...
 def cosine_momentum(step: int | Tensor, total_steps: int, start: float = 0.996, end: float = 1.0) -> float | Tensor:
-    r"""The teacher's momentum over a run (BYOL, arXiv 2006.07733, section 3.3).
+    r"""Return the teacher's momentum at a step of a run (BYOL, arXiv 2006.07733, section 3.3).
 
     .. math:: m_t = m_T - (m_T - m_0) \cdot \tfrac{1}{2} \big( \cos(\pi t / T) + 1 \big)
 
     Args:
-        step: t, from 0; beyond T the momentum stays at ``end``. An int, or an integer tensor: under ``torch.compile`` a
-            counter that is an int would compile anew at every step.
+        step: t, counted from 0; beyond T the momentum stays at ``end``. An int, or an integer tensor: an int counter
+            makes ``torch.compile`` recompile at every step.
         total_steps: T, at least 1.
-        start: m_0.
-        end: m_T.
+        start: m_0, 0 to 1.
+        end: m_T, 0 to 1.
 
     Returns:
-        The momentum, a float; of a tensor, a float64 tensor on its device.
+        The momentum: a float for an int, a float64 tensor on the same device for a tensor.
 
     Raises:
+        TypeError: ``start`` or ``end`` is not a number.
         ValueError: ``step`` is a negative int, ``total_steps`` is below 1, or a momentum is outside [0, 1].
 
     >>> [round(cosine_momentum(t, 100), 4) for t in (0, 50, 100)]

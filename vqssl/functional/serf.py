@@ -1,8 +1,8 @@
-r"""The refinement operators: how the continuous embedding z_c consults the quantised features.
+r"""Refinement operators: how the continuous embedding z_c reads the quantised features.
 
-DiSSECT's Eq. 6 is :math:`f = \mathrm{softmax}(z_c z_q^\top / \sqrt{D})\, z_q`, "z_c is the query, z_q both key and
-value". With one vector a sample that has several readings; each is a function ``(z_c, keys, mask) -> f`` here and has
-one entry in :data:`OPERATORS`. A new reading is one function and one entry.
+DiSSECT's Eq. 6 (arXiv 2509.18765) is :math:`f = \mathrm{softmax}(z_c z_q^\top / \sqrt{D})\, z_q`, "z_c is the query,
+z_q both key and value". With one vector a sample, the equation has several readings. Each is a function
+``(z_c, keys, mask) -> f`` here, with an entry in :data:`OPERATORS`. A new reading is a function and an entry.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from vqssl.functional.vectors import unit
 
 __all__ = [
     "OPERATORS",
+    "OperatorName",
     "SERFOperator",
     "batch_attention",
     "channel_attention",
@@ -26,13 +27,15 @@ __all__ = [
     "spatial_attention_weights",
 ]
 
+_FLATTEN = "for maps (B, D, *spatial), write einops.rearrange(maps, 'b d ... -> b (...) d')"
+
 
 def channel_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Eq. 6 within each sample: the D x D outer product, softmax over the channels of z_q.
+    r"""Attend over the channels of z_q within each sample: Eq. 6 with the D x D outer product.
 
     .. math:: f_i = \sum_j \mathrm{softmax}_j \big( z_{c,i}\, z_{q,j} / \sqrt{D} \big)\, z_{q,j}
 
-    Does not depend on the other samples. Where z_q is small the softmax is nearly uniform and f nearly constant.
+    The result does not depend on other samples. If z_q is small, the softmax is nearly uniform and f nearly constant.
 
     Args:
         z_c: the query, ``(B, D)``.
@@ -55,11 +58,11 @@ def channel_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> T
 
 
 def batch_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Eq. 6 read over the batch: the B x B product, softmax over the samples of z_q.
+    r"""Attend over the samples of the batch: Eq. 6 with the B x B product.
 
     .. math:: f_b = \sum_{b'} \mathrm{softmax}_{b'} \big( \langle z_{c,b}, z_{q,b'} \rangle / \sqrt{D} \big)\, z_{q,b'}
 
-    Mixes samples: the result depends on the batch size and on how a batch is sharded over ranks.
+    This mixes samples: the result depends on the batch size and on how ranks share a batch.
 
     Args:
         z_c: the query, ``(B, D)``.
@@ -81,24 +84,24 @@ def batch_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Ten
 
 
 def spatial_attention(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Cross-attention over places: z_c attends over the un-pooled quantised tokens of all scales.
+    r"""Attend over positions: z_c is the query, the quantised tokens of all scales are keys and values.
 
     .. math:: f = \sum_n a_n t_n, \qquad a = \mathrm{softmax}_n \big( \sqrt{D}\, \cos(z_c, t_n) \big)
 
-    Not the paper's wording, but the reading whose attention map can be looked at. The cosine keeps the weights'
-    sharpness apart from the scale of the codes.
+    The paper does not say this, but only this reading has an attention map to look at. With the cosine, the sharpness
+    of the weights does not depend on the scale of the codes.
 
     Args:
         z_c: the query, ``(B, D)``.
         tokens: ``(B, N, D)``.
-        mask: ``(B, N)`` bool, True where a token counts. A sample without any gets zeros.
+        mask: ``(B, N)`` bool, True where a token is valid.
 
     Returns:
-        f, ``(B, D)``.
+        f, ``(B, D)``; zeros for a sample without a valid token.
 
     Raises:
-        TypeError: the mask is not boolean.
-        ValueError: the shapes do not fit.
+        TypeError: an input is not floating, or the mask is not boolean.
+        ValueError: the shapes or the devices do not fit.
 
     >>> import torch
     >>> tokens = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
@@ -107,12 +110,24 @@ def spatial_attention(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -
     """
     weights = spatial_attention_weights(z_c, tokens, mask)
     if mask is not None:
-        tokens = torch.where(mask[..., None], tokens, 0.0)  # a weight of 0 does not silence a NaN
+        tokens = torch.where(mask[..., None], tokens, 0.0)  # a weight of 0 times NaN is still NaN
     return (weights[:, None, :] @ tokens).squeeze(1)
 
 
 def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The weights of :func:`spatial_attention`: ``(B, N)``, summing to 1 over the valid tokens of each sample.
+    """Compute the attention weights of :func:`spatial_attention`.
+
+    Args:
+        z_c: the query, ``(B, D)``.
+        tokens: ``(B, N, D)``.
+        mask: ``(B, N)`` bool, True where a token is valid.
+
+    Returns:
+        ``(B, N)``, summing to 1 over the valid tokens of a sample; zeros for a sample without any.
+
+    Raises:
+        TypeError: an input is not floating, or the mask is not boolean.
+        ValueError: the shapes or the devices do not fit.
 
     >>> import torch
     >>> spatial_attention_weights(torch.ones(1, 4), torch.ones(1, 5, 4)).sum().item()
@@ -121,9 +136,9 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
     check_floating("z_c", z_c)
     check_floating("tokens", tokens)
     if tokens.ndim != 3 or z_c.ndim != 2 or tokens.shape[::2] != z_c.shape:
+        cure = _FLATTEN if tokens.ndim != 3 else "give both the same samples and the same width"
         raise ValueError(
-            f"z_c must be (B, D) and tokens (B, N, D), got {tuple(z_c.shape)} and {tuple(tokens.shape)}: "
-            "flatten maps with einops.rearrange(maps, 'b d ... -> b (...) d')"
+            f"z_c must be (B, D) and tokens (B, N, D), got {tuple(z_c.shape)} and {tuple(tokens.shape)}: {cure}"
         )
     check_device("tokens", tokens, z_c.device, "z_c")
     check_mask(mask, tokens.shape[:-1], tokens.device)
@@ -133,13 +148,24 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
     logits = cosine * z_c.shape[-1] ** 0.5
     if mask is None:
         return logits.softmax(-1)
-    # A row of nothing but -inf would be NaN: the largest finite negative gives such a row weights that are then zeroed.
+    # Not -inf: a row of only -inf would become NaN. The weights of such a row are zeroed below.
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return logits.softmax(-1) * mask
 
 
 def pooled_codes(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    """No attention: the quantised anchor itself, ``(B, D)``.
+    """Return the quantised anchor: no attention.
+
+    Args:
+        z_c: the query, ``(B, D)``; only its shape is checked.
+        z_q: the quantised anchor, ``(B, D)``.
+        mask: not used: the anchor was pooled over valid tokens.
+
+    Returns:
+        z_q, ``(B, D)``.
+
+    Raises:
+        ValueError: the shapes differ.
 
     >>> import torch
     >>> pooled_codes(torch.zeros(1, 2), torch.ones(1, 2)).tolist()
@@ -150,7 +176,18 @@ def pooled_codes(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def concatenation(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    """No attention, the paper's "no SERF" ablation: ``(B, 2 D)``, z_c then z_q.
+    """Concatenate z_c and z_q: no attention, the paper's "no SERF" ablation.
+
+    Args:
+        z_c: the query, ``(B, D)``.
+        z_q: the quantised anchor, ``(B, D)``.
+        mask: not used: the anchor was pooled over valid tokens.
+
+    Returns:
+        ``(B, 2 D)``: z_c, then z_q.
+
+    Raises:
+        ValueError: the shapes differ.
 
     >>> import torch
     >>> concatenation(torch.zeros(1, 2), torch.ones(1, 2)).tolist()
@@ -161,7 +198,18 @@ def concatenation(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``(B, N, D) -> (B, D)``: the mean over the valid tokens of each sample; zeros where there is none.
+    """Average the valid tokens of each sample.
+
+    Args:
+        tokens: ``(B, N, D)``.
+        mask: ``(B, N)`` bool, True where a token is valid.
+
+    Returns:
+        ``(B, D)``; zeros for a sample without a valid token.
+
+    Raises:
+        TypeError: the tokens are not floating, or the mask is not boolean.
+        ValueError: the shapes or the devices do not fit.
 
     >>> import torch
     >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
@@ -169,12 +217,9 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_floating("tokens", tokens)
     if tokens.ndim != 3:
-        raise ValueError(
-            f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}: flatten maps with "
-            "einops.rearrange(maps, 'b d ... -> b (...) d')"
-        )
+        raise ValueError(f"tokens must be (B, N, D), got shape {tuple(tokens.shape)}: {_FLATTEN}")
     check_mask(mask, tokens.shape[:-1], tokens.device)
-    # Summed in float32 at least: float16 ends at 65504, which a map of a few thousand places reaches.
+    # Summed in float32 at least: float16 ends at 65504, which the sum over a few thousand tokens reaches.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
         return (tokens.sum(1, dtype=dtype) / max(tokens.shape[1], 1)).to(tokens.dtype)
@@ -183,21 +228,24 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class SERFOperator(NamedTuple):
-    """A refinement operator, and what :class:`vqssl.SERFFusion` must know to call it.
+    """A refinement operator with what :class:`vqssl.SERFFusion` needs to call it.
+
+    Attributes:
+        function: ``(z_c, keys, mask) -> f``. The mask belongs to the tokens, and is None if all are valid.
+        keys: ``"anchor"`` for the pooled anchor ``(B, D)``, ``"tokens"`` for the tokens of all scales ``(B, N, D)``.
+        width: width of f in multiples of D.
 
     >>> OPERATORS["concat"].width
     2
     """
 
     function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    """``(z_c, keys, mask) -> f``; ``mask`` belongs to the tokens and is None where all count."""
     keys: Literal["anchor", "tokens"]
-    """Whether keys are the pooled anchor ``(B, D)`` or the tokens of all scales ``(B, N, D)``."""
     width: int = 1
-    """Width of f in multiples of D."""
 
 
-OPERATORS = {
+OperatorName = Literal["spatial", "channel", "batch", "pooled", "concat"]
+OPERATORS: dict[str, SERFOperator] = {
     "channel": SERFOperator(channel_attention, "anchor"),
     "batch": SERFOperator(batch_attention, "anchor"),
     "spatial": SERFOperator(spatial_attention, "tokens"),
@@ -208,11 +256,12 @@ OPERATORS = {
 
 
 def _check_pair(z_c: Tensor, z_q: Tensor) -> None:
+    """Raise if the two are not floating tensors of one shape ``(B, D)`` on one device."""
     check_floating("z_c", z_c)
     check_floating("z_q", z_q)
     check_device("z_q", z_q, z_c.device, "z_c")
     if z_c.ndim != 2 or z_q.shape != z_c.shape:
         raise ValueError(
             f"z_c and z_q must both be (B, D), got {tuple(z_c.shape)} and {tuple(z_q.shape)}: "
-            "pool maps over their places first, and project both to one width"
+            "average maps over their positions first, and project both to one width"
         )

@@ -1,4 +1,4 @@
-"""How evenly codes are used, and how spread out targets are: detached numbers for logs and alarms."""
+"""Usage of codes and spread of targets: detached figures for logs and alarms."""
 
 import torch
 from torch import Tensor
@@ -11,17 +11,17 @@ __all__ = ["code_counts", "codebook_usage", "target_spread"]
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
-    """How many tokens chose each code.
+    """Count the tokens of each code.
 
     Args:
-        indices: integers of any shape; -1 (masked) is counted nowhere.
-        codebook_size: K.
+        indices: integers of any shape; -1 (masked) is not counted.
+        codebook_size: K, the number of codes.
 
     Returns:
         ``(K,)`` int64.
 
     Raises:
-        TypeError: ``indices`` is no integer tensor.
+        TypeError: ``indices`` is not an integer tensor.
         ValueError: an index is K or more, or below -1.
 
     >>> import torch
@@ -37,19 +37,19 @@ def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
 
 
 def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
-    r"""Perplexity, share of live codes and number of dead ones, from counts by code.
+    r"""Compute perplexity, fraction of live codes and number of dead codes from the counts of each code.
 
     .. math:: \mathrm{perplexity} = \exp\Big(-\sum_k p_k \ln p_k\Big), \qquad p_k = n_k \big/ \textstyle\sum n
 
     Args:
-        counts: ``(K,)``, not negative: of a batch (:func:`code_counts`), or running counts.
-        dead_below: a code is dead whose count is 0 or below this fraction of the fair share, the mean of ``counts``.
+        counts: ``(K,)``, not negative: tokens of each code in a batch (:func:`code_counts`), or running counts.
+        dead_below: a code is dead if its count is 0 or below this fraction of the mean count, 0 to 1.
 
     Returns:
-        :class:`~vqssl.types.CodebookUsage`. Without any token, perplexity and fraction are 0 and all codes are dead.
+        :class:`~vqssl.types.CodebookUsage`. If all counts are 0, perplexity and fraction are 0 and all codes are dead.
 
     Raises:
-        TypeError: ``counts`` is no tensor of real numbers.
+        TypeError: ``counts`` is not a tensor of real numbers.
         ValueError: ``counts`` is not ``(K,)`` with K >= 1, or ``dead_below`` is outside [0, 1].
 
     >>> import torch
@@ -67,9 +67,9 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
             f"counts must be (K,) with K >= 1, got shape {tuple(counts.shape)}: write code_counts(indices, K) for "
             "indices, and call it once for each codebook"
         )
-    check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the fair share")
+    check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the mean count")
     counts = counts.detach()
-    # float64 where the device has it: counts beyond 2^24, and exactly K for even use.
+    # float64 where the device has it: counts above 2^24 stay exact, and even usage gives exactly K.
     counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
     total = counts.sum()
     p = counts / torch.where(total > 0, total, 1.0)
@@ -79,11 +79,11 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
 
 
 def target_spread(targets: Tensor) -> Tensor:
-    r"""How far targets are from collapse: 0 all point the same way, 1 isotropic.
+    r"""Measure how far targets are from collapse: 0 if all have one direction, 1 if they are isotropic.
 
     .. math:: \sqrt{D} \cdot \mathrm{mean}_d\, \mathrm{std}_b \big( t_{bd} / \lVert t_b \rVert \big)
 
-    The collapse gauge of SimSiam (arXiv 2011.10566, section 4.1), scaled by the root of the width.
+    Source: the collapse measure of SimSiam (arXiv 2011.10566, section 4.1), times the square root of the width.
 
     Args:
         targets: ``(B, D)``, B >= 2.
@@ -92,7 +92,7 @@ def target_spread(targets: Tensor) -> Tensor:
         Detached scalar, float32 or float64.
 
     Raises:
-        TypeError: ``targets`` is no floating tensor.
+        TypeError: ``targets`` is not a floating tensor.
         ValueError: it is not ``(B, D)`` with B >= 2.
 
     >>> import torch
@@ -105,7 +105,7 @@ def target_spread(targets: Tensor) -> Tensor:
     if targets.ndim != 2 or len(targets) < 2:
         raise ValueError(
             f"targets must be (B, D) with B >= 2, got shape {tuple(targets.shape)}: give the embeddings of one batch, "
-            "and write targets.flatten(0, -2) for tokens"
+            "and write targets.flatten(0, -2) for tokens (B, N, D)"
         )
     directions = unit(targets.detach().to(torch.promote_types(targets.dtype, torch.float32)))
     return directions.std(0, correction=0).mean() * targets.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""Directions: what cosines compare."""
+"""Unit vectors, which cosines compare."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,16 @@ __all__ = ["unit"]
 
 
 def unit(x: Tensor) -> Tensor:
-    """``x / |x|`` along the last axis; a zero stays a zero and lets its gradient through.
+    """Scale vectors to length 1 along the last axis; a zero vector stays zero and passes its gradient.
 
-    :func:`torch.nn.functional.normalize` gives a zero a gradient of 1e12, or NaN in half precision. Computed in float32
-    at least: a length beyond 65504 is no length in float16.
+    :func:`torch.nn.functional.normalize` gives a zero vector a gradient of 1e12, or NaN in half precision. The length
+    is computed in float32 at least, because float16 ends at 65504.
+
+    Args:
+        x: ``(*batch, D)``.
+
+    Returns:
+        ``(*batch, D)`` in the dtype of ``x``.
 
     >>> import torch
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()

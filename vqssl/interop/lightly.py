@@ -1,4 +1,4 @@
-"""Teachers of lightly's BYOL-like methods: the branch of a checkpoint that followed by momentum."""
+"""Teachers from lightly checkpoints: the momentum branch of BYOL-like methods."""
 
 import operator
 from collections.abc import Mapping
@@ -11,36 +11,40 @@ from vqssl.teacher import MomentumTeacher
 
 __all__ = ["load_lightly_teacher_", "momentum_state_from_lightly"]
 
-# How lightly's examples and benchmarks mark the branch that follows ...
-FOLLOWERS = ("teacher_{}", "{}_momentum", "momentum_{}")
-# ... or, where it has the plain name, the branch that leads.
-LEADERS = ("student_{}", "query_{}", "anchor_{}")
+# Names that lightly's examples and benchmarks give the modules of the momentum branch ("{}" is the plain name) ...
+TEACHER_NAMES = ("teacher_{}", "{}_momentum", "momentum_{}")
+# ... or those of the student, if the momentum branch has the plain names.
+STUDENT_NAMES = ("student_{}", "query_{}", "anchor_{}")
 
 
 def momentum_state_from_lightly(
     checkpoint: Mapping[str, Any], parts: Mapping[str, str] | None = None
 ) -> dict[str, Tensor]:
-    """The momentum branch of a lightly checkpoint, under the names of a student that has it as submodules.
+    """Return the momentum branch of a lightly checkpoint under the student's names.
 
-    lightly's modules name the branch in one of three ways, and each is found: ``backbone_momentum`` (its examples of
-    BYOL, MoCo, DenseCL, MMCR, SMoG), ``teacher_backbone`` (DINO, DINOv2, iBOT, the benchmark of BYOL, lightly-train),
-    or plain ``backbone`` beside the ``student_backbone``, ``query_backbone`` or ``anchor_backbone`` that it follows
-    (the benchmarks of DINO, TiCo and MoCo, MSN). ``momentum_backbone`` of its first releases, and of solo-learn, is a
-    fourth. Each part becomes the submodule whose name is left when the mark is taken off: ``backbone``,
-    ``projection_head``, ``head``.
+    The branch is found by the names of its modules:
+
+    - ``backbone_momentum``: lightly's examples of BYOL, MoCo, DenseCL, MMCR and SMoG;
+    - ``teacher_backbone``: DINO, DINOv2, iBOT, the benchmark of BYOL, lightly-train;
+    - ``backbone`` beside ``student_backbone``, ``query_backbone`` or ``anchor_backbone``: the benchmarks of DINO, TiCo
+      and MoCo; MSN;
+    - ``momentum_backbone``: lightly's first releases, solo-learn.
+
+    Each module becomes the student's submodule of the plain name: ``backbone``, ``projection_head``, ``head``.
 
     Args:
         checkpoint: a Lightning checkpoint with its weights under ``"state_dict"``, or such a state dict.
-        parts: where names or methods are your own: submodule of the student to prefix in the checkpoint, such as
+        parts: submodule of the student to prefix in the checkpoint, for names of your own, such as
             ``{"encoder": "teacher_backbone"}``. ``""`` stands for the whole student: ``{"": "backbone_momentum"}``.
-            Nothing is looked for then.
+            The branch is then not searched for.
 
     Returns:
         The tensors, not copied, under names such as ``"backbone.0.weight"``.
 
     Raises:
-        TypeError: ``checkpoint`` or ``parts`` is no mapping with strings for keys.
-        ValueError: no branch, or branches marked in two ways, and no ``parts``; a prefix under which nothing is.
+        TypeError: ``checkpoint`` or ``parts`` is not a mapping with string keys.
+        ValueError: without ``parts``, no branch is found, or branches of two kinds of names; with ``parts``, the
+            checkpoint has nothing under a prefix.
 
     >>> import torch
     >>> checkpoint = {"backbone.weight": torch.zeros(2), "backbone_momentum.weight": torch.ones(2)}
@@ -50,15 +54,14 @@ def momentum_state_from_lightly(
     state = _weights(checkpoint)
     if parts is not None:
         _check_parts(parts)
-    found = _momentum_parts(state) if parts is None else parts
     branch = {}
-    for part, prefix in found.items():
+    for part, prefix in (_momentum_parts(state) if parts is None else parts).items():
         start = prefix.removesuffix(".") + "."
         inside = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
         if not inside:
-            tops = dict.fromkeys(name.partition(".")[0] for name in state)
+            modules = dict.fromkeys(name.partition(".")[0] for name in state)
             raise ValueError(
-                f"parts must name what is in the checkpoint, got {prefix!r} for {part!r}: it has {listed(tops, 12)}"
+                f"parts must name modules of the checkpoint, got {prefix!r} for {part!r}: it has {listed(modules, 12)}"
             )
         branch.update({f"{part}.{name}" if part else name: value for name, value in inside.items()})
     return branch
@@ -73,23 +76,25 @@ def load_lightly_teacher_(
 ) -> None:
     """Give a :class:`~vqssl.MomentumTeacher` the weights, buffers and step of lightly's momentum branch.
 
-    Nothing may be missing, and nothing that belongs to the branch left over. To go on as there, build the teacher with
-    ``buffers="own"``, since lightly's ``update_momentum`` moves parameters alone, and with ``total_steps=n - 1`` where
-    theirs calls ``cosine_schedule(step, n, momentum, final_momentum)``, which reaches its end one step early; and call
-    ``teacher.update_(student)`` where they call it, in most examples at the start of a training step, before the
-    forward pass.
+    The branch must hold exactly the student's tensors. To continue a lightly run as lightly would:
+
+    - build the teacher with ``buffers="own"``, since lightly's ``update_momentum`` moves parameters only;
+    - use ``total_steps=n - 1`` for their ``cosine_schedule(step, n, momentum, final_momentum)``, which reaches its end
+      one step early;
+    - call ``teacher.update_(student)`` where they update: in most examples at the start of a training step, before the
+      forward pass.
 
     Args:
-        teacher: of a student with the submodules that :func:`momentum_state_from_lightly` describes.
+        teacher: the teacher of a student with the submodules that :func:`momentum_state_from_lightly` describes.
         checkpoint: a Lightning checkpoint, or a state dict.
-        step: how many updates there were; None takes the checkpoint's ``global_step``. Where the momentum went by
-            epochs, as in some of the examples, give the epoch, and keep giving it to ``update_``.
-        parts: as of :func:`momentum_state_from_lightly`.
+        step: the number of updates so far; None takes the checkpoint's ``global_step``. If the momentum was scheduled
+            by epochs, as in some examples, give the epoch, here and to ``update_``.
+        parts: as in :func:`momentum_state_from_lightly`.
 
     Raises:
-        TypeError: ``teacher`` is no MomentumTeacher, ``checkpoint`` no mapping, ``step`` no integer.
-        ValueError: no ``step`` and none in the checkpoint, a negative one, tensors missing, left over or of another
-            shape, or what :func:`momentum_state_from_lightly` refuses. The teacher is then as it was.
+        TypeError: ``teacher`` is not a MomentumTeacher, ``checkpoint`` not a mapping, or ``step`` not an integer.
+        ValueError: ``step`` is negative, or neither given nor in the checkpoint; tensors are missing, left over or of
+            another shape; or :func:`momentum_state_from_lightly` raises. The teacher is then unchanged.
 
     >>> import torch, vqssl
     >>> student = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 1, bias=False)})
@@ -106,11 +111,12 @@ def load_lightly_teacher_(
     branch = momentum_state_from_lightly(checkpoint, parts)
     updates = _step(checkpoint, step)
     _check_fits(teacher.module, branch)
-    teacher.module.load_state_dict({**teacher.module.state_dict(), **branch})  # what is no tensor stays
+    teacher.module.load_state_dict({**teacher.module.state_dict(), **branch})  # extra state stays
     teacher.step = updates
 
 
 def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state dict of a Lightning checkpoint, or the checkpoint if it is one."""
     check_state("checkpoint", checkpoint)
     inner = checkpoint.get("state_dict")
     if inner is None or isinstance(inner, Tensor):
@@ -124,31 +130,31 @@ def _check_parts(parts: Any) -> None:
     if not texts:
         raise TypeError(
             "parts must map submodules of the student to prefixes in the checkpoint, got "
-            f"{parts!r}: write parts={{'encoder': 'teacher_backbone'}}, or {{'': 'teacher_backbone'}} for the whole"
+            f"{parts!r}: write parts={{'encoder': 'teacher_backbone'}}, or {{'': 'teacher_backbone'}} for all of it"
         )
 
 
 def _momentum_parts(state: Mapping[str, Any]) -> dict[str, str]:
-    """Submodule of the student to name in the checkpoint, by the way in which the branch is marked."""
-    tops = list(dict.fromkeys(name.partition(".")[0] for name in state if "." in name))
-    ways: dict[str, dict[str, str]] = {}
-    for mark in FOLLOWERS:
-        before, after = mark.split("{}")
-        for top in tops:
-            if top.startswith(before) and top.endswith(after) and len(top) > len(before + after):
-                ways.setdefault(mark, {})[top.removeprefix(before).removesuffix(after)] = top
-    for mark in LEADERS:
-        for top in tops:
-            if mark.format(top) in tops:
-                ways.setdefault(mark, {})[top] = top
-    if len(ways) != 1:
-        several = " and ".join(listed(way.values()) for way in ways.values())
+    """Return submodule of the student to module of the momentum branch, as found by lightly's names."""
+    modules = list(dict.fromkeys(name.partition(".")[0] for name in state if "." in name))
+    found: dict[str, dict[str, str]] = {}  # such as {"teacher_{}": {"backbone": "teacher_backbone"}}
+    for pattern in TEACHER_NAMES:
+        before, after = pattern.split("{}")
+        for module in modules:
+            if module.startswith(before) and module.endswith(after) and len(module) > len(before + after):
+                found.setdefault(pattern, {})[module.removeprefix(before).removesuffix(after)] = module
+    for pattern in STUDENT_NAMES:
+        for module in modules:
+            if pattern.format(module) in modules:
+                found.setdefault(pattern, {})[module] = module
+    if len(found) != 1:
+        several = " and ".join(listed(parts.values()) for parts in found.values())
         raise ValueError(
-            "checkpoint must mark the branch that follows by momentum in one of lightly's ways, such as "
-            f"'backbone_momentum' or 'teacher_backbone', got {several or listed(tops, 12)}: write "
+            "checkpoint must name the momentum branch in one of lightly's ways, such as 'backbone_momentum' or "
+            f"'teacher_backbone', got {several or listed(modules, 12)}: write "
             "parts={'backbone': 'its name in the checkpoint'}"
         )
-    return next(iter(ways.values()))
+    return next(iter(found.values()))
 
 
 def _step(checkpoint: Mapping[str, Any], step: int | None) -> int:
@@ -156,25 +162,25 @@ def _step(checkpoint: Mapping[str, Any], step: int | None) -> int:
         step = checkpoint.get("global_step") if "state_dict" in checkpoint else None
         if step is None:
             raise ValueError(
-                "step must be given, since the checkpoint holds no 'global_step': write step=0 to start the schedule "
-                "anew, or the number of updates so far"
+                "step must be given, since the checkpoint holds no 'global_step': write step=0 to restart the "
+                "schedule, or the number of updates so far"
             )
     if isinstance(step, bool) or not hasattr(step, "__index__"):
         raise TypeError(f"step must be an int, got {step!r}: count optimizer steps")
     step = operator.index(step)
     if not 0 <= step < 2**63 - 1:
-        raise ValueError(f"step must not be negative, and fit 64 bits, got {step}: count from 0")
+        raise ValueError(f"step must be at least 0 and fit 64 bits, got {step}: count from 0")
     return step
 
 
 def _check_fits(module: nn.Module, branch: Mapping[str, Any]) -> None:
-    """The branch is exactly the module's state: names and shapes."""
+    """Raise if the branch differs from the module's state in a name or a shape."""
     ours = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     missing = [name for name in ours if not isinstance(branch.get(name), Tensor)]
     extra = [name for name in branch if name not in ours]
     cure = (
-        "build the student with the submodules of their module, or write "
-        "parts={'submodule of the student': 'its name in the checkpoint'}, with those that are wanted alone"
+        "build the student with the submodules of lightly's module, or name the wanted ones alone: "
+        "parts={'submodule of the student': 'its name in the checkpoint'}"
     )
     if missing or extra:
         raise ValueError(
@@ -185,6 +191,6 @@ def _check_fits(module: nn.Module, branch: Mapping[str, Any]) -> None:
     if differ:
         name = differ[0]
         raise ValueError(
-            f"the student and the momentum branch must have the same shapes, but {name!r} is "
-            f"{tuple(ours[name].shape)} and {tuple(branch[name].shape)}, and so on for {len(differ)} in all: {cure}"
+            f"the student and the momentum branch must have the same shapes, but {name!r} is {tuple(ours[name].shape)} "
+            f"and {tuple(branch[name].shape)}, the first of {len(differ)} that differ: {cure}"
         )
