@@ -275,3 +275,8 @@ def by_name(kind: str, choice: str | T, table: Mapping[Any, T]) -> T:
     if not callable(choice):
         raise TypeError(f"{kind} must be a name ({', '.join(map(repr, table))}) or a callable, got {choice!r}")
     return choice
+
+
+def policy_name(choice: Any) -> str:
+    """Return the name of a policy that was given as a name, a function or an object, for ``repr``."""
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", type(choice).__name__)

@@ -25,6 +25,7 @@ from vqssl.checks import (
     check_state_fits,
     check_tokens,
     names_foreign_keywords,
+    policy_name,
 )
 from vqssl.distributed import Grouped, gather_pool
 from vqssl.functional.commitment import commitment_loss
@@ -503,11 +504,11 @@ class EMACodebook(Grouped, nn.Module):
             "codebook_size": self.codebook_size,
             "dim": self.dim,
             "decay": self.decay,
-            "metric": _name_of(self.metric),
-            "ema": _name_of(self.ema),
+            "metric": policy_name(self.metric),
+            "ema": policy_name(self.ema),
             "initialization": self.initialization,
             "revival": self.revival,
-            "estimator": _name_of(self.estimator),
+            "estimator": policy_name(self.estimator),
             "precision": self.precision,
         }
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
@@ -554,7 +555,8 @@ class EMACodebook(Grouped, nn.Module):
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
-        def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized: ...
+        def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+            """Call :meth:`forward`."""
 
 
 UNCOUNTED_DRAWS = -(2**62)
@@ -591,7 +593,3 @@ def _forget_initialized(module: nn.Module, incompatible_keys: Any) -> None:
     # A loaded `initialized` may be either; the next training step reads it.
     assert isinstance(module, EMACodebook)
     module._known_initialized = False
-
-
-def _name_of(function: Any) -> str:
-    return function if isinstance(function, str) else getattr(function, "__name__", repr(function))

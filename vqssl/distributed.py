@@ -1,6 +1,7 @@
-"""The few torch.distributed calls. Every rank always enters every one, with shapes that do not depend on the data.
+"""The few torch.distributed calls, sharded tensors included.
 
-Whether there are ranks is asked at call time: a module built before ``init_process_group`` works after it.
+Every rank enters every collective, with shapes that do not depend on the data. Ranks are looked up at call time: a
+module built before ``init_process_group`` works after it.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,14 @@ __all__ = [
     "was_sharded",
 ]
 
-# Two digits of this base hold a count of tokens in float32 exactly, up to 2^44.
+# Two digits of this base hold a token count exactly in float32, up to 2^44.
 _BASE = 2**20
 
 
 class GroupHolder:
-    """A module's process group, which ``copy`` and ``pickle`` cannot look into.
+    """A holder for a process group, which ``copy`` and ``pickle`` cannot handle.
 
-    A copy shares it; what comes out of a file has the default group.
+    A copy shares the group; an unpickled module has the default group.
 
     >>> import copy
     >>> holder = GroupHolder(None)
@@ -53,13 +54,13 @@ class GroupHolder:
 
 
 class Grouped:
-    """A module that belongs to a process group, asked for at call time."""
+    """Gives a module the attribute ``process_group``."""
 
     _group = GroupHolder()
 
     @property
     def process_group(self) -> ProcessGroup | None:
-        """The ranks that share the state; None is the default group. A copy shares it, a pickled module forgets it."""
+        """The ranks that share the state; None is the default group. A copy keeps it, a pickled module loses it."""
         return self._group.group
 
     @process_group.setter
@@ -68,7 +69,7 @@ class Grouped:
 
 
 def rank_and_world_size(group: ProcessGroup | None = None) -> tuple[int, int]:
-    """This process among those of ``group``; (0, 1) where torch.distributed was not initialised."""
+    """Return this process's rank in ``group`` and the group's size; (0, 1) if torch.distributed is not initialised."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     rank = dist.get_rank(group)
@@ -78,7 +79,7 @@ def rank_and_world_size(group: ProcessGroup | None = None) -> tuple[int, int]:
 
 
 def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup | None = None) -> list[Tensor]:
-    """The sums over all ranks, in one call; the tensors themselves where there is one rank."""
+    """Return the sums over all ranks, in one all-reduce; the tensors themselves if there is one rank."""
     _, world_size = rank_and_world_size(group)
     if world_size == 1:
         return list(tensors)
@@ -93,20 +94,20 @@ def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup | None = None)
 
 @torch.no_grad()
 def all_reduce_mean_(tensors: Sequence[Tensor], group: ProcessGroup | None = None) -> None:
-    """Each tensor becomes its mean over all ranks, in one call; nothing happens where there is one rank."""
+    """Replace each tensor by its mean over all ranks, in one all-reduce; do nothing if there is one rank."""
     _, world_size = rank_and_world_size(group)
     if world_size == 1 or not tensors:
         return
-    # Divided first, and in float32 at least: the sum of large values is no number in half precision.
+    # Divided first, and in float32 at least: the sum of large values overflows in half precision.
     shares = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) / world_size for tensor in tensors]
     for tensor, mean in zip(tensors, all_reduce_sum(shares, group), strict=True):
         tensor.copy_(mean)
 
 
 def slots(count: Tensor, dtype: torch.dtype, group: ProcessGroup | None = None) -> Tensor:
-    """``(world_size, 2)`` zeros, but for the digits of ``count`` at this rank: summed over ranks, everybody's.
+    """Return ``(world_size, 2)`` zeros with the two digits of ``count`` in this rank's row.
 
-    In digits, so that the counts travel exactly with sums in float32.
+    Summed over ranks they hold every rank's count, exactly, also in an all-reduce of float32 sums.
     """
     rank, world_size = rank_and_world_size(group)
     own = torch.arange(world_size, device=count.device) == rank
@@ -115,7 +116,7 @@ def slots(count: Tensor, dtype: torch.dtype, group: ProcessGroup | None = None) 
 
 
 def rank_counts(summed: Tensor) -> Tensor:
-    """``(world_size, 2)``, the sum over ranks of :func:`slots`, ``-> (world_size,)`` int64."""
+    """Return every rank's count, ``(world_size,)`` int64, from the sum over ranks of :func:`slots`."""
     digits = summed.round().long()
     return digits[:, 0] * _BASE + digits[:, 1]
 
@@ -140,11 +141,11 @@ class TokenPool:
         self.start = per_rank[:rank].sum()
 
     def take(self, positions: Tensor) -> Tensor:
-        """``(P,) int64 -> (P, D)``: the tokens at ``positions``, alike on all ranks; zeros where there is none."""
+        """Return the tokens at ``positions`` ``(P,)``, ``(P, D)``, equal on all ranks; zeros where there is none."""
         return all_reduce_sum([self.own(positions)], self.group)[0]
 
     def own(self, positions: Tensor) -> Tensor:
-        """``(P,) int64 -> (P, D)``: those of the tokens at ``positions`` that this rank has, zeros for the others'."""
+        """Return this rank's tokens among those at ``positions`` ``(P,)``, ``(P, D)``; zeros for other ranks'."""
         if len(self.x) == 0:
             return self.x.new_zeros(len(positions), self.x.shape[1])
         # The n-th valid token is the first row at which the running count of valid ones exceeds n.
@@ -156,26 +157,26 @@ class TokenPool:
 
 
 def gather_pool(x: Tensor, valid: Tensor, group: ProcessGroup | None = None) -> TokenPool:
-    """A :class:`TokenPool` of ``(N, D)`` tokens and their ``(N,)`` validity, at the price of one small all-reduce."""
+    """Return a :class:`TokenPool` of ``(N, D)`` tokens and their ``(N,)`` validity, after one small all-reduce."""
     (summed,) = all_reduce_sum([slots(valid.sum(), torch.float32, group)], group)
     return TokenPool(x, valid, rank_counts(summed), group)
 
 
-# ---- sharded tensors (FSDP2): told by their methods, since importing DTensor takes as long as half of torch ----
+# ---- sharded tensors (FSDP2), recognised by their methods: importing DTensor takes as long as half of torch ----
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a DTensor, of which each rank has its part."""
+    """Return True for a DTensor, of which each rank holds a part."""
     return hasattr(tensor, "full_tensor")
 
 
 def was_sharded(module: nn.Module) -> bool:
-    """Whether ``fully_shard`` was called on the module or on a part of it."""
+    """Return True if ``fully_shard`` was called on the module or on a part of it."""
     return any(hasattr(part, "set_reshard_after_backward") for part in module.modules())
 
 
 def reshard_(*modules: nn.Module) -> None:
-    """Give back what was gathered for a forward pass: that is a passing copy, and not what is saved."""
+    """Free the full parameters that a forward pass gathered: they are temporary copies, and not what is saved."""
     for module in modules:
         for part in module.modules():
             if hasattr(part, "set_reshard_after_backward"):
@@ -183,12 +184,12 @@ def reshard_(*modules: nn.Module) -> None:
 
 
 def in_form_of(mine: Tensor, leader: Tensor) -> Tensor:
-    """``leader`` in the dtype, on the device and, where only one of the two is sharded, in the form of ``mine``."""
+    """Return ``leader`` in the dtype, on the device and in the form (sharded or not) of ``mine``."""
     if is_sharded(leader) and not is_sharded(mine):
         leader = leader.full_tensor()  # type: ignore[attr-defined]
     elif is_sharded(mine) and not is_sharded(leader):
         from torch.distributed.tensor import distribute_tensor
 
-        # Each rank has all of it, and takes its own part.
+        # Each rank has the whole tensor, and keeps its own part.
         leader = distribute_tensor(leader, mine.device_mesh, mine.placements, src_data_rank=None)  # type: ignore[attr-defined]
     return leader.to(device=mine.device, dtype=mine.dtype)

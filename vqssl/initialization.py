@@ -1,4 +1,4 @@
-"""Where codes start: small objects that an EMACodebook calls with its first batch of tokens."""
+"""Initialisations: small objects that draw the first codes of an EMACodebook from its first batch of tokens."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,63 +9,70 @@ from torch import Tensor
 from vqssl import kernels
 from vqssl.checks import check_positive_int
 from vqssl.distributed import TokenPool, all_reduce_sum
+from vqssl.functional.metrics import Metric, MetricName
 from vqssl.functional.random import random_positions
+from vqssl.functional.search import nearest_codeword
 
 __all__ = ["Initialization", "KMeansInit", "RandomInit", "SampleInit"]
 
 
 @runtime_checkable
 class Initialization(Protocol):
-    """What an EMACodebook asks of an initialisation.
+    """An initialisation, as EMACodebook calls it.
 
     >>> issubclass(SampleInit, Initialization)
     True
     """
 
-    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> Tensor | None:
-        """The first codes ``(K, D)``, alike on all ranks, or None to keep the codes of construction.
+    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: MetricName | Metric) -> Tensor | None:
+        """Return the first codes ``(K, D)``, equal on all ranks, or None to keep the codes of construction.
 
-        ``pool`` holds at least one token; ``rng`` is a state for :mod:`vqssl.functional.random`.
+        Args:
+            pool: at least one token, in the form in which the metric compares them.
+            codebook_size: K.
+            rng: a state for :mod:`vqssl.functional.random`.
+            metric: the codebook's.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RandomInit:
-    """Keep the standard normal codes that the codebook was built with; the data are not looked at.
+    """An initialisation that keeps the standard normal codes of construction, whatever the data.
 
-    Codes far from the data are never used: have a revival, or normalise the tokens (as
-    :class:`vqssl.MultiScaleQuantizer`'s projections do).
+    Codes far from the data are never used: use a revival, or normalise the tokens as the projections of
+    :class:`vqssl.MultiScaleQuantizer` do.
 
     >>> import vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.RandomInit())
     """
 
-    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> None:
-        return None
+    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: MetricName | Metric) -> None:
+        """Return None."""
 
 
 @dataclass(frozen=True)
 class SampleInit:
-    """Codes are tokens of the first training batch, over all ranks, drawn without replacement while they last.
+    """An initialisation by tokens of the first training batch over all ranks, without replacement if there are enough.
 
-    With fewer tokens than codes some codes start equal; the lowest index wins every tie, so the others are unused
-    until a revival gives them tokens of their own.
+    With fewer tokens than codes some codes start equal. The lowest index wins every tie, so the others are unused
+    until a revival replaces them.
 
     >>> import vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.SampleInit())
     """
 
-    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> Tensor:
+    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: MetricName | Metric) -> Tensor:
+        """Return tokens at random positions."""
         return pool.take(random_positions(rng, codebook_size, pool.total))
 
 
 @dataclass(frozen=True)
 class KMeansInit:
-    """Codes are the centres of k-means (Lloyd's iterations) on the first training batch, over all ranks.
+    """An initialisation by k-means (Lloyd's iterations) on the first training batch, over all ranks.
 
     Args:
-        iterations: of assigning and averaging, at least 1. A centre that no token chose stays.
+        iterations: of assigning and averaging, at least 1. A centre that no token chose keeps its place.
 
     Raises:
         ValueError: when first called, where the batch has fewer tokens than there are codes.
@@ -79,7 +86,8 @@ class KMeansInit:
     def __post_init__(self) -> None:
         check_positive_int("iterations", self.iterations)
 
-    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: str) -> Tensor:
+    def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: MetricName | Metric) -> Tensor:
+        """Return the centres."""
         if pool.total < codebook_size:
             raise ValueError(
                 f"k-means needs at least as many tokens as codes, got {int(pool.total)} valid tokens in the first "
@@ -88,7 +96,7 @@ class KMeansInit:
             )
         centres = SampleInit()(pool, codebook_size, rng, metric)
         for _ in range(self.iterations):
-            nearest = kernels.nearest_codeword(pool.x, centres, metric)
+            nearest = nearest_codeword(pool.x, centres, metric)
             indices = torch.where(pool.valid, nearest, -1)
             counts, sums = all_reduce_sum(kernels.code_sums(pool.x, indices, codebook_size), pool.group)
             means = sums / counts.clamp_min(1)[:, None]

@@ -265,7 +265,8 @@ class MultiScaleQuantizer(nn.Module):
 
         def __call__(
             self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
-        ) -> MultiScaleQuantized: ...
+        ) -> MultiScaleQuantized:
+            """Call :meth:`forward`."""
 
 
 def _sizes(codebook_size: int | Sequence[int], scales: int, shared: bool) -> list[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vqssl.checks import by_name, check_device, check_floating, check_range
+from vqssl.checks import by_name, check_device, check_floating, check_range, policy_name
 from vqssl.functional.refinement import REFINEMENTS, Refinement, RefinementName
 from vqssl.functional.views import cross_view_loss
 from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
@@ -71,7 +71,7 @@ class DiSSECTObjective(nn.Module):
         self.target_weights = (float(target_weights[0]), float(target_weights[1]))
         self.commitment_weight = commitment_weight
         self.refinement: Refinement = by_name("refinement", refinement, REFINEMENTS)
-        self.refinement_name = refinement if isinstance(refinement, str) else _name_of(refinement)
+        self.refinement_name = policy_name(refinement)
 
     def forward(
         self,
@@ -185,7 +185,3 @@ def _check_commitment(loss: Tensor | None, device: torch.device) -> None:
             f"commitment_loss must be a scalar, got shape {tuple(loss.shape)}: {reduce.format('commitment_loss')}"
         )
     check_device("commitment_loss", loss, device, "the predictions")
-
-
-def _name_of(function: Refinement) -> str:
-    return getattr(function, "__name__", type(function).__name__)

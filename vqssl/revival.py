@@ -1,4 +1,4 @@
-"""What happens to codes that no token chooses any more: small objects that an EMACodebook asks after each update."""
+"""Revivals: small objects that replace dead codes after each update of an EMACodebook."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,50 +14,57 @@ __all__ = ["BatchRevival", "NoRevival", "Revival"]
 
 @runtime_checkable
 class Revival(Protocol):
-    """What an EMACodebook asks of a revival.
+    """A revival, as EMACodebook calls it.
 
     >>> issubclass(BatchRevival, Revival)
     True
     """
 
     def dead(self, state: CodebookState) -> Tensor | None:
-        """``(K,)`` bool: which codes are to be replaced after this update; None where none ever is.
+        """Return which codes to replace after this update, ``(K,)`` bool; None if none ever is.
 
-        Made of the state alone, which is the same on all ranks.
+        It must depend on the state alone, which is equal on all ranks.
         """
         ...
 
     def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
-        """The state with ``tokens`` ``(K, D)``, drawn from the batch over all ranks, in place of the dead codes."""
+        """Return the state with ``tokens`` in place of the dead codes.
+
+        Args:
+            state: after the EMA step.
+            dead: ``(K,)`` bool.
+            tokens: ``(K, D)``, drawn from the batch over all ranks.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class NoRevival:
-    """Dead codes stay dead.
+    """A revival that leaves dead codes dead.
 
     >>> import vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, revival=vqssl.NoRevival())
     """
 
     def dead(self, state: CodebookState) -> None:
-        return None
+        """Return None: no code is ever replaced."""
 
     def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
+        """Return the state as it is."""
         return state
 
 
 @dataclass(frozen=True)
 class BatchRevival:
-    r"""A dead code becomes a token of the current batch, drawn over all ranks.
+    r"""A revival that replaces each dead code by a token of the current batch, drawn over all ranks.
 
     Code k is dead where its running count is a small fraction of the fair share, so that the threshold means the same
     for every batch size and codebook size:
 
     .. math:: N_k < \tau \cdot \textstyle\sum N / K
 
-    A revived code gets the fair share as its count (so that it has some 1 / (1 - decay) steps to find tokens of its
-    own), its sum is set to match, and all counts and sums are then scaled so that the total is what it was.
+    A revived code gets the fair share as its count, which leaves it some 1 / (1 - decay) steps to find tokens. Its sum
+    is set to match. All counts and sums are then scaled so that their total does not change.
 
     Args:
         threshold: tau, 0 to 1.
@@ -75,15 +82,17 @@ class BatchRevival:
         check_range("threshold", self.threshold, 0, 1, rule="it is a fraction of the fair share, total count over K")
 
     def dead(self, state: CodebookState) -> Tensor:
+        """Return the codes below the threshold, ``(K,)`` bool."""
         share = state.cluster_size.sum() / len(state.cluster_size)
         return state.cluster_size < self.threshold * share
 
     def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:
+        """Return the state with ``tokens`` ``(K, D)`` in place of the dead codes."""
         total = state.cluster_size.sum()
         share = total / len(state.cluster_size)
         cluster_size = torch.where(dead, share, state.cluster_size)
         embed = torch.where(dead[:, None], tokens, state.embed)
         embed_avg = torch.where(dead[:, None], tokens * share, state.embed_avg)
-        # Not scaled at all where nothing died: x / x is 1, but scaling every step would add rounding to every step.
+        # Not scaled where nothing died: scaling would add rounding to every step.
         scale = torch.where(dead.any(), total / cluster_size.sum(), 1.0)
         return CodebookState(embed, cluster_size * scale, embed_avg * scale)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parameter import is_lazy
 
-from vqssl.checks import by_name, check_positive_int, check_range, check_state_fits
+from vqssl.checks import by_name, check_positive_int, check_range, check_state_fits, policy_name
 from vqssl.copying import detached_copy, unwrapped
 from vqssl.distributed import (
     Grouped,
@@ -110,7 +110,7 @@ class MomentumTeacher(Grouped, nn.Module):
         if total_steps is not None:
             check_positive_int("total_steps", total_steps)
         self.buffer_policy: BufferPolicy = by_name("buffers", buffers, BUFFER_POLICIES)
-        self.buffer_policy_name = buffers if isinstance(buffers, str) else _name_of(buffers)
+        self.buffer_policy_name = policy_name(buffers)
         student = unwrapped(student)
         _check_can_be_copied(student)
         # Plain floats, also for NumPy's: torch.load refuses a checkpoint with NumPy scalars.
@@ -312,7 +312,3 @@ def _move_parameters(parameters: list[_Pair], weight: float | Tensor) -> None:
                 tensor.lerp_(target, weight.to(tensor))
         elif mine:
             torch._foreach_lerp_(mine, theirs, weight)
-
-
-def _name_of(function: BufferPolicy) -> str:
-    return getattr(function, "__name__", type(function).__name__)

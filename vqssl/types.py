@@ -1,4 +1,4 @@
-"""What the modules return: plain named tuples, so that results can be unpacked or read by name."""
+"""Named tuples that the modules return: results can be unpacked or read by name."""
 
 from typing import NamedTuple, NoReturn
 
@@ -9,11 +9,11 @@ __all__ = ["CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
 
 
 class Quantized(NamedTuple):
-    """What a codebook makes of a batch of tokens.
+    """The result of quantising a batch of tokens.
 
     Attributes:
-        quantized: ``(*batch, dim)``, the input's dtype: the nearest code of each token; zeros where masked.
-        indices: ``(*batch,)`` int64: which code; -1 where the token is masked or not finite.
+        quantized: ``(*batch, dim)`` in the input's dtype: the nearest code of each token; zeros where masked.
+        indices: ``(*batch,)`` int64: the index of that code; -1 where the token is masked or not finite.
         commitment_loss: scalar float32, already weighted by beta.
 
     >>> import torch, vqssl
@@ -28,7 +28,7 @@ class Quantized(NamedTuple):
 
 
 class MultiScaleQuantized(NamedTuple):
-    """What :class:`vqssl.MultiScaleQuantizer` makes of a pyramid of feature maps, one entry a scale.
+    """The result of quantising a pyramid of feature maps, one entry a scale.
 
     Attributes:
         quantized: per scale ``(B, dim, *spatial)``, or ``(B, N, dim)`` for tokens.
@@ -51,13 +51,13 @@ class MultiScaleQuantized(NamedTuple):
 
 
 class DiSSECTLoss(NamedTuple):
-    """The objective and its parts; ``total`` is what to call ``backward`` on.
+    """The objective and its parts. Call ``backward`` on ``total``.
 
     Attributes:
         total: the weighted sum of the others.
         alignment_global: L(p, z_c), averaged over ordered pairs of views; unweighted.
         alignment_refined: L(p, z_s), averaged over ordered pairs of views; unweighted.
-        refinement: L(z_s, sg[z_c]), what trains the fusion head; 0 where the objective does not use it.
+        refinement: L(z_s, sg[z_c]), which trains the fusion head; 0 where the objective does not use it.
         commitment: L_VQ as it was given; unweighted by lambda.
 
     >>> import torch, vqssl
@@ -74,21 +74,21 @@ class DiSSECTLoss(NamedTuple):
 
     @property
     def backward(self) -> NoReturn:
-        """Not here: write ``loss.total.backward()``."""
-        # A property that raises AttributeError: `hasattr` says False, and the error says more than Python's own.
+        """Raise AttributeError: write ``loss.total.backward()``."""
+        # A property, so that `hasattr` is False and the error says what to write.
         raise AttributeError("DiSSECTLoss holds the loss and its parts, and has no backward: write .total.backward()")
 
 
 class CodebookUsage(NamedTuple):
     """How evenly the codes are used. All fields are detached scalars.
 
-    Counts of a codebook start at one each: before its first steps the usage reads as perfect, and means nothing.
-    ``codebook.initialized`` says whether there was any; after a few times 1 / (1 - decay) steps the start is forgotten.
+    Counts start at 1, so usage looks perfect before the first update. The start is forgotten after a few times
+    1 / (1 - decay) updates; ``codebook.num_updates`` counts them.
 
     Attributes:
-        perplexity: exp of the entropy (nats) of the code frequencies: 1 (one code) to K (all alike).
+        perplexity: exp of the entropy (nats) of the code frequencies: from 1 (one code) to K (all equal).
         fraction: share of codes that are alive, 0 to 1.
-        dead: int64: how many codes are dead.
+        dead: int64: number of dead codes.
 
     >>> import vqssl
     >>> vqssl.EMACodebook(codebook_size=8, dim=4).usage().perplexity.item()
@@ -100,6 +100,6 @@ class CodebookUsage(NamedTuple):
     dead: Tensor
 
 
-# torch.export.save refuses named tuples that it was not told about.
+# torch.export.save refuses named tuples that are not registered.
 for _cls in (Quantized, MultiScaleQuantized, DiSSECTLoss, CodebookUsage):
     _pytree._register_namedtuple(_cls, serialized_type_name=f"vqssl.types.{_cls.__name__}")

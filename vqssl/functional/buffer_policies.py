@@ -86,7 +86,7 @@ def own_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tens
     return teacher
 
 
-BUFFER_POLICIES: dict[str, BufferPolicy] = {
+BUFFER_POLICIES: dict[BufferPolicyName, BufferPolicy] = {
     "ema": ema_buffer,
     "copy": copy_buffer,
     "own": own_buffer,

@@ -1,5 +1,6 @@
 """The commitment loss, Eq. 5 of DiSSECT."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def _squared_error(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
         return kernels.squared_error_plain(x, rows, table)
     if torch.compiler.is_compiling():
         return kernels.squared_error(x, rows, table)
-    error: Tensor = _SquaredError.apply(x, rows, table)
-    return error
+    apply: Callable[..., Tensor] = _SquaredError.apply
+    return apply(x, rows, table)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

@@ -61,8 +61,8 @@ def straight_through(
     check_mask(mask, x.shape[:-1], x.device)
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return look_up(quantized, indices, mask, x.dtype) + (x - x.detach())  # a compiler fuses it
-    passed: Tensor = _StraightThrough.apply(x, *rows_of_table(quantized, indices, mask, x.dtype))
-    return passed
+    apply: Callable[..., Tensor] = _StraightThrough.apply
+    return apply(x, *rows_of_table(quantized, indices, mask, x.dtype))
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -103,7 +103,7 @@ def detached_refinement(
     return _detached(refined_targets), _zero(refined_targets)
 
 
-REFINEMENTS: dict[str, Refinement] = {
+REFINEMENTS: dict[RefinementName, Refinement] = {
     "predict": predict_refinement,
     "align": align_refinement,
     "detached": detached_refinement,

@@ -86,13 +86,14 @@ def search(x: Tensor, codebook: Tensor, metric: MetricName, precision: Precision
 
 
 def check_precision(precision: str) -> None:
+    """Raise unless ``precision`` is a known name."""
     names = (*kernels.PRECISIONS, "torch")
     if precision not in names:
         raise ValueError(f"precision must be one of {', '.join(map(repr, names))}, got {precision!r}")
 
 
 def resolve_precision(precision: str) -> str:
-    """What ``"torch"`` stands for at the moment; other names stand for themselves."""
+    """Return the precision that ``"torch"`` stands for now; other names stand for themselves."""
     if precision != "torch":
         return precision
     return {"highest": "exact", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]

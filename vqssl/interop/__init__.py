@@ -1,7 +1,7 @@
-"""Other people's worlds: their codebooks and teachers as ours, and back.
+"""Conversions of other libraries' codebooks and teachers to ours, and back.
 
-Functions of state dicts, so nothing but torch is needed, and the files are yours to open: ``torch.load(path,
-weights_only=True)`` or safetensors' ``load_file``. ``import vqssl`` leaves this out: write ``import vqssl.interop``.
+All are functions of state dicts and need nothing but torch. You open the files: ``torch.load(path, weights_only=True)``
+or safetensors' ``load_file``. The package is loaded on first use of ``vqssl.interop``.
 
 >>> import torch, vqssl.interop
 >>> theirs = {"initted": torch.tensor(True), "cluster_size": torch.ones(1, 8), "embed": torch.randn(1, 8, 4)}

@@ -1,4 +1,4 @@
-"""What the foreign codebooks share: codes, running counts and sums under a prefix, and a flag of their own."""
+"""Codebooks of other libraries: codes, running counts and sums under a prefix, and a flag."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,25 +6,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_floating
+from vqssl.checks import check_floating, policy_name
 from vqssl.codebook import EMACodebook
+from vqssl.functional.metrics import MetricName
 from vqssl.interop.state_dicts import check_state, listed
 
 __all__ = ["CodebookFormat", "HeadState", "codebook_prefixes"]
 
 
 def codebook_prefixes(state: Mapping[str, Any]) -> list[str]:
-    """Where in a state dict the EMA codebooks of vector-quantize-pytorch or encodec are, in the order of the state.
+    """Return where a state dict holds EMA codebooks of vector-quantize-pytorch or encodec, in the order of the state.
 
     Args:
-        state: of any module that has such codebooks somewhere inside.
+        state: of any module that contains such codebooks.
 
     Returns:
-        The prefixes, dot included, under which ``embed`` and ``cluster_size`` stand; each is a ``prefix`` for the
-        functions beside this one. A codebook that several layers share is listed once for each layer.
+        The prefixes of ``embed`` and ``cluster_size``, dot included; each is a ``prefix`` for the functions of this
+        package. A codebook that several layers share is listed once for each layer.
 
     Raises:
-        TypeError: ``state`` is no state dict.
+        TypeError: ``state`` is not a state dict.
 
     >>> import torch
     >>> layer = {"_codebook.embed": torch.zeros(1, 8, 4), "_codebook.cluster_size": torch.ones(1, 8)}
@@ -37,7 +38,7 @@ def codebook_prefixes(state: Mapping[str, Any]) -> list[str]:
 
 
 class HeadState(NamedTuple):
-    """One codebook of a foreign state, without a heads axis."""
+    """One codebook of another library, without a heads axis."""
 
     embed: Tensor
     cluster_size: Tensor
@@ -46,16 +47,16 @@ class HeadState(NamedTuple):
 
 
 class CodebookFormat(NamedTuple):
-    """What one library calls things, and how its messages are to name it."""
+    """Key names and layout of another library's codebook."""
 
     library: str
     flag: str
     heads: bool
     cure: str
-    """What to write where the state is not of this library."""
+    """What to write instead of a state that is not of this library."""
 
     def locate(self, state: Mapping[str, Any], prefix: str | None) -> str:
-        """``prefix`` where it names a codebook, or the only one that there is."""
+        """Return ``prefix`` if it names a codebook, or the prefix of the only one."""
         found = codebook_prefixes(state)
         if prefix in found:
             return str(prefix)
@@ -72,12 +73,12 @@ class CodebookFormat(NamedTuple):
             )
         return found[0]
 
-    def read(self, state: Mapping[str, Any], prefix: str | None, metric: str) -> list[HeadState]:
-        """Every head of one codebook, checked; views of what is in ``state``."""
+    def read(self, state: Mapping[str, Any], prefix: str | None, metric: MetricName) -> list[HeadState]:
+        """Return every head of one codebook, checked: views of the tensors in ``state``."""
         prefix = self.locate(state, prefix)
         inside = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
         names = ["embed", "cluster_size", "embed_avg", self.flag]
-        # Before embed_avg came to cosine codebooks, they moved their codes themselves.
+        # Cosine codebooks of older releases average the codes themselves and have no embed_avg.
         missing = [name for name in names if name not in inside and not (name == "embed_avg" and metric == "cosine")]
         extra = [name for name in inside if name not in names]
         if missing or extra:
@@ -106,7 +107,7 @@ class CodebookFormat(NamedTuple):
     def write(
         self, codebooks: Sequence[EMACodebook], prefix: str | None, like: Mapping[str, Any] | None
     ) -> dict[str, Tensor]:
-        """The state of ``codebooks``, one a head, under this library's names."""
+        """Return the state of ``codebooks``, one a head, under this library's names."""
         for codebook in codebooks:
             if not isinstance(codebook, EMACodebook):
                 raise TypeError(f"codebook must be a vqssl.EMACodebook, got {type(codebook).__name__}")
@@ -135,8 +136,8 @@ class CodebookFormat(NamedTuple):
         return {**like, **fitted}
 
 
-def build_codebook(state: HeadState, metric: str, options: dict[str, Any]) -> EMACodebook:
-    """An :class:`~vqssl.EMACodebook` that holds ``state``, bit for bit."""
+def build_codebook(state: HeadState, metric: MetricName, options: dict[str, Any]) -> EMACodebook:
+    """Return an :class:`~vqssl.EMACodebook` that holds ``state``, bit for bit."""
     dtype = torch.promote_types(state.embed.dtype, state.embed_avg.dtype)
     dtype = torch.promote_types(dtype, state.cluster_size.dtype)
     options = {"device": state.embed.device, "dtype": dtype, **options}
@@ -158,7 +159,7 @@ def _check_values(prefix: str, embed: Tensor, cluster_size: Tensor, embed_avg: T
     if (cluster_size < 0).any():
         raise ValueError(f"{prefix}cluster_size must not be negative, got {cluster_size.min().item():g}: it is a count")
     lengths = embed.float().norm(dim=-1)
-    # Moved by averages, cosine codes of old releases are shorter than 1; none is ever longer but for rounding.
+    # Averages make cosine codes of older releases shorter than 1; none is longer but for rounding.
     if metric == "cosine" and (lengths > 1.01).any():
         raise ValueError(
             f"codes of a cosine codebook have a length of 1 at most, got {lengths.max().item():g} under prefix "
@@ -167,28 +168,28 @@ def _check_values(prefix: str, embed: Tensor, cluster_size: Tensor, embed_avg: T
 
 
 def _check_one_codebook(codebooks: Sequence[EMACodebook]) -> None:
-    """Heads of one foreign codebook have one shape, one metric and one flag."""
+    """Raise unless the heads of one codebook have one shape, one metric and one flag."""
     if not codebooks:
         raise ValueError("codebook must be an EMACodebook, or one for each head, got an empty sequence")
     alike: dict[str, list[Hashable]] = {
         "one codebook_size and dim": [tuple(codebook.embed.shape) for codebook in codebooks],
-        "one metric": [codebook.metric for codebook in codebooks],
+        "one metric": [policy_name(codebook.metric) for codebook in codebooks],
         "one dtype": [codebook.embed.dtype for codebook in codebooks],
         "one device": [codebook.embed.device for codebook in codebooks],
-        "their first values all or none": [bool(codebook.initialized) for codebook in codebooks],
+        "one flag, all initialised or all uninitialised": [bool(codebook.initialized) for codebook in codebooks],
     }
     for what, values in alike.items():
         if len(set(values)) > 1:
             raise ValueError(
-                f"the heads of one codebook must have {what}, got {values}: write them as codebooks of their own, one "
-                "call for each prefix"
+                f"the heads of one codebook must have {what}, got {values}: write them as separate codebooks, one call "
+                "for each prefix"
             )
 
 
 def _fitted(name: str, ours: Tensor, theirs: Any) -> Tensor:
-    """``ours`` in the shape and dtype of the tensor that it replaces."""
+    """Return ``ours`` in the shape and dtype of the tensor that it replaces."""
     theirs = torch.as_tensor(theirs)
-    # A heads axis of one, and flags of one entry, came and went over the releases.
+    # Releases differ in a heads axis of one and in the shape of the flag.
     if theirs.shape not in (ours.shape, (1, *ours.shape), ours.shape[1:] if ours.shape[:1] == (1,) else ours.shape):
         raise ValueError(
             f"like[{name!r}] must have room for {tuple(ours.shape)}, got {tuple(theirs.shape)}: build their module "

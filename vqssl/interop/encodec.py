@@ -24,36 +24,35 @@ FORMAT = CodebookFormat(
 
 
 def codebook_from_encodec(state: Mapping[str, Any], prefix: str | None = None, **options: Any) -> EMACodebook:
-    """An :class:`~vqssl.EMACodebook` with the codes, counts and sums of one codebook of encodec.
+    """Return an :class:`~vqssl.EMACodebook` with the codes, counts and sums of one codebook of encodec.
 
-    Every bit is taken over. Codebooks are at ``quantizer.vq.layers.N._codebook.`` in Meta's model, at
-    ``quantizer.layers.N.codebook.`` in transformers'; :func:`codebook_prefixes` lists them, and each layer quantises
-    what those before it left over.
+    Every bit is kept. Codebooks are at ``quantizer.vq.layers.N._codebook.`` in Meta's model, at
+    ``quantizer.layers.N.codebook.`` in transformers'; :func:`codebook_prefixes` lists them. Each layer quantises the
+    residual of the layers before it.
 
-    Where ``options`` are silent, the codebook gets what ``EuclideanCodebook`` has by default: ``decay=0.99``,
-    ``eps=1e-5``, ``commitment_weight=1.0``, and k-means of 50 iterations where it was not initialised yet. A training
-    step is then the same step, with two things to know:
+    Options that you leave out have the defaults of ``EuclideanCodebook``: ``decay=0.99``, ``eps=1e-5``,
+    ``commitment_weight=1.0``, and k-means of 50 iterations if it was not initialised yet. A training step is then the
+    same step. Note:
 
-    - There is no revival, and theirs has none in effect: ``threshold_ema_dead_code`` replaces codes before the moving
-      average of the same step, which writes them again from sums and counts that were not replaced. Give
+    - There is no revival. Encodec's has no effect: ``threshold_ema_dead_code`` replaces codes before the moving
+      average of the same step, which overwrites them from sums and counts that were not replaced. Give
       ``revival=vqssl.BatchRevival()`` for one that lasts.
-    - Their k-means leaves means in ``embed_avg`` where sums belong: with counts N, the first steps after it pull used
-      codes towards zero. A state from so early keeps that; ``codebook.set_codes_(codebook.embed)`` mends it.
-
-    Theirs also does not sum statistics over ranks; ours does, in any process group.
+    - Encodec's k-means writes means to ``embed_avg`` where sums belong: with counts N, the first steps after it pull
+      used codes towards zero. A state from that time keeps the error; ``codebook.set_codes_(codebook.embed)`` mends it.
+    - Encodec does not sum statistics over ranks; ours does, in any process group.
 
     Args:
         state: of an encodec model, of a quantiser in it, or of one ``EuclideanCodebook``.
-        prefix: where the codebook is; None where there is only one.
+        prefix: where the codebook is; None if there is only one.
         **options: what :class:`~vqssl.EMACodebook` takes by name, but for ``metric``, which is euclidean. Device and
             dtype are those of the state, float32 at least.
 
     Returns:
-        The codebook ``(K, D)`` in training mode, ``initialized`` as ``inited`` was; its generator starts anew at
+        The codebook ``(K, D)`` in training mode, ``initialized`` as ``inited`` was; its generator starts again at
         ``seed``.
 
     Raises:
-        TypeError: ``state`` is no state dict, or a tensor is not floating.
+        TypeError: ``state`` is not a state dict, or a tensor is not floating.
         ValueError: no codebook, several and no ``prefix``, other names than ``embed``, ``embed_avg``,
             ``cluster_size``, ``inited``, shapes that do not belong together, or values that are not finite.
 
@@ -79,7 +78,7 @@ def codebook_from_encodec(state: Mapping[str, Any], prefix: str | None = None, *
 def codebook_to_encodec(
     codebook: EMACodebook, prefix: str | None = None, *, like: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """The state of a euclidean codebook as encodec holds it.
+    """Return the state of a euclidean codebook as encodec holds it.
 
     What was read by :func:`codebook_from_encodec` comes back bit for bit, given ``like`` where the state was of another
     dtype than float32 or float64. What their format cannot hold is our generator, and all that is no state here
@@ -100,7 +99,8 @@ def codebook_to_encodec(
             ``prefix``; values beyond the dtype of ``like``.
 
     >>> import vqssl
-    >>> {name: tuple(tensor.shape) for name, tensor in codebook_to_encodec(vqssl.EMACodebook(codebook_size=8, dim=4)).items()}
+    >>> state = codebook_to_encodec(vqssl.EMACodebook(codebook_size=8, dim=4))
+    >>> {name: tuple(tensor.shape) for name, tensor in state.items()}
     {'_codebook.inited': (1,), '_codebook.cluster_size': (8,), '_codebook.embed_avg': (8, 4), '_codebook.embed': (8, 4)}
     """
     if isinstance(codebook, EMACodebook) and codebook.metric != "euclidean":

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vqssl.codebook import EMACodebook
+from vqssl.functional.metrics import MetricName
 from vqssl.initialization import KMeansInit
 from vqssl.interop.codebook_state import CodebookFormat, build_codebook
 from vqssl.interop.state_dicts import check_state
@@ -28,21 +29,21 @@ def codebook_from_vector_quantize_pytorch(
     prefix: str | None = None,
     *,
     head: int | None = None,
-    metric: str = "euclidean",
+    metric: MetricName = "euclidean",
     **options: Any,
 ) -> EMACodebook:
-    """An :class:`~vqssl.EMACodebook` with the codes, counts and sums of a codebook of vector-quantize-pytorch.
+    """Return an :class:`~vqssl.EMACodebook` with the codes, counts and sums of a codebook of vector-quantize-pytorch.
 
-    Every bit is taken over, and training goes on as there: the same rule, in the same order, apart from tokens that
-    two codes are equally near to, as far as float32 can tell, where our search is exact. Formats read: those of
-    releases 0.3 to 1.32, with or without a heads axis, ``initted`` a bool or a float; cosine codebooks of releases
-    that kept no ``embed_avg`` get counts times codes, and their rule, an average of unit means, is ours only roughly.
-    Projections beside the codebook are ``nn.Linear`` and stay yours; the codebook quantises what comes out of them.
+    Every bit is kept, and training continues by the same rule in the same order. Only tokens that are equally near to
+    two codes in float32 may differ, since our search is exact. Formats read: those of releases 0.3 to 1.32, with or
+    without a heads axis, ``initted`` a bool or a float. Cosine codebooks of releases without ``embed_avg`` get counts
+    times codes; their rule, an average of unit means, differs slightly from ours. Projections beside the codebook are
+    ``nn.Linear`` and stay in your model; the codebook quantises their output.
 
-    A state says neither how it was trained nor by what distance. Where ``options`` are silent, the codebook gets
-    what ``VectorQuantize`` has by default: ``decay=0.8``, ``eps=1e-5``, ``commitment_weight=1.0``, no revival,
-    ``estimator="rotation"`` (``"straight_through"`` where D is 1, as there), and k-means of 10 iterations where it
-    was not initialised yet. What behaves differently:
+    A state says neither how it was trained nor by what distance. Options that you leave out have the defaults of
+    ``VectorQuantize``: ``decay=0.8``, ``eps=1e-5``, ``commitment_weight=1.0``, no revival,
+    ``estimator="rotation"`` (``"straight_through"`` where D is 1, as there), and k-means of 10 iterations if it was
+    not initialised yet. What behaves differently:
 
     - ``threshold_ema_dead_code=t`` counts tokens a step; our ``BatchRevival`` takes a fraction of the fair share, t K
       / tokens a step.
@@ -53,23 +54,23 @@ def codebook_from_vector_quantize_pytorch(
     - With a mask and the cosine metric, their commitment measures from the token as it came, ours from the token at
       length 1, as without a mask.
     - With ``learnable_codebook=True`` or ``directional_reparam=True`` an optimizer moved ``embed``, and ``embed_avg``
-      does not belong to it: freeze the result, or call ``codebook.set_codes_(codebook.embed)`` before training.
+      does not match it: freeze the result, or call ``codebook.set_codes_(codebook.embed)`` before training.
 
     Args:
         state: of a ``VectorQuantize``, of its ``_codebook``, or of any module around them.
-        prefix: where the codebook is, such as ``"layers.0._codebook."``; None where there is only one.
-        head: which one, where ``separate_codebook_per_head`` gave each head codes of its own, ``embed`` ``(h, K, D)``.
-            With one codebook for all heads there is none to choose: give it tokens ``(B, N, h, D)``.
+        prefix: where the codebook is, such as ``"layers.0._codebook."``; None if there is only one.
+        head: index of the head, if ``separate_codebook_per_head`` gave each its own codes, ``embed`` ``(h, K, D)``.
+            With one codebook for all heads leave it out, and give the codebook tokens ``(B, N, h, D)``.
         metric: ``"cosine"`` for ``use_cosine_sim=True``.
         **options: what :class:`~vqssl.EMACodebook` takes by name. Device and dtype are those of the state, float32 at
             least.
 
     Returns:
-        The codebook ``(K, D)`` in training mode, ``initialized`` as ``initted`` was; its generator starts anew at
+        The codebook ``(K, D)`` in training mode, ``initialized`` as ``initted`` was; its generator starts again at
         ``seed``.
 
     Raises:
-        TypeError: ``state`` is no state dict, or a tensor is not floating.
+        TypeError: ``state`` is not a state dict, or a tensor is not floating.
         ValueError: no codebook, several and no ``prefix`` or ``head``, names beyond the four (``affine_param``,
             ``vq_bridge``), shapes that do not belong together, values that are not finite, or lengths that no cosine
             codebook has.
@@ -106,12 +107,12 @@ def codebook_from_vector_quantize_pytorch(
 def codebook_to_vector_quantize_pytorch(
     codebook: EMACodebook | Sequence[EMACodebook], prefix: str | None = None, *, like: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
-    """The state of one or several codebooks as ``VectorQuantize`` holds it.
+    """Return the state of one or several codebooks as ``VectorQuantize`` holds it.
 
-    What was read by :func:`codebook_from_vector_quantize_pytorch` comes back bit for bit, given ``like``. Their format
-    holds codes, counts and sums; what it cannot hold is our generator, so that revivals draw other tokens after a
-    detour through it, and all that is no state here either: metric, decay, eps, revival. Build their module with
-    ``use_cosine_sim``, ``decay`` and ``eps`` as of ours.
+    What :func:`codebook_from_vector_quantize_pytorch` read comes back bit for bit, given ``like``. Their format holds
+    codes, counts and sums. It does not hold our generator, so revivals draw other tokens after a round trip, nor what
+    is not in our state either: metric, decay, eps, revival. Build their module with ``use_cosine_sim``, ``decay`` and
+    ``eps`` equal to ours.
 
     Args:
         codebook: one, or a sequence with one for each head.
@@ -125,12 +126,13 @@ def codebook_to_vector_quantize_pytorch(
         ``like``: all that is in it, these replaced.
 
     Raises:
-        TypeError: ``codebook`` is no EMACodebook, ``like`` no state dict.
+        TypeError: ``codebook`` is not an EMACodebook, or ``like`` not a state dict.
         ValueError: heads of unequal size, metric, dtype, device or initialisation; no room in ``like``, or several
             codebooks and no ``prefix``; values beyond the dtype of ``like``.
 
     >>> import vqssl
-    >>> state = codebook_to_vector_quantize_pytorch([vqssl.EMACodebook(codebook_size=8, dim=4), vqssl.EMACodebook(codebook_size=8, dim=4)])
+    >>> codebooks = [vqssl.EMACodebook(codebook_size=8, dim=4, seed=seed) for seed in range(2)]
+    >>> state = codebook_to_vector_quantize_pytorch(codebooks)
     >>> {name: tuple(tensor.shape) for name, tensor in state.items()}
     {'_codebook.initted': (), '_codebook.cluster_size': (2, 8), '_codebook.embed_avg': (2, 8, 4),
      '_codebook.embed': (2, 8, 4)}
