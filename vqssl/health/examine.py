@@ -103,7 +103,8 @@ class CodebookHealth:
     since_initialized: bool | None = None
     """True if the earlier codes were initialised from data; None without ``since``."""
     updates_since: int | None = None
-    """Updates between the two examinations; None without ``since``, if unknown, or if codes were set in between."""
+    """Updates between the two examinations; None without ``since``, if unknown, or if the count went down because codes
+    were set in between."""
     drift: float | None = None
     """Root mean square distance that codes moved, in units of the earlier S (:func:`vqssl.health.drift`)."""
     turnover: float | None = None

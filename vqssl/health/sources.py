@@ -231,7 +231,7 @@ def _updates(num_updates: Any, rng: Any, cluster_size: Tensor) -> int | None:
         updates = int(rng[1]) - 2
     if updates >= 0:
         return updates
-    return 0 if bool((cluster_size == 1).all()) else None  # counts start at one each, whoever wrote the state
+    return 0 if bool((cluster_size == 1).all()) else None  # as counts start, in any state
 
 
 def _names(paths: list[tuple[str, ...]]) -> list[str]:
