@@ -2,9 +2,11 @@
 Is it healthy?
 ==============
 
-:mod:`vqssl.health` examines every codebook of a model or of a checkpoint, and says what to do. Here are three with the
-same tokens: one as it comes; one whose codes began far away from the tokens and were never revived; one that was given
-many more codes than there are different tokens.
+:mod:`vqssl.health` examines every codebook of a model or a checkpoint, and says what to do. Here are three codebooks:
+
+- one with default options;
+- one with the same tokens, but whose codes start far away from them and are never revived;
+- one with many more codes than there are distinct tokens.
 """
 
 import tempfile
@@ -22,31 +24,32 @@ few = torch.randn(12, 16)
 
 
 def tokens(count=1024):
+    """Return tokens that fill 6 of their 16 dimensions, away from the origin."""
     return 3 + torch.randn(count, 6) @ torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
 
 
 model = nn.ModuleDict(
     {
-        "as it comes": vqssl.EMACodebook(64, 16),
-        "far away": vqssl.EMACodebook(64, 16, initialization=vqssl.RandomInit(), revival=None),
-        "too many": vqssl.EMACodebook(64, 16),
+        "default": vqssl.EMACodebook(codebook_size=64, dim=16),
+        "far away": vqssl.EMACodebook(codebook_size=64, dim=16, initialization=vqssl.RandomInit(), revival=None),
+        "too many": vqssl.EMACodebook(codebook_size=64, dim=16),
     }
 )
 for _ in range(600):
-    model["as it comes"](tokens())
+    model["default"](tokens())
     model["far away"](tokens())
     model["too many"](few[torch.randint(12, (1024,))] + 1e-3 * torch.randn(1024, 16))
 
 # %%
-# ``examine`` measures, ``show`` prints what it found. On the command line this is ``python -m vqssl.health
-# CHECKPOINT``.
+# ``examine`` measures the codebooks, and ``show`` prints the measures and the verdict. For a file, the command
+# ``python -m vqssl.health CHECKPOINT`` does both.
 
 reports = vqssl.health.examine(model)
 vqssl.health.show(reports, width=100)
 
 # %%
-# The same as a page, which ``--picture`` makes: how often codes are used, in the order of their use; how far each is
-# from the next one; and in how many directions they spread.
+# ``draw`` writes the same as a page, as ``--picture`` does on the command line: how often codes are used, most used
+# first; the distance from each code to the nearest other one; and in how many directions the codes spread.
 
 with tempfile.TemporaryDirectory() as folder:
     page = Path(folder) / "health.png"

@@ -1,6 +1,8 @@
-"""Writers and Lightning, by stand-ins: what is asked of them is little."""
+"""Scalars, writers and the Lightning callback, with stand-ins for writers and Lightning."""
 
 import pickle
+import posixpath
+import re
 import sys
 import types
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from vqssl import EMACodebook, MultiScaleQuantizer
-from vqssl.health import examine, lightning_callback, log_health
+from vqssl.health import examine, lightning_callback, log_health, scalars
 
 
 class Writer:
@@ -29,7 +31,7 @@ def step(module):
     module["q"]([torch.randn(32, 4), torch.randn(32, 4)])
 
 
-def test_scalars_are_the_numbers_of_the_report():
+def test_log_health_writes_the_numbers_of_the_report():
     module, writer = model(), Writer()
     step(module)
     reports = log_health(writer, module, 5)
@@ -49,7 +51,7 @@ def test_scalars_are_the_numbers_of_the_report():
     assert not any(tag.endswith("drift") for tag in writer.rows)
 
 
-def test_drift_is_that_since_the_call_before():
+def test_drift_is_measured_since_the_given_report():
     module, writer = model(), Writer()
     step(module)
     before = log_health(writer, module, 1)
@@ -61,16 +63,35 @@ def test_drift_is_that_since_the_call_before():
         assert writer.rows[f"vq/{name}/drift"] == [(2, report.drift)]
 
 
-def test_what_cannot_be_measured_is_left_out():
+def test_measures_that_are_none_are_left_out():
     writer = Writer()
-    log_health(writer, EMACodebook(1, 4), 0)
+    log_health(writer, EMACodebook(codebook_size=1, dim=4), 0)
     assert "codebook/codebook/perplexity" in writer.rows
     assert "codebook/codebook/nearest_median" not in writer.rows
 
 
-def test_a_writer_has_to_write():
+def test_scalars_are_floats_under_the_tag():
+    module = model()
+    step(module)
+    found = scalars(examine(module), tag="vq")
+    assert all(type(value) is float for value in found.values())
+    assert {name.rpartition("/")[0] for name in found} == {"vq/q.codebooks.0", "vq/q.codebooks.1"}
+
+
+def test_names_of_scalars_are_accepted_by_mlflow():
+    """MLflow takes letters, digits and ``_-. /`` in a name, which must also be a normal path of at most 250 letters."""
+    names = list(scalars(examine(model())))
+    # docs/health.md says how to log a name that MLflow refuses.
+    names += [re.sub(r"\W", "_", name) for name in scalars(examine(nn.ModuleDict({"a#$": model()})))]
+    for name in names:
+        assert re.fullmatch(r"[/\w.\- ]*", name)
+        assert posixpath.normpath(name) == name
+        assert len(name) <= 250
+
+
+def test_writer_without_add_scalar_is_refused():
     with pytest.raises(TypeError, match=r"writer must have add_scalar.*SummaryWriter"):
-        log_health(print, EMACodebook(8, 4), 0)
+        log_health(print, EMACodebook(codebook_size=8, dim=4), 0)
     with pytest.raises(ValueError, match="must hold a codebook"):
         log_health(Writer(), nn.Linear(2, 2), 0)
 
@@ -82,11 +103,11 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def stand_in(name):
-    """A package with a Callback that has hooks, as Lightning's has."""
+    """Return a package with a Callback that has hooks, as Lightning's has."""
 
     class Callback:
         def on_train_epoch_end(self, trainer, pl_module):
-            raise AssertionError("the callback's own hook comes first")
+            raise AssertionError("HealthCallback must override this hook")
 
         def on_train_start(self, trainer, pl_module):
             pass
@@ -98,7 +119,7 @@ def stand_in(name):
 
 @pytest.fixture
 def packages(monkeypatch):
-    """No Lightning but the stand-ins that a test imports: `packages(name, ...)`."""
+    """Hide Lightning, except for the stand-ins that a test imports with `packages(name, ...)`."""
     for name in ("lightning", *PACKAGES):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
@@ -124,7 +145,7 @@ class Logger:
 
 
 class Trainer:
-    """Runs epochs as Lightning's does, as far as the callback sees."""
+    """A trainer that runs epochs and calls the hooks as Lightning's does."""
 
     def __init__(self, callback, rank=0):
         self.callback, self.loggers = callback, [Logger(), Logger()]
@@ -144,7 +165,7 @@ class Trainer:
 @pytest.mark.parametrize(
     "names", [PACKAGES[:1], PACKAGES[1:], PACKAGES], ids=["lightning", "pytorch_lightning", "both"]
 )
-def test_the_callback_is_of_every_package_in_use(packages, names):
+def test_callback_subclasses_every_imported_package(packages, names):
     found = packages(*names)
     callback = lightning_callback(every_n_epochs=2)
     for package in found:
@@ -159,39 +180,39 @@ def test_the_callback_is_of_every_package_in_use(packages, names):
         assert last["codebook/q.codebooks.1/drift"] > 0
     assert list(callback.reports) == ["q.codebooks.0", "q.codebooks.1"]
     assert callback.reports["q.codebooks.0"].updates == 9
-    # Another fit is another model: there is nothing to compare it with.
+    # Another fit is another model, so it is not compared.
     other = Trainer(callback)
     other.fit(model(), epochs=1)
     assert "codebook/q.codebooks.1/drift" not in other.loggers[0].rows[0][1]
 
 
-def test_one_rank_logs(packages):
+def test_only_rank_0_logs(packages):
     packages(PACKAGES[0])
     trainer = Trainer(lightning_callback(), rank=1)
     trainer.fit(model(), epochs=2)
     assert [logger.rows for logger in trainer.loggers] == [[], []]
 
 
-def test_a_model_without_codebooks_is_refused_before_training(packages):
+def test_model_without_codebooks_is_refused_before_training(packages):
     packages(PACKAGES[0])
     with pytest.raises(ValueError, match="must hold a codebook"):
         lightning_callback().on_fit_start(None, nn.Linear(2, 2))
 
 
-def test_the_callback_goes_through_pickle(packages):
+def test_callback_survives_pickle(packages):
     packages(PACKAGES[1])
     callback = pickle.loads(pickle.dumps(lightning_callback(3, tag="vq")))
     assert (callback.every_n_epochs, callback.tag) == (3, "vq")
     assert isinstance(callback, sys.modules[PACKAGES[1]].Callback)
 
 
-def test_without_lightning_the_error_says_what_to_do(packages, monkeypatch):
+def test_missing_lightning_raises_and_names_log_health(packages, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install lightning, or call log_health\(writer, module, step\)"):
         lightning_callback()
 
 
-def test_what_is_installed_is_imported(packages, monkeypatch):
+def test_installed_package_is_imported(packages, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "pytorch_lightning" or None)
     package = stand_in("pytorch_lightning")
     monkeypatch.setattr("importlib.import_module", lambda name: {"pytorch_lightning": package}[name])
@@ -199,6 +220,6 @@ def test_what_is_installed_is_imported(packages, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "value"), [(ValueError, 0), (TypeError, 1.5), (TypeError, True)])
-def test_epochs_are_counted(error, value):
+def test_every_n_epochs_must_be_a_positive_int(error, value):
     with pytest.raises(error, match="every_n_epochs must be"):
         lightning_callback(value)

@@ -1,4 +1,4 @@
-"""Reports agree with the module they are of, and the verdict: quiet where all is well, plain where it is not."""
+"""Reports agree with the codebook, and the verdict is right: quiet for healthy codebooks, plain for others."""
 
 import copy
 import dataclasses
@@ -15,12 +15,12 @@ from tests.laws import assert_same_bits, state_of, through_file
 from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, RandomInit
 from vqssl.distributed import TokenPool
 from vqssl.health import CodebookHealth, effective_dimension, examine, nearest_distances, spectrum
-from vqssl.health.verdict import near_duplicate_below
+from vqssl.health.measures import near_duplicate_distance
 from vqssl.interop import codebook_from_vector_quantize_pytorch
 
 
 def trained(tokens, *, steps=120, **options):
-    """A codebook fed with `tokens(step)`, for six times its memory."""
+    """Return a codebook trained on `tokens(step)` for six memory lengths."""
     codebook = EMACodebook(**{"codebook_size": 64, "dim": 8, "decay": 0.95, **options})
     for step in range(steps):
         codebook(tokens(step))
@@ -28,7 +28,7 @@ def trained(tokens, *, steps=120, **options):
 
 
 OLD = ("embed", "cluster_size", "embed_avg")
-"""What a state held before version 2."""
+"""Keys of a state of version 1."""
 
 
 def normal(step):
@@ -51,9 +51,9 @@ def says(health, level):
     seed=st.integers(0, 2**31 - 1), size=st.integers(1, 12), dim=st.integers(1, 5), steps=st.integers(0, 5),
     metric=st.sampled_from(["euclidean", "cosine"]), dtype=st.sampled_from([torch.float32, torch.float64]),
 )  # fmt: skip
-def test_numbers_are_those_of_the_measures(seed, size, dim, steps, metric, dtype):
+def test_report_equals_the_measures(seed, size, dim, steps, metric, dtype):
     torch.manual_seed(seed)
-    codebook = EMACodebook(size, dim, metric=metric, dtype=dtype, decay=0.8)
+    codebook = EMACodebook(codebook_size=size, dim=dim, metric=metric, dtype=dtype, decay=0.8)
     for _ in range(steps):
         codebook(torch.randn(6, dim, dtype=dtype))
     before = state_of(codebook)
@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_measures(seed, size, dim, steps, metric, dtype
     assert health.codes.equal(codebook.embed)
     assert health.shares.mean().item() == pytest.approx(1)
     if steps:
-        # Without what is left of the counts of 1, the sum is what came in.
+        # Without what remains of the initial counts of 1, the sum is the number of tokens.
         assert health.updates == steps
         assert health.tokens_per_step == pytest.approx(6, rel=1e-4)
         assert health.start_share == pytest.approx(0.8**steps * size / codebook.cluster_size.sum().item())
@@ -79,15 +79,15 @@ def test_numbers_are_those_of_the_measures(seed, size, dim, steps, metric, dtype
         assert health.nearest_median == distances.median().item()
         eigenvalues = spectrum(codebook.embed, codebook.cluster_size)
         assert health.effective_dimension == effective_dimension(eigenvalues).item()
-        bound = near_duplicate_below(size, health.effective_dimension)
+        bound = near_duplicate_distance(size, health.effective_dimension)
         assert health.near_duplicates == (distances < bound).sum().item()
     if metric == "cosine":
         assert health.norm_spread < 1e-6
     assert json.loads(json.dumps(health.as_dict(), allow_nan=False))["level"] == health.level
 
 
-def test_a_code_that_was_never_used_holds_the_start_share():
-    codebook = EMACodebook(4, 2, decay=0.9, revival=None)
+def test_unused_code_has_the_start_share():
+    codebook = EMACodebook(codebook_size=4, dim=2, decay=0.9, revival=None)
     codebook.set_codes_(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [900.0, 900.0]]))
     codebook.initialized.fill_(True)
     for _ in range(9):
@@ -97,7 +97,7 @@ def test_a_code_that_was_never_used_holds_the_start_share():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_states_of_any_dtype(dtype):
+def test_states_of_any_dtype_are_examined(dtype):
     state = {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in trained(normal).state_dict().items()
@@ -107,7 +107,7 @@ def test_states_of_any_dtype(dtype):
     assert health.perplexity > 40
 
 
-def test_state_file_module_and_wrapper_say_the_same():
+def test_module_wrapper_state_and_file_give_one_report():
     model = MultiScaleQuantizer([8, 8], codebook_size=16, dim=4, channels_last=True, decay=0.9)
     for _ in range(30):
         model([torch.randn(64, 8), torch.randn(32, 8)])
@@ -119,7 +119,7 @@ def test_state_file_module_and_wrapper_say_the_same():
         assert [{**health, **unsaid} for health in found] == list(expected.values())
 
 
-def test_reports_are_copies():
+def test_report_does_not_change_with_the_codebook():
     codebook = trained(normal)
     health = only(codebook)
     kept = health.codes.clone()
@@ -131,7 +131,7 @@ def test_reports_are_copies():
 
 
 @pytest.mark.parametrize("dead_below", [0.0, 0.3, 1.0])
-def test_dead_below_is_that_of_usage(dead_below):
+def test_dead_below_matches_usage(dead_below):
     codebook = trained(normal, revival=None)
     health = only(codebook, dead_below=dead_below)
     assert health.dead == codebook.usage(dead_below).dead.item()
@@ -141,7 +141,7 @@ def test_dead_below_is_that_of_usage(dead_below):
 # ---- between two examinations ----
 
 
-def test_since_takes_all_that_examine_takes_and_returns():
+def test_since_accepts_reports_modules_and_states():
     codebook = trained(normal, steps=100)
     report, state, earlier = examine(codebook), state_of(codebook), copy.deepcopy(codebook)
     for step in range(20):
@@ -163,7 +163,7 @@ def test_since_takes_all_that_examine_takes_and_returns():
     assert only(codebook).updates_since is None
 
 
-def test_part_of_a_model_is_matched_with_the_whole():
+def test_since_matches_a_part_with_the_whole_model():
     model = nn.ModuleDict({"quantizer": MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, channels_last=True)})
     model["quantizer"]([torch.randn(50, 4), torch.randn(50, 4)])
     for reports in (
@@ -173,24 +173,25 @@ def test_part_of_a_model_is_matched_with_the_whole():
         assert [health.drift for health in reports.values()] == [0, 0]
 
 
-def test_from_random_codes_to_trained_ones_is_no_drift():
-    codebook = EMACodebook(8, 4)
+def test_no_drift_is_reported_from_random_codes():
+    codebook = EMACodebook(codebook_size=8, dim=4)
     before = examine(codebook)
     codebook(torch.randn(100, 4))
-    for since in (before, EMACodebook(8, 4), EMACodebook(8, 4).state_dict()):
+    for since in (before, EMACodebook(codebook_size=8, dim=4), EMACodebook(codebook_size=8, dim=4).state_dict()):
         health = only(codebook, since=since)
         assert (health.drift, health.turnover, health.updates_since) == (None, None, None)
         assert "the earlier codebook was not trained yet" in says(health, "look")
     bad = given_counts(torch.zeros(8))
-    assert "not trained yet" in says(only(bad, since=EMACodebook(8, 8)), "look")
+    assert "not trained yet" in says(only(bad, since=EMACodebook(codebook_size=8, dim=8)), "look")
 
 
-def test_codebooks_that_do_not_train_are_told_from_those_that_do():
+def test_codebook_that_does_not_train_is_reported():
     codebook = trained(normal)
     before = examine(codebook)
     codebook.eval()(normal(0))
-    assert says(only(codebook, since=before), "look").startswith("the same state twice: 0 updates lie between")
-    assert "have not moved" in says(only(codebook.state_dict() | {"rng": torch.tensor([0, 900])}, since=before), "look")
+    assert says(only(codebook, since=before), "look").startswith("the same state twice: no update lies between")
+    later = codebook.state_dict() | {"num_updates": torch.tensor(900)}
+    assert "have not moved" in says(only(later, since=before), "look")
     codebook.train()(normal(0))
     assert only(codebook, since=before).level == "ok"
     codebook.set_codes_(codebook.embed[torch.randperm(64)])
@@ -236,7 +237,7 @@ BROKEN = {
     "tokens nearly alike": ({"tokens": lambda step: 1 + 1e-6 * torch.randn(512, 8)}, "nearly equal"),
     "codes elsewhere": (
         {"tokens": lambda step: 50 + torch.randn(512, 8), "initialization": RandomInit(), "revival": None},
-        "collapsed use",
+        "codebook collapse",
     ),
     "too many codes": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))], "revival": None}, "dead"),
     "too many codes, revived": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))]}, "near-duplicate"),
@@ -244,7 +245,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("case", "word"), BROKEN.values(), ids=list(BROKEN))
-def test_collapsed_codebooks_want_action(case, word):
+def test_broken_codebooks_are_act(case, word):
     case = dict(case)
     codebook = trained(case.pop("tokens"), **case)
     for source in (codebook, codebook.state_dict()):
@@ -256,12 +257,15 @@ def test_collapsed_codebooks_want_action(case, word):
 
 
 def given_counts(counts, *, updates=10_000, codes=None, **options):
-    """A trained codebook with such running counts."""
+    """Return a trained codebook with these running counts."""
     counts = torch.as_tensor(counts, dtype=torch.float32)
-    codebook = EMACodebook(len(counts), 8, **options)
+    codebook = EMACodebook(codebook_size=len(counts), dim=8, **options)
     codebook.set_codes_(torch.randn(len(counts), 8) if codes is None else codes)
     codebook.cluster_size.copy_(counts)
-    codebook.rng[1] = updates + 2
+    if "num_updates" in codebook.state_dict():
+        codebook.num_updates.fill_(updates)
+    else:  # version 2 of the state
+        codebook.rng[1] = updates + 2
     return codebook
 
 
@@ -288,43 +292,41 @@ def test_advice_names_what_the_module_lacks():
     assert "if there is" in unknown
 
 
-def test_a_smaller_codebook_is_one_that_holds_what_is_used():
+def test_advised_codebook_size_is_at_least_the_perplexity():
     counts = torch.full((1024,), 0.01)
     counts[:200] = 1000.0
     assert "codebook_size to 256" in only(given_counts(counts)).findings[0].advice
 
 
-def test_dying_and_uneven_use_are_worth_a_look():
+def test_dying_codes_and_uneven_usage_are_look():
     dying = only(given_counts([20.0] * 30 + [150.0] * 70))
     assert dying.dying == 30
     assert "30% of the codes (30 of 100) are dying" in says(dying, "look")
     uneven = only(given_counts([40.0] * 90 + [1500.0] * 10, revival=None))
     assert uneven.dead == 0
-    assert "uneven use: perplexity" in says(uneven, "look")
+    assert "uneven usage: perplexity" in says(uneven, "look")
 
 
-def test_few_tokens_are_no_finding_against_the_codes():
-    """Dead codes by chance alone: 32 tokens a step for 4096 codes, evenly used."""
-    codebook = EMACodebook(4096, 8, revival=None)
-    counts = torch.ones(4096)
+def test_few_tokens_are_reported_instead_of_dead_codes():
+    """Codes are dead by chance alone: 8 tokens a step for 1024 codes, evenly used."""
+    counts = torch.full((1024,), 8 / 1024)
     for _ in range(1000):
-        counts = 0.99 * counts + 0.01 * torch.bincount(torch.randint(4096, (32,)), minlength=4096)
-    codebook = given_counts(counts, revival=None)
-    health = only(codebook)
-    assert health.dead > 200
+        counts = 0.99 * counts + 0.01 * torch.bincount(torch.randint(1024, (8,)), minlength=1024)
+    health = only(given_counts(counts, revival=None))
+    assert health.dead > 50
     assert health.level == "look"
-    assert "too few tokens to tell: 32 a step" in says(health, "look")
-    assert "codebook_size=2048 or less" in health.findings[0].advice
-    # As many codes dead with tokens enough are a finding, and so is collapse with few.
+    assert "too few tokens to tell: 8 a step" in says(health, "look")
+    assert "codebook_size=512 or less" in health.findings[0].advice
+    # The same share of dead codes is a finding if tokens suffice, and collapse is one even if they do not.
     assert only(given_counts(counts * 100, revival=None)).level == "look"
     assert "are dead" in says(only(given_counts(counts * 100, revival=None)), "look")
-    one = torch.zeros(4096)
-    one[0] = 32.0
-    assert "collapsed use" in says(only(given_counts(one, revival=None)), "act")
+    one = torch.zeros(1024)
+    one[0] = 8.0
+    assert "codebook collapse" in says(only(given_counts(one, revival=None)), "act")
 
 
 @pytest.mark.parametrize(("remembered", "level"), [(2.1, "ok"), (100.0, "look")])
-def test_what_is_dead_by_chance_is_not_held_against_the_codes(remembered, level):
+def test_codes_dead_by_chance_are_not_reported(remembered, level):
     """8 of 100 are dead, of which chance explains 5 where counts remember two tokens a code, and none where 100."""
     counts = torch.tensor([0.05] * 8 + [1.0] * 92)
     counts *= remembered / 199 / counts.mean()
@@ -333,7 +335,7 @@ def test_what_is_dead_by_chance_is_not_held_against_the_codes(remembered, level)
     assert health.level == level, health.findings
 
 
-def test_early_on_usage_is_not_judged():
+def test_usage_is_not_judged_before_it_settles():
     quick = trained(lambda step: 50 + torch.randn(512, 8), steps=3, initialization=RandomInit(), revival=None)
     health = only(quick)
     assert health.level == "look"
@@ -343,7 +345,7 @@ def test_early_on_usage_is_not_judged():
         quick(50 + torch.randn(512, 8))
     late = only(quick)
     assert "too early" not in says(late, "look")
-    assert f"still settling: {needed} updates of some 100" in says(late, "look")
+    assert f"still settling: {needed} of about 100 updates" in says(late, "look")
     assert needed < 3 + math.log(0.01) / math.log(0.95)
     while only(quick).updates < 100:
         assert only(quick).level == "look"
@@ -351,8 +353,8 @@ def test_early_on_usage_is_not_judged():
     assert only(quick).level == "act"
 
 
-def test_before_the_first_update_nothing_is_told():
-    codebook = EMACodebook(64, 8)
+def test_before_the_first_update_it_is_too_early_to_tell():
+    codebook = EMACodebook(codebook_size=64, dim=8)
     codebook.set_codes_(torch.randn(64, 8))
     for dead_below in (0.0, 0.1, 1.0):
         health = only(codebook, dead_below=dead_below)
@@ -360,13 +362,13 @@ def test_before_the_first_update_nothing_is_told():
         assert "too early to tell: after 0 updates" in says(health, "look")
 
 
-def test_use_that_settles_is_not_held_against_a_codebook():
-    """What a new user saw: 200 steps of an encoder that has just begun, and the advice to halve the codebook."""
+def test_settling_usage_gives_no_advice_on_size():
+    """After 200 steps of an encoder, early unevenness must not lead to the advice to halve the codebook."""
     torch.manual_seed(0)
     directions = torch.randn(8, 32)
     encoder = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
     decoder = nn.Linear(16, 32)
-    codebook = EMACodebook(64, 16)
+    codebook = EMACodebook(codebook_size=64, dim=16)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
     for _ in range(200):
         x = directions[torch.randint(8, (512,))] + 0.3 * torch.randn(512, 32)
@@ -378,51 +380,55 @@ def test_use_that_settles_is_not_held_against_a_codebook():
     health = only(codebook)
     assert health.perplexity < 32
     (finding,) = health.findings
-    assert finding.says.startswith("still settling: 200 updates of some 500")
+    assert finding.says.startswith("still settling: 200 of about 500 updates")
     assert "300 more" in finding.advice
     assert "codebook_size" not in finding.advice
-    # A state that does not say how old it is may be as young.
-    foreign = {key: value for key, value in codebook.state_dict().items() if key != "rng"}
+    # A state of unknown age may be as young.
+    foreign = {key: value for key, value in codebook.state_dict().items() if key not in ("rng", "num_updates")}
     assert "if training has just begun, look again after 500 updates" in only(foreign).findings[0].advice
 
 
-def test_decay_1_is_said():
-    codebook = EMACodebook(8, 4, decay=1.0)
+def test_decay_1_is_reported():
+    codebook = EMACodebook(codebook_size=8, dim=4, decay=1.0)
     for _ in range(50):
         codebook(torch.randn(64, 4))
     for source in (codebook, codebook.state_dict()):
         health = only(source, decay=1.0)
-        assert says(health, "look").startswith("decay is 1: neither counts nor codes ever move")
+        assert says(health, "look").startswith("decay is 1: counts and codes never change")
         assert health.tokens_per_step is None
 
 
-# ---- what the counts started from ----
+# ---- age of the counts ----
 
 
 @pytest.mark.parametrize("updates", [0, 1, 3, 200])
-def test_codes_that_are_set_anew_make_the_age_of_the_counts_unknown(updates):
-    """The draws go on, so that none comes twice, and no longer count the updates of these counts."""
+def test_age_of_the_counts_after_codes_are_set_again(updates):
+    """Counts start at one each again. A state of version 2 then no longer says how old they are."""
     codebook = trained(normal)
+    known = "num_updates" in codebook.state_dict() or updates == 0  # counts of one each are new in any state
     for _ in range(2):
         codebook.set_codes_(torch.randn(64, 8))
         for step in range(updates):
             codebook(normal(step))
         health = only(codebook)
-        if updates:
-            assert health.updates is None
-            assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
-        else:  # but for this: counts of 1 each are new
-            assert (health.updates, health.tokens_per_step) == (0, None)
+        assert health.updates == (updates if known else None)
+        if updates == 0:
+            assert health.tokens_per_step is None
             assert says(health, "look").startswith("too early to tell")
+        elif known:
+            assert health.tokens_per_step == pytest.approx(512, rel=1e-3)
+        else:
+            assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
         assert "no tokens" not in says(health, "act")
-    assert only(codebook, since=trained(normal)).updates_since is None
+    if updates < 120 or not known:
+        assert only(codebook, since=trained(normal)).updates_since is None
 
 
 @pytest.mark.parametrize("updates", [0, 1, 2, 30])
 @pytest.mark.parametrize("into", ["new", "trained"])
-def test_counts_from_an_older_state_are_of_unknown_age(updates, into):
+def test_counts_from_a_state_of_version_1_have_unknown_age(updates, into):
     old = {key: value for key, value in trained(normal, steps=200).state_dict().items() if key in OLD}
-    codebook = EMACodebook(64, 8, decay=0.95) if into == "new" else trained(normal, steps=4)
+    codebook = EMACodebook(codebook_size=64, dim=8, decay=0.95) if into == "new" else trained(normal, steps=4)
     codebook.load_state_dict(dict(old))
     few = torch.randn(8, 8)
     for _ in range(updates):
@@ -436,7 +442,7 @@ def test_counts_from_an_older_state_are_of_unknown_age(updates, into):
 
 
 @pytest.mark.parametrize("updates", [0, 1, 2, 30])
-def test_counts_from_another_library_are_of_unknown_age(updates):
+def test_counts_from_another_library_have_unknown_age(updates):
     theirs = {"initted": torch.tensor(True), "embed": torch.randn(1, 64, 8), "cluster_size": torch.full((1, 64), 0.2)}
     theirs["embed_avg"] = theirs["embed"] * 0.2
     codebook = codebook_from_vector_quantize_pytorch(theirs, decay=0.99)
@@ -449,7 +455,7 @@ def test_counts_from_another_library_are_of_unknown_age(updates):
     assert "no tokens" not in says(health, "act")
 
 
-def test_an_import_that_was_not_initialised_is_counted_from_its_first_codes():
+def test_uninitialised_import_is_counted_from_its_first_codes():
     theirs = {"initted": torch.tensor(False), "embed": torch.randn(1, 8, 4), "cluster_size": torch.ones(1, 8)}
     codebook = codebook_from_vector_quantize_pytorch({**theirs, "embed_avg": theirs["embed"]})
     assert not only(codebook).initialized
@@ -458,8 +464,8 @@ def test_an_import_that_was_not_initialised_is_counted_from_its_first_codes():
     assert (only(codebook).updates, only(codebook).tokens_per_step) == (3, pytest.approx(50, rel=1e-3))
 
 
-def test_no_tokens_is_said_only_of_counts_that_are_0():
-    """The default decay is a guess about a state: with another one its counts do not add up."""
+def test_no_tokens_is_reported_only_for_zero_counts():
+    """The default decay may be wrong for a state, and its counts then do not add up."""
     codebook = trained(lambda step: torch.randn(40, 8), steps=30, decay=0.8, revival=None)
     health = only(codebook.state_dict())  # 0.99 ** 30 * 64 is more than all its counts
     assert "no tokens" not in says(health, "act")
@@ -471,7 +477,7 @@ def test_no_tokens_is_said_only_of_counts_that_are_0():
 
 @pytest.mark.parametrize("count", [math.nan, math.inf, -math.inf, -1.0])
 @pytest.mark.parametrize("size", [1, 64])
-def test_counts_that_are_none_are_a_finding_of_their_own(count, size):
+def test_broken_counts_are_a_finding_of_their_own(count, size):
     codebook = given_counts(torch.full((64,), 8.0))
     codebook.cluster_size[:size] = count
     health = only(codebook)
@@ -482,32 +488,32 @@ def test_counts_that_are_none_are_a_finding_of_their_own(count, size):
 
 
 @pytest.mark.parametrize("updates", [1, 10_000])
-def test_counts_of_0_are_said_as_such(updates):
+def test_zero_counts_are_reported_as_no_tokens(updates):
     for source in (given_counts(torch.zeros(10), updates=updates), given_counts(torch.zeros(10)).state_dict()):
         assert only(source).findings[0].says == "no tokens: all running counts are 0"
     assert "no tokens" in says(only({"embed": torch.randn(10, 4), "cluster_size": torch.zeros(10)}), "act")
 
 
 @pytest.mark.filterwarnings("ignore:.*random codes:UserWarning")
-def test_what_was_never_trained_says_so_and_nothing_else():
-    fed = EMACodebook(8, 4).eval()
+def test_untrained_codebook_has_exactly_one_finding():
+    fed = EMACodebook(codebook_size=8, dim=4).eval()
     fed(torch.randn(64, 4))
-    halves = EMACodebook(8, 4)
+    halves = EMACodebook(codebook_size=8, dim=4)
     halves.update_(torch.randn(64, 4), torch.arange(64) % 8)
-    loaded = EMACodebook(8, 4, seed=3)
+    loaded = EMACodebook(codebook_size=8, dim=4, seed=3)
     loaded.load_state_dict(fed.state_dict())
-    frozen = EMACodebook(8, 4).freeze()
+    frozen = EMACodebook(codebook_size=8, dim=4).freeze()
     frozen(torch.randn(64, 4))
-    for source in (
-        EMACodebook(8, 4), EMACodebook(8, 4).state_dict(), EMACodebook(1, 1), fed, halves, loaded, frozen,
-        {"model": through_file(fed.state_dict())}, EMACodebook(8, 4, decay=1.0), nn.Sequential(fed),
-    ):  # fmt: skip
+    new, single = EMACodebook(codebook_size=8, dim=4), EMACodebook(codebook_size=1, dim=1)
+    constant = EMACodebook(codebook_size=8, dim=4, decay=1.0)
+    in_file = {"model": through_file(fed.state_dict())}
+    for source in (new, new.state_dict(), single, constant, fed, halves, loaded, frozen, in_file, nn.Sequential(fed)):
         health = only(source)
         assert [finding.says for finding in health.findings] == ["not trained yet: the codes are random"]
         assert health.level == "look"
 
 
-def test_codes_that_are_not_finite_are_named():
+def test_codes_that_are_not_finite_are_counted():
     codebook = trained(normal)
     codebook.embed[3, 2] = torch.nan
     codebook.embed[9] = torch.inf
@@ -523,7 +529,7 @@ def test_codes_that_are_not_finite_are_named():
 
 
 @pytest.mark.parametrize("number", [1, 64])
-def test_codes_whose_squares_overflow_are_named(number):
+def test_codes_whose_squares_overflow_are_counted(number):
     codes = torch.randn(64, 8, dtype=torch.float64)
     codes[:number] *= 1e200
     state = {"embed": codes, "cluster_size": torch.full((64,), 8.0)}
@@ -534,7 +540,7 @@ def test_codes_whose_squares_overflow_are_named(number):
 
 
 @pytest.mark.parametrize("scale", [1e-60, 1e140])
-def test_codes_of_any_other_scale_are_measured(scale):
+def test_codes_of_extreme_scale_are_measured(scale):
     codes = torch.randn(64, 8, dtype=torch.float64)
     small, plain = (only({"embed": c, "cluster_size": torch.full((64,), 8.0)}) for c in (codes * scale, codes))
     assert small.level == plain.level == "ok"
@@ -542,7 +548,7 @@ def test_codes_of_any_other_scale_are_measured(scale):
     assert small.spread == pytest.approx(plain.spread * scale)
 
 
-def test_near_duplicates_are_counted_by_the_scale_of_the_codes():
+def test_near_duplicates_do_not_depend_on_scale():
     codes = torch.randn(100, 8)
     codes[50:80] = codes[:30] * (1 + 1e-5)
     for scale in (1.0, 1e3):
@@ -558,22 +564,22 @@ def clumps(count, size=256, radius=0.01):
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_codes_in_clumps_are_worth_a_look(count):
+def test_codes_in_clumps_are_look(count):
     health = only(given_counts([100.0] * 256, codes=clumps(count)))
     assert health.near_duplicates == 0
     assert health.places == pytest.approx(count, rel=0.01)
-    assert f"the 256 codes sit in clumps: as seen from afar in {count} places" in says(health, "look")
+    assert f"the 256 codes lie in about {count} clumps" in says(health, "look")
 
 
-def test_tokens_in_two_tight_clusters_are_seen():
+def test_two_tight_clusters_of_tokens_are_reported_as_clumps():
     centres = torch.tensor([[0.0] * 8, [40.0] * 8])
     codebook = trained(lambda step: centres[torch.randint(2, (1024,))] + 0.3 * torch.randn(1024, 8), codebook_size=256)
     for source in (codebook, codebook.state_dict()):
-        assert "sit in clumps" in says(only(source, decay=0.95), "look")
+        assert "codes lie in about 2 clumps" in says(only(source, decay=0.95), "look")
 
 
 @pytest.mark.parametrize("size", [16, 64, 256, 1024])
-def test_codes_that_are_spread_are_in_no_clumps(size):
+def test_spread_codes_are_not_clumps(size):
     outlier = torch.randn(size, 8)
     outlier[0] += 1e4
     means = torch.randn(size, 8)
@@ -594,7 +600,7 @@ def pool(x):
     return TokenPool(x, torch.ones(len(x), dtype=torch.bool), torch.tensor([len(x)]), None)
 
 
-def test_advice_is_not_what_the_codebook_has():
+def test_advice_leaves_out_what_the_codebook_has():
     line = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
     ring = torch.nn.functional.normalize(torch.cat([torch.full((100, 1), 1.0), 0.3 * torch.randn(100, 1)], 1), dim=1)
     ring = torch.cat([ring, 1e-4 * torch.randn(100, 6)], 1)
@@ -614,19 +620,16 @@ def test_advice_is_not_what_the_codebook_has():
         assert kmeans.says == sample.says
         assert "KMeansInit" not in kmeans.advice
         assert "KMeansInit" in sample.advice
-    assert "starts more evenly if it was another" in only(given_counts(counts_of_few()).state_dict()).findings[0].advice
+    uneven = only(given_counts([40.0] * 90 + [1500.0] * 10).state_dict()).findings[0]
+    assert "starts more evenly (if it was another)" in uneven.advice
 
 
-def counts_of_few():
-    return [40.0] * 90 + [1500.0] * 10
-
-
-def test_codes_on_a_line_are_worth_a_look():
+def test_codes_on_a_line_are_look():
     line = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
     assert "effective dimension 1.0 of 8" in says(only(given_counts([100.0] * 100, codes=line)), "look")
 
 
-def test_findings_come_worst_first_and_the_level_is_the_worst():
+def test_findings_are_worst_first_and_level_is_the_worst():
     codes = torch.randn(100, 1) * torch.ones(8) + 0.01 * torch.randn(100, 8)
     health = only(given_counts([0.01] * 60 + [100.0] * 40, codes=codes))
     assert [finding.level for finding in health.findings] == ["act", "look"]
@@ -635,7 +638,7 @@ def test_findings_come_worst_first_and_the_level_is_the_worst():
 
 # ---- refusals ----
 
-STATE = EMACodebook(8, 4).state_dict()
+STATE = EMACodebook(codebook_size=8, dim=4).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -644,16 +647,16 @@ STATE = EMACodebook(8, 4).state_dict()
         (ValueError, "decay must be from 0 to 1", {"decay": 1.5}),
         (ValueError, "dead_below must be from 0 to 1", {"dead_below": -1}),
         (TypeError, "dead_below must be a number", {"dead_below": "few"}),
-        (ValueError, r"codes of one shape .* \(9, 4\) for \(8, 4\) in codebook", {"since": EMACodebook(9, 4)}),
+        (ValueError, r"shape of .* \(9, 4\) for \(8, 4\) in codebook", {"since": EMACodebook(codebook_size=9, dim=4)}),
         (ValueError, "same codebooks, got a, b for codebook", {"since": {"a": STATE, "b": copy.deepcopy(STATE)}}),
         (ValueError, "must hold a codebook", {"since": {}}),
         (TypeError, "module or a state dict", {"since": 3}),
     ],
 )  # fmt: skip
-def test_examine_refuses(error, message, options):
+def test_examine_refuses_wrong_arguments(error, message, options):
     with pytest.raises(error, match=message):
-        examine(EMACodebook(8, 4), **options)
+        examine(EMACodebook(codebook_size=8, dim=4), **options)
 
 
-def test_the_report_is_of_the_public_type():
-    assert isinstance(only(EMACodebook(8, 4)), CodebookHealth)
+def test_report_is_a_codebook_health():
+    assert isinstance(only(EMACodebook(codebook_size=8, dim=4)), CodebookHealth)

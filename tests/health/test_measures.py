@@ -1,4 +1,4 @@
-"""The measures against slow formulas in Python's own floats, and against what one can work out."""
+"""Measures equal slow formulas in Python floats, simulations and known results."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 @st.composite
 def clouds(draw, least=1):
-    """Codes of few values, so that many are equal."""
+    """Draw codes with few distinct values, so that many are equal."""
     size, dim = draw(st.integers(least, 9)), draw(st.integers(1, 4))
     entry = st.integers(-2, 2)
     rows = draw(st.lists(st.lists(entry, min_size=dim, max_size=dim), min_size=size, max_size=size))
@@ -42,12 +42,12 @@ def slow_spread(codes):
 
 
 @given(codes=clouds())
-def test_spread_is_its_formula(codes):
+def test_spread_equals_its_formula(codes):
     assert code_spread(codes).item() == pytest.approx(slow_spread(codes), rel=1e-12, abs=1e-14)
 
 
 @given(seed=seeds, size=st.integers(1, 50))
-def test_equal_codes_have_no_spread_whatever_they_are(seed, size):
+def test_equal_codes_have_spread_0(seed, size):
     row = torch.randn(1, 7, generator=torch.Generator().manual_seed(seed)) * 1e6
     assert code_spread(row.repeat(size, 1)).item() == 0
 
@@ -56,7 +56,7 @@ def test_equal_codes_have_no_spread_whatever_they_are(seed, size):
 
 
 @given(codes=clouds(least=2), chunk=st.integers(1, 40))
-def test_nearest_distances_are_their_definition(codes, chunk):
+def test_nearest_distances_equal_their_definition(codes, chunk):
     rows = codes.tolist()
     slow = [min(math.dist(a, b) for j, b in enumerate(rows) if j != i) for i, a in enumerate(rows)]
     with pytest.MonkeyPatch.context() as patch:
@@ -65,8 +65,8 @@ def test_nearest_distances_are_their_definition(codes, chunk):
     assert found == pytest.approx(slow, rel=1e-12, abs=0)
 
 
-def test_equal_codes_are_at_distance_zero_and_others_are_not():
-    # Far from the origin, where a distance made of squares would be one of rounding.
+def test_only_equal_codes_have_distance_0():
+    # Far from the origin, where a distance computed from squares is mostly rounding.
     codes = torch.randn(200, 32) + 1000
     codes[150:] = codes[:50]
     codes[149] = torch.nextafter(codes[140], torch.tensor(torch.inf))
@@ -77,12 +77,12 @@ def test_equal_codes_are_at_distance_zero_and_others_are_not():
     assert found[149].item() == (codes[149].double() - codes[140].double()).norm().item()
 
 
-def test_a_single_code_has_no_neighbour():
+def test_single_code_has_no_nearest_distance():
     assert nearest_distances(torch.ones(1, 3)).shape == (0,)
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any operator makes."""
+    """Records the size of the largest tensor that any operator returns."""
 
     entries = 0
 
@@ -93,7 +93,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_distances_of_all_pairs_are_held(monkeypatch):
+def test_memory_stays_below_all_pairs(monkeypatch):
     monkeypatch.setattr(measures, "CHUNK_ENTRIES", 2**14)
     codes = torch.randn(1500, 4)
     with Largest() as seen:
@@ -107,7 +107,7 @@ def test_no_distances_of_all_pairs_are_held(monkeypatch):
 
 
 def slow_spectrum(codes, weights):
-    """Traces of powers of the covariance, which the eigenvalues have to reproduce."""
+    """Return the traces of the covariance and of its square, which the eigenvalues must reproduce."""
     rows, total = codes.tolist(), sum(weights)
     p = [w / total for w in weights]
     mean = [sum(q * x for q, x in zip(p, column, strict=True)) for column in zip(*rows, strict=True)]
@@ -120,7 +120,7 @@ def slow_spectrum(codes, weights):
 
 
 @given(codes=clouds(least=2), data=st.data())
-def test_spectrum_is_that_of_the_weighted_covariance(codes, data):
+def test_spectrum_belongs_to_the_weighted_covariance(codes, data):
     weights = data.draw(st.lists(st.integers(0, 5), min_size=len(codes), max_size=len(codes)).filter(any))
     found = spectrum(codes, torch.tensor(weights, dtype=torch.float64))
     trace, squares = slow_spectrum(codes, weights)
@@ -142,7 +142,7 @@ def test_effective_dimension_counts_even_directions():
     assert effective_dimension(torch.zeros(4)).item() == 0
 
 
-def test_weights_are_repetitions():
+def test_integer_weights_equal_repetitions():
     codes = torch.randn(3, 4)
     repeated = codes[torch.tensor([0, 0, 0, 2])]
     torch.testing.assert_close(spectrum(codes, torch.tensor([3.0, 0.0, 1.0])), spectrum(repeated))
@@ -152,7 +152,7 @@ def test_weights_are_repetitions():
 
 
 @given(old=clouds(least=2), seed=seeds)
-def test_drift_is_its_formula(old, seed):
+def test_drift_equals_its_formula(old, seed):
     new = old + torch.randn(old.shape, generator=torch.Generator().manual_seed(seed)).to(old.dtype)
     moved = math.sqrt(sum(math.dist(a, b) ** 2 for a, b in zip(new.tolist(), old.tolist(), strict=True)) / len(old))
     spread = slow_spread(old)
@@ -163,7 +163,7 @@ def test_drift_is_its_formula(old, seed):
 
 
 @given(old=clouds(least=2), data=st.data())
-def test_turnover_is_its_definition(old, data):
+def test_turnover_equals_its_definition(old, data):
     new = old[data.draw(st.permutations(range(len(old))))]
     gone = [
         min(math.dist(a, b) for b in old.tolist()) < math.dist(a, old[i].tolist()) for i, a in enumerate(new.tolist())
@@ -171,11 +171,11 @@ def test_turnover_is_its_definition(old, data):
     assert turnover(new, old).item() == pytest.approx(sum(gone) / len(old))
 
 
-def test_codes_drawn_anew_have_the_drift_of_the_docstring():
+def test_independent_codes_have_drift_sqrt_2():
     assert drift(torch.randn(4000, 16), torch.randn(4000, 16)).item() == pytest.approx(math.sqrt(2), rel=0.02)
 
 
-def test_scale_and_place_do_not_matter():
+def test_measures_are_invariant_to_scale_rotation_and_shift():
     new, old = torch.randn(2, 30, 5, dtype=torch.float64)
     turned = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
     for measure in (drift, turnover):
@@ -190,7 +190,7 @@ def test_scale_and_place_do_not_matter():
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(any),
     tau=st.sampled_from([0.0, 0.1, 0.3, 0.5, 1.0]),
 )
-def test_dying_codes_live_but_not_for_another_horizon(counts, tau):
+def test_dying_codes_equal_their_definition(counts, tau):
     n = torch.tensor(counts, dtype=torch.float64)
     fair = sum(counts) / len(counts)
     dead = [c == 0 or c < tau * fair for c in counts]
@@ -199,17 +199,17 @@ def test_dying_codes_live_but_not_for_another_horizon(counts, tau):
     assert dying_codes(n, tau) + codebook_usage(n, tau).dead <= len(counts)
 
 
-def test_a_code_at_the_bound_still_lives():
+def test_code_at_the_threshold_is_alive():
     # The mean is 2: a code of 1 is alive at tau = 0.5, and dying; one below it is dead.
     counts = torch.tensor([1.0, 3.0, 3.5, 0.5])
     assert dying_codes(counts, 0.5).item() == 1
     assert codebook_usage(counts, 0.5).dead.item() == 1
 
 
-def test_what_is_dying_is_dead_a_horizon_later():
+def test_dying_codes_are_dead_one_memory_length_later():
     decay = 0.999
     counts = torch.rand(500, dtype=torch.float64) * 2
-    mean = counts.mean()  # in training other codes keep it up
+    mean = counts.mean()  # in training the other codes keep the mean constant
     later = counts * decay ** round(1 / (1 - decay))
     alive = counts >= 0.1 * mean
     assert dying_codes(counts).item() == pytest.approx((alive & (later < 0.1 * mean)).sum().item(), abs=1)
@@ -218,8 +218,8 @@ def test_what_is_dying_is_dead_a_horizon_later():
 @pytest.mark.parametrize("decay", [0.9, 0.97])
 @pytest.mark.parametrize("remembered", [1.0, 2.0, 4.0, 10.0, 100.0])
 @pytest.mark.parametrize("tau", [0.1, 0.27, 0.6])
-def test_even_use_is_what_running_counts_of_even_use_show(remembered, decay, tau):
-    """Against a simulation: K codes, Poisson tokens, an average."""
+def test_even_use_matches_simulated_counts(remembered, decay, tau):
+    """The simulation: K codes, Poisson tokens, a moving average."""
     size = 10_000
     rate = remembered * (1 - decay) / (1 + decay)
     counts = torch.full((size,), rate)
@@ -233,7 +233,7 @@ def test_even_use_is_what_running_counts_of_even_use_show(remembered, decay, tau
         assert 1 - usage.fraction.item() == pytest.approx(dead, rel=0.15, abs=0.006)
 
 
-def test_even_use_of_many_tokens_is_even():
+def test_even_use_of_many_tokens_has_perplexity_k():
     perplexity, dead = even_use(float("inf"), 0.5)
     assert perplexity == pytest.approx(1)
     assert dead == 0
@@ -259,6 +259,6 @@ def test_even_use_of_many_tokens_is_even():
         (ValueError, "fraction of the fair share", lambda: even_use(1.0, -0.1)),
     ],
 )
-def test_measures_refuse(error, says, call):
+def test_measures_refuse_wrong_arguments(error, says, call):
     with pytest.raises(error, match=says):
         call()

@@ -1,4 +1,4 @@
-"""What people see: table, picture and command, and that they cost nothing until asked for."""
+"""Table, picture and command show the reports, and load rich and matplotlib only on use."""
 
 import argparse
 import io
@@ -71,14 +71,14 @@ def row(text, label):
         (["q.codebook"], "q", ["codebook"]),
     ],
 )
-def test_names_lose_what_they_share(names, prefix, short):
+def test_short_names_drop_the_common_prefix(names, prefix, short):
     assert short_names(names) == (prefix, dict(zip(names, short, strict=True)))
 
 
 # ---- table ----
 
 
-def test_the_table_holds_the_numbers_and_the_verdict():
+def test_table_holds_the_numbers_and_the_verdict():
     model = healthy()
     reports = examine(model)
     text = shown(reports)
@@ -95,7 +95,7 @@ def test_the_table_holds_the_numbers_and_the_verdict():
     assert "drift" in shown(examine(model, since=model))
 
 
-def test_the_table_says_what_to_do():
+def test_table_holds_the_advice():
     reports = examine(collapsed())
     text = shown(reports, width=200)
     for report in reports.values():
@@ -105,7 +105,7 @@ def test_the_table_says_what_to_do():
     assert text.rstrip().endswith("verdict: act")
 
 
-def test_many_codebooks_stand_below_each_other_and_names_are_no_markup():
+def test_tables_hold_four_codebooks_and_names_are_not_markup():
     reports = examine(MultiScaleQuantizer([4] * 9, codebook_size=8, dim=4))
     text = shown(reports)
     assert max(map(len, text.splitlines())) <= 80
@@ -113,7 +113,7 @@ def test_many_codebooks_stand_below_each_other_and_names_are_no_markup():
     odd = dict(zip(["a.[bold]", "b.[/]"], reports.values(), strict=False))
     assert "a.[bold]" in shown(odd)
     assert "b.[/]" in shown(odd)
-    for prefix in ("[bold]", "[/]"):  # and so in front of all names, where the title has it
+    for prefix in ("[bold]", "[/]"):  # the title holds a prefix of all names
         assert prefix in shown({f"{prefix}.{name}": report for name, report in odd.items()})
 
 
@@ -121,15 +121,17 @@ def test_many_codebooks_stand_below_each_other_and_names_are_no_markup():
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_a_picture_is_a_file_of_its_ending(tmp_path, ending):
+def test_picture_format_follows_the_ending_and_names_are_not_formulas(tmp_path, ending):
     pytest.importorskip("matplotlib")
-    draw(examine(healthy()), tmp_path / f"health.{ending}")
+    odd = "a$x^^y$"
+    reports = dict(zip([f"{odd}.{odd}", f"{odd}._b$x^^y$"], examine(healthy()).values(), strict=True))
+    draw(reports, tmp_path / f"health.{ending}", title=odd)
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert (tmp_path / f"health.{ending}").read_bytes().startswith(begins[ending])
 
 
-def test_the_picture_draws_what_was_measured(tmp_path, monkeypatch):
-    """The lines of the figure are the tensors of the reports."""
+def test_picture_draws_the_measures(tmp_path, monkeypatch):
+    """Lines of the figure hold the tensors of the reports."""
     figure = pytest.importorskip("matplotlib.figure")
     seen = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self))
@@ -153,8 +155,8 @@ def test_the_picture_draws_what_was_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "reports",
     [
-        lambda: examine(EMACodebook(8, 4)),
-        lambda: examine(EMACodebook(1, 1)),
+        lambda: examine(EMACodebook(codebook_size=8, dim=4)),
+        lambda: examine(EMACodebook(codebook_size=1, dim=1)),
         lambda: examine(collapsed()),
         lambda: examine({"embed": torch.zeros(3, 2), "cluster_size": torch.zeros(3)}),
         lambda: examine({"embed": torch.full((3, 2), torch.nan), "cluster_size": torch.ones(3)}),
@@ -162,7 +164,7 @@ def test_the_picture_draws_what_was_measured(tmp_path, monkeypatch):
     ],
     ids=["untrained", "one code", "collapsed", "nothing", "NaN", "twelve"],
 )
-def test_nothing_is_too_broken_to_be_shown(tmp_path, reports):
+def test_broken_reports_are_shown(tmp_path, reports):
     pytest.importorskip("matplotlib")
     found = reports()
     assert "verdict: " in shown(found)
@@ -170,25 +172,14 @@ def test_nothing_is_too_broken_to_be_shown(tmp_path, reports):
     assert (tmp_path / "health.png").stat().st_size > 10_000
 
 
-def test_a_picture_of_unknown_format_is_refused(tmp_path):
+def test_unknown_picture_format_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match=r"write health.png, .pdf or .svg"):
-        draw(examine(EMACodebook(8, 4)), tmp_path / "health.doc")
+        draw(examine(EMACodebook(codebook_size=8, dim=4)), tmp_path / "health.doc")
 
 
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_names_are_no_formulas(tmp_path, ending, checkpoint, capsys):
-    pytest.importorskip("matplotlib")
-    odd = "a$x^^y$"
-    reports = dict(zip([f"{odd}.{odd}", f"{odd}._b$x^^y$"], examine(healthy()).values(), strict=True))
-    draw(reports, tmp_path / f"page.{ending}", title=odd)
-    path = checkpoint.rename(checkpoint.with_name(f"{odd}.pt"))
-    assert main([str(path), "--json", "--picture", str(tmp_path / f"other.{ending}")]) == 0
-    assert (tmp_path / f"other.{ending}").exists()
-
-
-def test_the_legend_names_all_codebooks(tmp_path, monkeypatch):
-    """Matplotlib hides what begins with an underscore, as codebooks of vector-quantize-pytorch do."""
+def test_legend_names_all_codebooks(tmp_path, monkeypatch):
+    """Matplotlib hides labels that begin with an underscore, as codebooks of vector-quantize-pytorch do."""
     figure = pytest.importorskip("matplotlib.figure")
     seen = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self))
@@ -200,7 +191,7 @@ def test_the_legend_names_all_codebooks(tmp_path, monkeypatch):
 # ---- command ----
 
 
-def test_the_command_prints_the_table(checkpoint, capsys):
+def test_command_prints_the_table(checkpoint, capsys):
     pytest.importorskip("rich")
     assert main([str(checkpoint)]) == 0
     out, err = capsys.readouterr()
@@ -208,7 +199,7 @@ def test_the_command_prints_the_table(checkpoint, capsys):
     assert err == ""
 
 
-def test_json_is_the_reports_and_nothing_else(checkpoint, capsys, monkeypatch):
+def test_json_holds_only_the_reports(checkpoint, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main([str(checkpoint), "--json", "--since", str(checkpoint), "--decay", "0.9"]) == 0
@@ -219,7 +210,7 @@ def test_json_is_the_reports_and_nothing_else(checkpoint, capsys, monkeypatch):
     assert all(report["drift"] == 0 for report in found["codebooks"].values())
 
 
-def test_options_reach_the_examination(checkpoint, capsys):
+def test_options_reach_examine(checkpoint, capsys):
     assert main([str(checkpoint), "--json", "--dead-below", "0.9"]) == 0
     found = json.loads(capsys.readouterr().out)["codebooks"]["quantizer.codebooks.0"]
     assert (found["dead_below"], found["decay"]) == (0.9, 0.99)
@@ -234,9 +225,10 @@ def test_exit_codes(checkpoint, bad_checkpoint, strict, good, bad, capsys):
     assert "must be a file" in capsys.readouterr().err
 
 
-def test_the_command_draws(checkpoint, tmp_path, capsys):
+def test_command_draws_the_picture(checkpoint, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert main([str(checkpoint), "--json", "--picture", str(tmp_path / "page.png")]) == 0
+    path = checkpoint.rename(checkpoint.with_name("a$x^^y$.pt"))  # not a formula, though it is in the title
+    assert main([str(path), "--json", "--picture", str(tmp_path / "page.png")]) == 0
     assert (tmp_path / "page.png").exists()
 
 
@@ -247,7 +239,7 @@ def test_the_command_draws(checkpoint, tmp_path, capsys):
         ("matplotlib.figure", ["--json", "--picture", "x.png"], "the picture needs"),
     ],
 )
-def test_what_is_not_installed_is_named(checkpoint, capsys, monkeypatch, module, options, says):
+def test_missing_package_is_named(checkpoint, capsys, monkeypatch, module, options, says):
     monkeypatch.setitem(sys.modules, module, None)
     assert main([str(checkpoint), *options]) == 2
     out, err = capsys.readouterr()
@@ -256,7 +248,7 @@ def test_what_is_not_installed_is_named(checkpoint, capsys, monkeypatch, module,
     assert f"pip install {module.partition('.')[0]}" in err
 
 
-def test_a_drawing_that_fails_loses_no_report(checkpoint, tmp_path, capsys):
+def test_report_is_printed_if_drawing_fails(checkpoint, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main([str(checkpoint), "--json", "--picture", str(tmp_path / "page.doc")]) == 2
     out, err = capsys.readouterr()
@@ -264,9 +256,10 @@ def test_a_drawing_that_fails_loses_no_report(checkpoint, tmp_path, capsys):
     assert "write page.png" in err
 
 
-def test_an_error_is_one_line(tmp_path, checkpoint, capsys):
+def test_error_is_one_line(tmp_path, checkpoint, capsys):
     (tmp_path / "text.pt").write_text("lr: 0.1\n")
-    torch.save({"model": EMACodebook(8, 4).state_dict(), "config": argparse.Namespace(lr=0.1)}, tmp_path / "config.pt")
+    content = {"model": EMACodebook(codebook_size=8, dim=4).state_dict(), "config": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "config.pt")
     for name in ("text.pt", "config.pt", "nowhere.pt"):
         for arguments in ([str(tmp_path / name)], [str(checkpoint), "--since", str(tmp_path / name)]):
             assert main(arguments) == 2
@@ -276,7 +269,7 @@ def test_an_error_is_one_line(tmp_path, checkpoint, capsys):
             assert name in err
 
 
-def test_python_m_works(checkpoint):
+def test_module_runs_as_a_command(checkpoint):
     pytest.importorskip("rich")
     root = Path(vqssl.__file__).parent.parent
     command = [sys.executable, "-m", "vqssl.health", str(checkpoint)]
@@ -286,7 +279,7 @@ def test_python_m_works(checkpoint):
     assert done.stderr == ""
 
 
-def test_importing_health_imports_neither_rich_nor_matplotlib_nor_lightning():
+def test_import_loads_no_optional_package():
     code = "import sys, torch; before = set(sys.modules); import vqssl.health; print(*set(sys.modules) - before)"
     root = Path(vqssl.__file__).parent.parent
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout

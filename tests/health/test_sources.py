@@ -1,4 +1,4 @@
-"""Codebooks are found wherever they are, once, and under one name."""
+"""Codebooks are found in modules, states and files, each once and under one name."""
 
 import argparse
 import copy
@@ -18,14 +18,14 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = nn.Linear(4, 4)
         self.quantizer = MultiScaleQuantizer([4, 4], codebook_size=[8, 5], dim=4, **options)
-        self.alone = EMACodebook(3, 2)
+        self.alone = EMACodebook(codebook_size=3, dim=2)
 
 
 NAMES = ["quantizer.codebooks.0", "quantizer.codebooks.1", "alone"]
 
 
 class Wrapped(nn.Module):
-    """As DataParallel and DistributedDataParallel hold a model."""
+    """A wrapper like DataParallel and DistributedDataParallel."""
 
     def __init__(self, module):
         super().__init__()
@@ -81,7 +81,7 @@ def test_names_and_values_are_those_of_the_module(wrap):
         assert found[name].updates == codebook.updates
 
 
-def test_ddp_is_seen_through(tmp_path):
+def test_codebooks_in_ddp_are_found(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(Model())
@@ -91,34 +91,34 @@ def test_ddp_is_seen_through(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_a_codebook_itself_is_called_codebook():
-    codebook = EMACodebook(8, 4)
+def test_codebook_itself_is_named_codebook():
+    codebook = EMACodebook(codebook_size=8, dim=4)
     for source in (codebook, codebook.state_dict(), {"model": codebook.state_dict()}, Wrapped(codebook)):
         assert list(find_codebooks(source)) == ["codebook"]
 
 
 def test_shared_codebooks_are_found_once():
-    model = nn.ModuleDict({"a": EMACodebook(8, 4)})
+    model = nn.ModuleDict({"a": EMACodebook(codebook_size=8, dim=4)})
     model["b"] = model["a"]
     assert list(find_codebooks(model)) == ["a"]
     assert list(find_codebooks(model.state_dict())) == ["a"]
     assert list(find_codebooks(through_file(model.state_dict()))) == ["a"]
     assert list(find_codebooks(MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, shared=True))) == ["codebooks.0"]
-    # Equal is not shared.
+    # A copy is equal but not shared.
     model["b"] = copy.deepcopy(model["a"])
     assert list(find_codebooks(model)) == list(find_codebooks(model.state_dict())) == ["a", "b"]
 
 
 def test_two_containers_keep_their_names():
-    model = EMACodebook(8, 4)
+    model = EMACodebook(codebook_size=8, dim=4)
     assert list(find_codebooks({"model": model.state_dict(), "ema": copy.deepcopy(model).state_dict()})) == [
         "model",
         "ema",
     ]
 
 
-def test_what_was_left_out_of_names_stays_where_it_tells_codebooks_apart():
-    state = EMACodebook(8, 4).state_dict()
+def test_wrapper_names_stay_if_they_distinguish_codebooks():
+    state = EMACodebook(codebook_size=8, dim=4).state_dict()
     both = {f"{prefix}.{key}": value.clone() for prefix in ("q", "_orig_mod.q") for key, value in state.items()}
     assert list(find_codebooks(both)) == ["q", "_orig_mod.q"]
 
@@ -133,11 +133,11 @@ def test_what_was_left_out_of_names_stays_where_it_tells_codebooks_apart():
         (lambda s: {"a": {"module": s()}, "b": {"_orig_mod": s()}, "b.": s()}, None),
     ],
 )
-def test_names_that_would_be_one_lose_no_codebook(tree, names):
+def test_equal_names_are_numbered(tree, names):
     made = []
 
     def state():
-        made.append(EMACodebook(8, 4, seed=len(made)).state_dict())
+        made.append(EMACodebook(codebook_size=8, dim=4, seed=len(made)).state_dict())
         return made[-1]
 
     found = find_codebooks(tree(state))
@@ -148,8 +148,8 @@ def test_names_that_would_be_one_lose_no_codebook(tree, names):
 
 
 def test_updates_are_counted_since_the_first_codes():
-    codebook = EMACodebook(8, 4)
-    assert find_codebooks(codebook)["codebook"].updates is None
+    codebook = EMACodebook(codebook_size=8, dim=4)
+    assert find_codebooks(codebook)["codebook"].updates == 0
     for step in range(4):
         codebook(torch.randn(16, 4))
         assert find_codebooks(codebook)["codebook"].updates == step + 1
@@ -158,11 +158,42 @@ def test_updates_are_counted_since_the_first_codes():
 
 
 @pytest.mark.parametrize(
+    ("entries", "updates"),
+    [
+        ({"num_updates": 7, "rng": [0, 3]}, 7),  # version 3: the buffer, whatever was drawn
+        ({"num_updates": 0, "rng": [0, 900]}, 0),
+        ({"num_updates": -1, "rng": [0, 900]}, None),
+        ({"num_updates": 7}, 7),
+        ({"rng": [0, 9]}, 7),  # version 2: draws, less those of construction and of the first codes
+        ({"rng": [0, 2]}, 0),
+        ({"rng": [0, 1]}, None),  # trained counts that no draw of this state accounts for
+        ({"rng": [0, 3 - 2**62]}, None),
+        ({}, None),  # version 1
+    ],
+)
+def test_updates_are_read_from_every_version_of_the_state(entries, updates):
+    state = {"embed": torch.randn(8, 4), "cluster_size": torch.arange(8.0), "initialized": torch.tensor(True)}
+    state |= {key: torch.tensor(value) for key, value in entries.items()}
+    assert find_codebooks(state)["codebook"].updates == updates
+    assert find_codebooks({f"q.{key}": value for key, value in state.items()})["q"].updates == updates
+    # Counts of one each had no update, even if the state does not say so.
+    assert find_codebooks(state | {"cluster_size": torch.ones(8)})["codebook"].updates == (updates or 0)
+
+
+def test_updates_of_a_module_are_those_of_its_buffer():
+    codebook = EMACodebook(codebook_size=8, dim=4)
+    codebook(torch.randn(16, 4))
+    for value, updates in ((7, 7), (-1, None)):
+        codebook.register_buffer("num_updates", torch.tensor(value))
+        assert find_codebooks(codebook)["codebook"].updates == updates
+
+
+@pytest.mark.parametrize(
     ("revival", "revives", "threshold"),
     [(None, False, None), (NoRevival(), False, None), (BatchRevival(0.3), True, 0.3)],
 )
-def test_a_module_says_what_a_state_cannot(revival, revives, threshold):
-    codebook = EMACodebook(8, 4, decay=0.7, revival=revival)
+def test_module_knows_what_a_state_does_not(revival, revives, threshold):
+    codebook = EMACodebook(codebook_size=8, dim=4, decay=0.7, revival=revival)
     found = find_codebooks(codebook)["codebook"]
     assert (found.decay, found.revives, found.threshold) == (0.7, revives, threshold)
     silent = find_codebooks(codebook.state_dict())["codebook"]
@@ -172,7 +203,7 @@ def test_a_module_says_what_a_state_cannot(revival, revives, threshold):
 
 
 @pytest.mark.parametrize(("heads", "names"), [(1, ["vq._codebook"]), (2, ["vq._codebook.head0", "vq._codebook.head1"])])
-def test_codebooks_with_heads_as_other_libraries_store_them(heads, names):
+def test_heads_of_other_libraries_are_separate_codebooks(heads, names):
     state = {
         "vq._codebook.initted": torch.tensor([True]),
         "vq._codebook.embed": torch.randn(heads, 8, 4),
@@ -189,7 +220,7 @@ def test_codebooks_with_heads_as_other_libraries_store_them(heads, names):
     assert not any(codebook.initialized for codebook in find_codebooks(state).values())
 
 
-def test_a_module_of_another_library_is_looked_through_by_its_state():
+def test_module_of_another_library_is_searched_by_its_state():
     peer = pytest.importorskip("vector_quantize_pytorch")
     module = nn.Sequential(peer.VectorQuantize(4, codebook_size=8))
     module(torch.randn(1, 50, 4))
@@ -198,10 +229,11 @@ def test_a_module_of_another_library_is_looked_through_by_its_state():
     assert found["0._codebook"].embed.shape == (8, 4)
 
 
-def test_codes_without_flags_count_as_trained():
-    state = {key: value for key, value in EMACodebook(8, 4).state_dict().items() if key not in ("initialized", "rng")}
+def test_state_without_flags_counts_as_initialised():
+    whole = EMACodebook(codebook_size=8, dim=4).state_dict()
+    state = {key: value for key, value in whole.items() if key not in ("initialized", "rng", "num_updates")}
     found = find_codebooks(state)["codebook"]
-    assert (found.initialized, found.updates) == (True, 0)  # counts of 1 each are new
+    assert (found.initialized, found.updates) == (True, 0)  # counts of one each are new
     state["cluster_size"] = torch.arange(8.0)
     found = find_codebooks(state)["codebook"]
     assert (found.initialized, found.updates) == (True, None)
@@ -210,7 +242,7 @@ def test_codes_without_flags_count_as_trained():
 # ---- files ----
 
 
-def test_files_hold_what_was_written(tmp_path):
+def test_checkpoint_files_are_read(tmp_path):
     model = Model()
     torch.save({"model": model.state_dict(), "epoch": 2}, tmp_path / "checkpoint.pt")
     assert list(find_codebooks(read_checkpoint(tmp_path / "checkpoint.pt"))) == NAMES
@@ -222,17 +254,15 @@ def test_files_hold_what_was_written(tmp_path):
     assert all(found[name].embed.equal(codebook.embed) for name, codebook in find_codebooks(model).items())
 
 
-def test_files_that_cannot_be_read_say_so(tmp_path, monkeypatch):
+def test_unreadable_files_are_refused_with_the_reason(tmp_path, monkeypatch):
     def refused(name, says, error=ValueError):
         with pytest.raises(error, match=says):
             read_checkpoint(tmp_path / name)
 
     refused("nowhere.pt", "must be a file, got .*nowhere.pt.*check the path")
-    refused("", "must be a file")
+    refused("", "must be a file, got .* which is a folder")
     (tmp_path / "text.pt").write_text("no checkpoint")
-    refused(
-        "text.pt", r"must be what torch.save wrote, .*text.pt.*write it as torch.save\(model.state_dict\(\), path\)"
-    )
+    refused("text.pt", r"must be a file of torch.save, .*text.pt.*write it as torch.save\(model.state_dict\(\), path\)")
     torch.save({"model": Model().state_dict(), "config": argparse.Namespace(lr=0.1)}, tmp_path / "config.pt")
     refused("config.pt", r"got objects of argparse.Namespace in .*torch.save\(model.state_dict\(\), path\): tensors")
     torch.save(
@@ -259,7 +289,7 @@ def test_files_that_cannot_be_read_say_so(tmp_path, monkeypatch):
     ("error", "says", "source"),
     [
         (TypeError, "module or a state dict, got str: .*read_checkpoint", "checkpoint.pt"),
-        (TypeError, "got list", [EMACodebook(8, 4)]),
+        (TypeError, "got list", [EMACodebook(codebook_size=8, dim=4)]),
         (ValueError, "a Linear with none", nn.Linear(2, 2)),
         (ValueError, "a dict of 'a', 1 with none", {"a": 1, 1: {}}),
         (ValueError, "a dict of nothing with none", {}),
@@ -270,9 +300,9 @@ def test_files_that_cannot_be_read_say_so(tmp_path, monkeypatch):
         (ValueError, r"embed \(2, 8, 4\)", {"embed": torch.ones(2, 8, 4), "cluster_size": torch.ones(8)}),
         (ValueError, "torch.int64", {"embed": torch.ones(8, 4).long(), "cluster_size": torch.ones(8)}),
         (ValueError, r"\(0, 4\)", {"embed": torch.ones(0, 4), "cluster_size": torch.ones(0)}),
-        (ValueError, "meta device: load a state first", EMACodebook(8, 4, device="meta")),
+        (ValueError, "meta device: load a state first", EMACodebook(codebook_size=8, dim=4, device="meta")),
     ],
 )
-def test_what_holds_no_codebook_is_refused(error, says, source):
+def test_source_without_codebook_is_refused(error, says, source):
     with pytest.raises(error, match=says):
         find_codebooks(source)

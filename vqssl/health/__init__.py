@@ -1,7 +1,10 @@
-"""Codebook health: what codebooks are doing, from a module or a checkpoint, and what to do about it.
+"""Codebook health: examine the codebooks of a module or a checkpoint, and say what to do.
 
-``python -m vqssl.health CHECKPOINT`` shows it in a terminal; the table wants rich and the picture matplotlib, both in
-the extra ``health``. Importing this package imports neither.
+``python -m vqssl.health CHECKPOINT`` shows it in a terminal. The table needs rich and the picture matplotlib, both in
+the extra ``health``; importing this package imports neither.
+
+A codebook passes through one file after another: ``sources`` finds it, ``examine`` measures it with ``measures``, has
+``verdict`` judge the measures and returns the report, which ``show`` prints and ``callbacks`` logs.
 
 >>> import vqssl, vqssl.health
 >>> report = vqssl.health.examine(vqssl.MultiScaleQuantizer([16, 32], codebook_size=8, dim=4))
@@ -9,9 +12,8 @@ the extra ``health``. Importing this package imports neither.
 (['codebooks.0', 'codebooks.1'], 'not trained yet: the codes are random')
 """
 
-from vqssl.health.callbacks import lightning_callback, log_health
-from vqssl.health.examination import examine
-from vqssl.health.finding import Finding
+from vqssl.health.callbacks import lightning_callback, log_health, scalars
+from vqssl.health.examine import CodebookHealth, examine
 from vqssl.health.measures import (
     code_spread,
     distinct_places,
@@ -23,10 +25,9 @@ from vqssl.health.measures import (
     spectrum,
     turnover,
 )
-from vqssl.health.picture import draw
-from vqssl.health.report import CodebookHealth
+from vqssl.health.show import draw, show
 from vqssl.health.sources import find_codebooks, read_checkpoint
-from vqssl.health.table import show
+from vqssl.health.verdict import Finding
 
 __all__ = [
     "examine",
@@ -36,6 +37,7 @@ __all__ = [
     "read_checkpoint",
     "show",
     "draw",
+    "scalars",
     "log_health",
     "lightning_callback",
     "dying_codes",

@@ -1,4 +1,4 @@
-"""``python -m vqssl.health CHECKPOINT``: a table, JSON or a picture of the codebooks in a file."""
+"""``python -m vqssl.health CHECKPOINT``: print a table, JSON or a picture of the codebooks in a file."""
 
 import argparse
 import json
@@ -7,32 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqssl.health import draw, examine, read_checkpoint, show
-from vqssl.health.finding import worst
+from vqssl.health.verdict import worst
 
-EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, where a finding says act; 2 there is no report (no such
+EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, if a finding says act; 2 there is no report (no such
 file, no codebook in it, a missing package) or no picture (the report is printed first)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vqssl.health", description=__doc__, epilog=EPILOGUE)
-    parser.add_argument(
-        "checkpoint", type=Path, help="what torch.save wrote (state dicts, nested or not), or .safetensors"
-    )
-    parser.add_argument("--since", type=Path, metavar="OLD", help="an earlier checkpoint: adds drift and turnover")
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else; needs no rich")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw a page (.png, .pdf, .svg)")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 where a finding says act")
-    parser.add_argument(
-        "--decay", type=float, default=0.99, help="of the codebooks, which a state does not hold (0.99)"
-    )
-    parser.add_argument(
-        "--dead-below",
-        type=float,
-        default=0.1,
-        metavar="TAU",
-        help="a code is dead below this fraction of the fair share (0.1)",
-    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a file of torch.save (state dicts, nested or not), or a .safetensors")
+    add("--since", type=Path, metavar="OLD", help="an earlier checkpoint: adds drift and turnover")
+    add("--json", action="store_true", help="print JSON and nothing else; does not need rich")
+    add("--picture", type=Path, metavar="FILE", help="also draw a page (.png, .pdf, .svg)")
+    add("--strict", action="store_true", help="exit with 1 if a finding says act")
+    add("--decay", type=float, default=0.99, help="decay of the codebooks, which a state does not hold (0.99)")
+    add("--dead-below", type=float, default=0.1, metavar="TAU", help="dead below this fraction of the fair share (0.1)")
     options = parser.parse_args(arguments)
     try:
         reports = examine(
@@ -47,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"level": level, "codebooks": codebooks}, indent=2, allow_nan=False))
         else:
             show(reports)
-        if options.picture is not None:  # last: where drawing fails, the report is out
+        if options.picture is not None:  # last, so that the report is printed even if drawing fails
             draw(reports, options.picture, title=f"Codebook health of {options.checkpoint.name}")
             print(f"wrote {options.picture}", file=sys.stderr)
     except (ValueError, TypeError, ImportError, OSError) as error:

@@ -1,6 +1,7 @@
-"""Where codebooks are found: in modules, in state dicts of any nesting, in files."""
+"""Find codebooks: in modules, in state dicts however deeply nested, and in files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,24 +11,18 @@ from torch import Tensor, nn
 from vqssl.codebook import EMACodebook
 from vqssl.revival import BatchRevival, NoRevival
 
-__all__ = ["Found", "find_codebooks", "read_checkpoint", "short_names"]
+__all__ = ["FoundCodebook", "find_codebooks", "read_checkpoint", "short_names"]
 
 FLAGS = ("initialized", "initted", "inited")
-"""Under which of these a state says whether its codes have seen data: ours, vector-quantize-pytorch's, encodec's."""
-
+"""Keys for "the codes have seen data": of vqssl, vector-quantize-pytorch and encodec."""
 
 SAVE_TENSORS = (
-    "write it as torch.save(model.state_dict(), path): tensors, not the module itself nor a configuration's object"
+    "write it as torch.save(model.state_dict(), path): tensors, not the module itself and no configuration object"
 )
 
 
-class Found(NamedTuple):
-    """A codebook as it was found; None where the source does not say.
-
-    >>> import vqssl
-    >>> find_codebooks(vqssl.EMACodebook(8, 4))["codebook"].decay
-    0.99
-    """
+class FoundCodebook(NamedTuple):
+    """A codebook of a module or a state; None where the source does not say."""
 
     embed: Tensor
     """``(K, D)``."""
@@ -35,33 +30,36 @@ class Found(NamedTuple):
     """``(K,)``."""
     initialized: bool
     updates: int | None
-    """Of the counts since :meth:`vqssl.EMACodebook.set_codes_` set them to 1, as the first values do; None where they
-    came from elsewhere."""
+    """Updates of the counts since they started at one each; None for counts of unknown age."""
     decay: float | None = None
     revives: bool | None = None
     threshold: float | None = None
-    """Of the revival."""
+    """tau of the revival."""
     metric: str | None = None
     initialization: str | None = None
     """Name of its class."""
 
 
-def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
-    """All codebooks of a module or state, by dotted name, each once.
+def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCodebook]:
+    """Return all codebooks of a module or a state by dotted name, each once.
 
-    Of a module these are its :class:`vqssl.EMACodebook`; a module without any is looked through as its state is. Of a
-    state they are what has ``embed`` and ``cluster_size`` side by side under any prefix, in dictionaries and
-    lists of any depth; codes ``(heads, K, D)``, as vector-quantize-pytorch stores them, count as one codebook a head.
-    A name is that of the module: without the key that all were nested under (``model``, ``state_dict``), and without
-    what wrappers add (``module.`` before all names, ``_orig_mod``). A codebook that is the source itself is called
-    ``codebook``; where two names would be one, the second ends in ``#2``.
+    In a module these are the :class:`vqssl.EMACodebook` modules; if there are none, its state is searched. In a state
+    they are all pairs of ``embed`` and ``cluster_size`` under one prefix, in dictionaries and lists of any depth. Codes
+    ``(heads, K, D)``, as vector-quantize-pytorch stores them, are one codebook for each head.
+
+    Names are those of the module. The key that all are nested under (``model``, ``state_dict``) is left out, and so is
+    what wrappers add (``module.`` before all names, ``_orig_mod``). If the source itself is a codebook, its name is
+    ``codebook``. If two names are equal, the second ends in ``#2``.
 
     Args:
         source: a module, a state dict, or a checkpoint that holds state dicts.
 
+    Returns:
+        A :class:`FoundCodebook` for each name, in the order of the source. Tensors are not copied.
+
     Raises:
-        TypeError: ``source`` is neither module nor mapping.
-        ValueError: it holds no codebook, or one without values (on the meta device) or of odd shape.
+        TypeError: ``source`` is neither a module nor a mapping.
+        ValueError: there is no codebook, or one without values (on the meta device) or of another shape.
 
     >>> import vqssl
     >>> model = vqssl.MultiScaleQuantizer([16, 32], codebook_size=8, dim=4)
@@ -69,14 +67,12 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
     True
     """
     if isinstance(source, nn.Module):
-        listed = [(name, module) for name, module in source.named_modules() if isinstance(module, EMACodebook)]
-        found: list[tuple[tuple[str, ...], Found]] = [((name,), _from_module(module)) for name, module in listed]
+        modules = [(name, module) for name, module in source.named_modules() if isinstance(module, EMACodebook)]
+        found = [((name,), _from_module(module)) for name, module in modules] or _from_tree(source.state_dict())
         kind = f"a {type(source).__name__}"
-        if not found:
-            found = _from_tree(source.state_dict())
     elif isinstance(source, Mapping):
         found = _from_tree(source)
-        kind = f"a {type(source).__name__} of {_some(source)}"
+        kind = f"a {type(source).__name__} of {_first_keys(source)}"
     else:
         raise TypeError(
             f"source must be a module or a state dict, got {type(source).__name__}: for a file write "
@@ -94,36 +90,32 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, Found]:
 
 
 def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
-    """What ``torch.save`` (read with ``weights_only``, so that nothing is executed) or safetensors wrote.
+    """Return what a file holds that torch.save or safetensors wrote. Executes nothing in it (``weights_only``).
 
     Args:
-        path: a file; ``.safetensors`` by its ending, anything else as torch's.
+        path: a file; ``.safetensors`` by its ending, anything else in torch's format.
+
+    Returns:
+        The dictionary in the file, on the CPU.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or it holds no dictionary.
-        ImportError: a ``.safetensors`` file, and safetensors is not installed.
+        ValueError: there is no such file, it cannot be read, or it does not hold a dictionary.
+        ImportError: the file is a ``.safetensors``, and safetensors is not installed.
 
     >>> read_checkpoint("nowhere.pt")
     Traceback (most recent call last):
-    ValueError: checkpoint must be a file, got 'nowhere.pt', which is none: ...
+    ValueError: checkpoint must be a file, got 'nowhere.pt', which does not exist: check the path
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which is none: check the path")
+        missing = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which {missing}: check the path")
     if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
-        read: Callable[[Path], Any] = load_file
-        refusal = _unreadable_safetensors
-    else:
-        read = _load
-        refusal = _unreadable
+        return _read_safetensors(path)
     try:
-        content = read(path)
-    except Exception as error:  # pickle, zip, zlib and safetensors raise what they like
-        raise ValueError(refusal(path)) from error
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and zlib raise many kinds
+        raise ValueError(_why_unreadable(path)) from error
     if not isinstance(content, Mapping):
         raise ValueError(
             f"checkpoint must hold a dictionary, got {type(content).__name__} in {str(path)!r}: {SAVE_TENSORS}"
@@ -132,83 +124,84 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
 
 
 def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """The dotted prefix that all names share, and what is left of each.
+    """Return the dotted prefix that all names share, and what remains of each name.
 
     >>> short_names(["codebooks.0", "codebooks.1"])
     ('codebooks', {'codebooks.0': '0', 'codebooks.1': '1'})
     """
-    names = list(names)
-    parts = [name.split(".") for name in names]
+    parts = {name: name.split(".") for name in names}
     common: list[str] = []
-    for column in zip(*(one[:-1] for one in parts), strict=False):
+    for column in zip(*(one[:-1] for one in parts.values()), strict=False):
         if len(set(column)) > 1:
             break
         common.append(column[0])
-    return ".".join(common), {name: ".".join(one[len(common) :]) for name, one in zip(names, parts, strict=True)}
+    return ".".join(common), {name: ".".join(one[len(common) :]) for name, one in parts.items()}
 
 
-def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint must be a file of safetensors, got {str(path)!r}, which cannot be read: write it with "
+            "safetensors.torch.save_file"
+        ) from error
 
 
-def _unreadable_safetensors(path: Path) -> str:
-    return f"checkpoint must be what safetensors wrote, got {str(path)!r}: write it with safetensors.torch.save_file"
-
-
-def _unreadable(path: Path) -> str:
-    """Why torch would not read it, found out without executing anything either."""
+def _why_unreadable(path: Path) -> str:
+    """Return why torch refused a file. Executes nothing in it either."""
     try:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # no zip, or none of torch's
-        return f"checkpoint must be what torch.save wrote, got {str(path)!r}, which is not: {SAVE_TENSORS}"
-    inside = f"objects of {', '.join(sorted(classes)[:3])}" if classes else "what cannot be read"
+    except Exception:  # not a zip file, or not one of torch.save's
+        return f"checkpoint must be a file of torch.save, got {str(path)!r}, which is not: {SAVE_TENSORS}"
+    inside = f"objects of {', '.join(sorted(classes)[:3])}" if classes else "values that cannot be read"
     return (
-        f"checkpoint must hold tensors and plain values, which load without executing anything, got {inside} in "
+        f"checkpoint must hold tensors and plain values, which load without executing code, got {inside} in "
         f"{str(path)!r}: {SAVE_TENSORS}"
     )
 
 
-def _from_module(codebook: EMACodebook) -> Found:
-    found = _from_entries("", codebook.state_dict())
-    assert found is not None
-    threshold = codebook.revival.threshold if isinstance(codebook.revival, BatchRevival) else None
-    return found._replace(
+def _from_module(codebook: EMACodebook) -> FoundCodebook:
+    return _from_state(codebook.state_dict(), "")._replace(
         decay=float(codebook.decay),
         revives=not isinstance(codebook.revival, NoRevival),
-        threshold=threshold,
+        threshold=codebook.revival.threshold if isinstance(codebook.revival, BatchRevival) else None,
         metric=codebook.metric,
         initialization=type(codebook.initialization).__name__,
     )
 
 
-def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], Found]]:
-    """With the keys on the way: containers first, the dotted prefix last."""
-    found: list[tuple[tuple[str, ...], Found]] = []
+def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCodebook]]:
+    """Return codebooks with the keys that lead to them: those of containers, and then the dotted prefix."""
+    found: list[tuple[tuple[str, ...], FoundCodebook]] = []
     seen = set()
     for path, state in _states(source, ()):
         for key, embed in state.items():
             prefix, _, last = key.rpartition("embed")
-            if last or (prefix and not prefix.endswith(".")) or not isinstance(embed, Tensor):
+            tensors = isinstance(embed, Tensor) and isinstance(state.get(prefix + "cluster_size"), Tensor)
+            if last or (prefix and not prefix.endswith(".")) or not tensors:
                 continue
-            entries = _from_entries(prefix, state)
-            if entries is None:
-                continue
-            # A codebook that two modules share stands in their state under two names, with one memory.
+            codebook = _from_state(state, prefix)
+            # A codebook that two modules share is in their state under two names, in the same memory.
             memory = (embed.device, embed.data_ptr(), embed.storage_offset(), tuple(embed.shape))
             if embed.data_ptr() and memory in seen:
                 continue
             seen.add(memory)
-            heads = [entries]
-            if embed.ndim == 3 and entries.cluster_size.shape == embed.shape[:2]:
-                pairs = zip(embed, entries.cluster_size, strict=True)
-                heads = [entries._replace(embed=codes, cluster_size=counts) for codes, counts in pairs]
-            for head, one in enumerate(heads):
-                found.append(((*path, prefix + (f"head{head}" if len(heads) > 1 else "")), one))
+            heads = [codebook]
+            if embed.ndim == 3 and codebook.cluster_size.shape == embed.shape[:2]:
+                pairs = zip(embed, codebook.cluster_size, strict=True)
+                heads = [codebook._replace(embed=codes, cluster_size=counts) for codes, counts in pairs]
+            for number, head in enumerate(heads):
+                found.append(((*path, prefix + (f"head{number}" if len(heads) > 1 else "")), head))
     return found
 
 
 def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every dictionary in ``source`` with the keys that lead to it."""
+    """Yield every dictionary in ``source`` with the keys that lead to it."""
     if isinstance(source, Mapping):
         yield path, {key: value for key, value in source.items() if isinstance(key, str)}
         for key, value in source.items():
@@ -218,25 +211,31 @@ def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
             yield from _states(value, (*path, str(position)))
 
 
-def _from_entries(prefix: str, state: Mapping[str, Any]) -> Found | None:
-    embed, cluster_size = state[prefix + "embed"], state.get(prefix + "cluster_size")
-    if not isinstance(cluster_size, Tensor):
-        return None
-    if embed.is_meta:
-        return Found(embed, cluster_size, False, None)
+def _from_state(state: Mapping[str, Any], prefix: str) -> FoundCodebook:
+    embed, cluster_size = state[prefix + "embed"], state[prefix + "cluster_size"]
+    if embed.is_meta or cluster_size.is_meta:
+        return FoundCodebook(embed, cluster_size, False, None)
     flags = [state[prefix + name] for name in FLAGS if prefix + name in state]
     initialized = bool(torch.as_tensor(flags[0]).bool().all()) if flags else True
-    # Of the draws that `rng` counts, one was the construction's and one the codes' that were set. Beside counts from
-    # elsewhere there are fewer: such a state never had its codes set.
-    rng = state.get(prefix + "rng")
-    draws = int(rng[1]) if isinstance(rng, Tensor) and rng.shape == (2,) else 0
-    updates = draws - 2 if draws >= 2 else None
-    if updates is None and initialized and bool((cluster_size == 1).all()):
-        updates = 0  # as `set_codes_` leaves them
-    return Found(embed, cluster_size, initialized, updates)
+    updates = _updates(state.get(prefix + "num_updates"), state.get(prefix + "rng"), cluster_size)
+    return FoundCodebook(embed, cluster_size, initialized, updates)
+
+
+def _updates(num_updates: Any, rng: Any, cluster_size: Tensor) -> int | None:
+    """Return how often the counts were updated, from whatever version of the state; None if it does not say."""
+    updates = -1  # version 1 and other libraries count nothing
+    if isinstance(num_updates, Tensor) and num_updates.numel() == 1:
+        updates = int(num_updates)
+    elif isinstance(rng, Tensor) and rng.shape == (2,):
+        # Version 2 counts random draws: one at construction, one when the codes are set, and one for each update.
+        updates = int(rng[1]) - 2
+    if updates >= 0:
+        return updates
+    return 0 if bool((cluster_size == 1).all()) else None  # as counts start, in any state
 
 
 def _names(paths: list[tuple[str, ...]]) -> list[str]:
+    """Return one name for each path: dotted, unique, without containers and wrappers that all share."""
     containers = {path[:-1] for path in paths}
     parts = [
         [part for key in (path[-1:] if len(containers) == 1 else path) for part in key.split(".")] for path in paths
@@ -245,20 +244,17 @@ def _names(paths: list[tuple[str, ...]]) -> list[str]:
     while all(one[:1] == ["module"] for one in parts):
         parts = [one[1:] for one in parts]
     names = [".".join(one) or "codebook" for one in parts]
-    if len(set(names)) < len(names):  # what was left out told them apart
+    if len(set(names)) < len(names):  # only what was left out distinguished them
         names = [".".join(path).strip(".") or "codebook" for path in paths]
-    taken = set(names)
-    for position, name in enumerate(names):
-        number = 1
-        while names[position] in names[:position]:  # the keys 1 and "1", or a dot between keys and one within a key
-            number += 1
-            if f"{name}#{number}" not in taken:
-                names[position] = f"{name}#{number}"
-                taken.add(names[position])
-    return names
+    unique: list[str] = []
+    for name in names:  # some are still equal: of the keys 1 and "1", or with a dot between two keys and within one key
+        numbered = (f"{name}#{number}" for number in count(2))
+        free = (other for other in numbered if other not in names and other not in unique)
+        unique.append(next(free) if name in unique else name)
+    return unique
 
 
-def _check(name: str, found: Found) -> None:
+def _check(name: str, found: FoundCodebook) -> None:
     embed, cluster_size = found.embed, found.cluster_size
     if embed.is_meta or cluster_size.is_meta:
         raise ValueError(f"{name} must have values, got a codebook on the meta device: load a state first")
@@ -269,6 +265,6 @@ def _check(name: str, found: Found) -> None:
         )
 
 
-def _some(source: Mapping[Any, Any]) -> str:
+def _first_keys(source: Mapping[Any, Any]) -> str:
     keys = [repr(key) for key in list(source)[:3]]
     return (", ".join(keys) + (", ..." if len(source) > 3 else "")) or "nothing"

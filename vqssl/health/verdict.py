@@ -1,173 +1,305 @@
-"""What the numbers mean, and what to do: the findings on one codebook, with every threshold and its reason."""
+"""Judge a codebook by its measures: the findings, and every threshold with its reason."""
 
-from __future__ import annotations
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Literal, NamedTuple
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from vqssl.health.measures import CodeMeasures, CountMeasures, MovementMeasures, even_use, tokens_per_code
+from vqssl.health.sources import FoundCodebook
 
-from vqssl.health.finding import LEVELS, Finding, count, power_above, share, worst
-from vqssl.health.use import unused, usage
+__all__ = ["LEVELS", "Finding", "Level", "judge", "worst"]
 
-if TYPE_CHECKING:
-    from vqssl.health.report import CodebookHealth
+Level = Literal["ok", "look", "act"]
+LEVELS: tuple[Level, ...] = ("ok", "look", "act")
 
-__all__ = ["judge", "near_duplicate_below"]
+DEAD_ACT, DEAD_LOOK = 0.25, 0.05
+"""Share of dead codes beyond those without tokens by chance. A dead quarter costs memory and search for nothing; below
+a twentieth no other measure of the codebook changes."""
+
+DYING_LOOK = 0.2
+"""Share of dying codes beyond chance. An unused code takes ln 10 memory lengths from the fair share to a tenth of it,
+and is dying for 1 of them: a fifth dying means that almost half are unused. Trained codebooks of 256 had 0 to 11%."""
+
+EVEN_ACT, EVEN_LOOK = 0.1, 0.5
+"""Perplexity as a share of that of even usage with as many tokens. Trained codebooks have 0.7 to 0.9, because data are
+not even. Below a half, half the codes would do; a tenth is collapse."""
+
+FEW_TOKENS = 2.0
+"""Tokens per code that the running counts remember. With 2, even usage shows 6% dead codes and 78% perplexity; with 1,
+19% and 62%. Below 2, dead codes cannot be distinguished from chance."""
+
+SETTLED = 5.0
+"""Memory lengths 1 / (1 - decay) until usage has settled. A revived code starts with the fair share, and loses it in
+ln 10 of them. On encoders that train, perplexity first falls below half of its final value, and is within 15% of it
+after 2 to 4 lengths (``docs/health.md``)."""
 
 DUPLICATES_ACT, DUPLICATES_LOOK = 0.25, 0.02
-"""Share of codes with a near-duplicate: dead weight as dead codes are, though their counts may look alive. Random codes
-have next to none; a few come and go where a revival draws one token twice."""
-
-NEAR = 0.01
-"""Near-duplicates lie within this fraction of the spacing that codes would have if they were spread out evenly."""
+"""Share of codes with a near-duplicate. They waste capacity as dead codes do, even if their counts look alive. Random
+codes have almost none; a few come and go where a revival draws one token twice."""
 
 COLLAPSED = 1e-3
-"""Spread of the codes next to their length. The tokens of working encoders have 0.1 and more; float32 keeps 1e-7."""
+"""Spread of the codes relative to their length. Tokens of working encoders have 0.1 and more; float32 resolves 1e-7."""
 
 LINE = 1.5
-"""Effective dimension of a codebook that could have three or more: nearly all variance lies along one direction."""
-
-PLACE = 0.05
-"""Codes nearer than this, in units of the spread, lie in one place as seen from the whole codebook."""
+"""Effective dimension, where three or more are possible: almost all variance lies in one direction."""
 
 PLACES_LOOK = 12.0
-"""Distinct places below which many codes (four times as many) sit in clumps. Codes spread along a line, Gaussian or
-with heavier tails, have 18 to 34 places, and in two dimensions nearly all: only what has gaps has fewer."""
+"""Distinct places below which many codes (four times as many) lie in clumps. Codes along a line, Gaussian or with
+heavier tails, have 18 to 34 places, and in two dimensions nearly K. Only codes with gaps have fewer."""
 
 ONE_PLACE = 1.2
-"""Distinct places below which a few codes lie far from all the others, which says nothing of those."""
+"""Distinct places below which a few codes lie far from all others, which says nothing about the others."""
 
 TURNOVER_LOOK = 0.5
-"""Share of codes that lie where another one lay: half of the indices no longer mean what they meant."""
+"""Share of codes that now lie where another one was: half of the indices have changed their meaning."""
 
 
-def judge(health: CodebookHealth) -> tuple[Finding, ...]:
-    """The findings on one codebook, worst first; never empty.
+class Finding(NamedTuple):
+    """One sentence of the verdict.
 
-    >>> import vqssl
-    >>> judge(vqssl.health.examine(vqssl.EMACodebook(8, 4))["codebook"])[0].says
-    'not trained yet: the codes are random'
+    >>> Finding("ok", "perplexity 221 of 256", "").level
+    'ok'
     """
-    if not health.initialized:
+
+    level: Level
+    """``"ok"``; ``"look"``: worth a look, or too early to tell; ``"act"``: the codebook does not do its work."""
+    says: str
+    """What was found, with the number."""
+    advice: str
+    """What to do about it; empty if there is nothing to do."""
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """Return the worst level among findings; ``"ok"`` if there are none.
+
+    >>> worst([Finding("look", "", ""), Finding("ok", "", "")])
+    'look'
+    """
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+
+
+_look = partial(Finding, "look")
+_act = partial(Finding, "act")
+
+
+def judge(
+    codebook: FoundCodebook, counts: CountMeasures, codes: CodeMeasures, movement: MovementMeasures
+) -> tuple[Finding, ...]:
+    """Return the findings on one codebook, worst first; at least one."""
+    size, dim = codebook.embed.shape
+    if not codebook.initialized:
         advice = "call it in training mode: .train(), not frozen, and with at least one valid token"
-        return (Finding("look", "not trained yet: the codes are random", advice),)
-    found = [*_broken(health), *unused(health), *_collapsed(health)]
-    if not found:  # else the rest would be consequences
-        found = [*usage(health), *_geometry(health)]
-    if worst(found) != "act" or health.since_initialized is False:  # a since of no use is said in any case
-        found += _movement(health)
-    if not any(LEVELS.index(finding.level) for finding in found):
-        found.append(_healthy(health))
+        return (_look("not trained yet: the codes are random", advice),)
+    found = list(_failures(size, counts, codes))
+    if not found:  # otherwise all others would be consequences of these
+        found = [*_usage(codebook, counts), *_geometry(size, dim, codebook.metric, codes)]
+    if worst(found) != "act" or movement.since_initialized is False:  # a useless `since` is always reported
+        found += _movement(movement)
+    if worst(found) == "ok":
+        perplexity = f"perplexity {_count(counts.perplexity)} of {size} ({100 * counts.perplexity / size:.0f}%)"
+        usage = f"{perplexity}, {counts.dead} dead, {counts.dying} dying"
+        found.append(Finding("ok", usage if size > 1 else "a single code: nothing to measure", ""))
     return tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
 
 
-def near_duplicate_below(codebook_size: int, dimension: float) -> float:
-    r"""The distance, in units of the spread, within which two codes are near-duplicates.
-
-    .. math:: 0.01 \cdot K^{-1/\max(d, 1)}
-
-    K codes that spread in d dimensions (the effective dimension: not all of D) lie some :math:`K^{-1/d}` of their
-    spread apart; two at a hundredth of that share a cell.
-
-    >>> near_duplicate_below(1024, 1)
-    9.765625e-06
-    """
-    return float(NEAR * codebook_size ** (-1 / max(dimension, 1)))
-
-
-def _broken(health: CodebookHealth) -> Iterator[Finding]:
-    if health.not_finite:
-        yield Finding(
-            "act",
-            f"{share(health.not_finite, health.codebook_size)} hold NaN, infinities or values beyond 1e150",
-            "codebooks of vqssl take in no such token: load an older checkpoint, and check what wrote this one",
+def _failures(size: int, counts: CountMeasures, codes: CodeMeasures) -> Iterator[Finding]:
+    if codes.not_finite:
+        yield _act(
+            f"{_share(codes.not_finite, size)} hold NaN, infinities or values beyond 1e150",
+            "codebooks of vqssl skip such tokens: load an older checkpoint, and check what wrote this one",
         )
-    if health.not_counts:
-        yield Finding(
-            "act",
-            f"{share(health.not_counts, health.codebook_size, 'running counts')} are NaN, infinite or negative",
-            "the state is broken, and its use cannot be told: load an older checkpoint, and check what wrote this one",
+    if counts.not_counts:
+        yield _act(
+            f"{_share(counts.not_counts, size, 'running counts')} are NaN, infinite or negative",
+            "the state is damaged, so usage is unknown: load an older checkpoint, and check what wrote this one",
         )
-
-
-def _collapsed(health: CodebookHealth) -> Iterator[Finding]:
-    if health.codebook_size - health.not_finite > 1 and health.spread <= COLLAPSED * health.norm:
-        relative = health.spread / health.norm if health.norm else 0.0
-        yield Finding(
-            "act",
+    elif not counts.shares.any():
+        yield _act("no tokens: all running counts are 0", "check that masks keep tokens, and that tokens are finite")
+    if size - codes.not_finite > 1 and codes.spread <= COLLAPSED * codes.norm:
+        relative = codes.spread / codes.norm if codes.norm else 0.0
+        yield _act(
             f"all codes are nearly equal: their spread is {relative:.1g} of their length",
             "the tokens have collapsed, not the codebook: check the encoder's targets, and the projection before it",
         )
 
 
-def _geometry(health: CodebookHealth) -> Iterator[Finding]:
-    size = health.codebook_size
-    clumps = _clumps(health)
-    if health.near_duplicates > DUPLICATES_LOOK * size:
-        yield Finding(
-            "act" if health.near_duplicates > DUPLICATES_ACT * size else "look",
-            f"{share(health.near_duplicates, size)} have a near-duplicate",
-            "two such codes do the work of one: lower codebook_size; where batches hold fewer tokens than codes, "
-            "SampleInit() and BatchRevival() repeat some: make them larger",
+def _usage(codebook: FoundCodebook, counts: CountMeasures) -> Iterator[Finding]:
+    size = len(codebook.embed)
+    if size < 2:
+        return
+    if counts.decay == 1:
+        yield _look(
+            "decay is 1: counts and codes never change, so usage cannot be measured",
+            "write decay=0.99; to keep the codes fixed, call freeze()",
         )
-    elif clumps is not None:
+        return
+    unused_until = counts.dead_below or 0.1  # what an unused code must have fallen to before usage says anything
+    if counts.start_share is not None and (not counts.updates or counts.start_share > unused_until):
+        yield _look(
+            f"too early to tell: after {counts.updates} updates a code that was never used still has "
+            f"{100 * counts.start_share:.0f}% of the fair share (at decay {counts.decay:g})",
+            f"look again after about {_updates_until(unused_until, size, counts)} updates",
+        )
+        return
+    if counts.tokens_per_step is None:
+        return
+    remembered = tokens_per_code(counts.tokens_per_step, size, counts.decay)
+    if few := remembered < FEW_TOKENS:
+        yield _look(
+            f"too few tokens to tell: {amount(counts.tokens_per_step)} a step, and the counts remember "
+            f"{remembered:.2g} per code",
+            f"use codebook_size={_power_below(size * remembered / FEW_TOKENS)} or less, larger batches, or a decay "
+            "closer to 1; until then some codes are dead by chance",
+        )
+    uneven = _uneven(codebook, counts, remembered, few)
+    if uneven is None:
+        return
+    settled = math.ceil(round(SETTLED / (1 - counts.decay), 6))
+    if counts.updates is None:
+        yield uneven._replace(advice=f"{uneven.advice}; if training has just begun, look again after {settled} updates")
+    elif counts.updates < settled:
+        perplexity = f"perplexity {_count(counts.perplexity)} of {size} so far"
+        yield _look(
+            f"still settling: {counts.updates} of about {settled} updates, {perplexity}",
+            f"look again after about {settled - counts.updates} more: until then revived codes come and go",
+        )
+    else:
+        yield uneven
+
+
+def _uneven(codebook: FoundCodebook, counts: CountMeasures, remembered: float, few: bool) -> Finding | None:
+    """Return what is wrong with the usage, if it has settled."""
+    size = len(codebook.embed)
+    even_perplexity, chance_dead = even_use(remembered, counts.dead_below)
+    even = counts.perplexity / (even_perplexity * size)
+    dead = counts.dead / size - chance_dead
+    if even < EVEN_ACT:
+        start = _unless_kmeans(codebook, "write initialization=KMeansInit(), which starts at the tokens", "; ")
+        revival = "" if codebook.revives else "write revival=BatchRevival(); "
+        return _act(
+            f"codebook collapse: perplexity {_count(counts.perplexity)} of {size}",
+            f"check that tokens differ, have unit scale and lie where the codes do; {start}{revival}if none of this "
+            f"helps, lower codebook_size to {_power_above(max(counts.perplexity, 2))}",
+        )
+    if few:
+        return None
+    if dead > DEAD_LOOK:
+        level: Level = "act" if dead > DEAD_ACT else "look"
+        return Finding(level, f"{_share(counts.dead, size)} are dead", _fewer_dead(codebook, counts))
+    if even < EVEN_LOOK:
+        start = _unless_kmeans(codebook, "; initialization=KMeansInit() starts more evenly")
+        return _look(
+            f"uneven usage: perplexity {_count(counts.perplexity)} of {size}",
+            f"codebook_size={_power_above(counts.perplexity)} would hold as much{start}",
+        )
+    top = min(math.e * counts.dead_below, 1.0)
+    chance_dying = even_use(remembered, top)[1] - chance_dead
+    if counts.dying / size - chance_dying > DYING_LOOK:
+        return _look(
+            f"{_share(counts.dying, size)} are dying: below {top:.2f} of the fair share, and soon dead if not used",
+            f"the data use fewer codes: lower codebook_size to {_power_below(size - 1)}, or accept revivals",
+        )
+    return None
+
+
+def _unless_kmeans(codebook: FoundCodebook, advice: str, end: str = "") -> str:
+    """Return advice to start with k-means, unless the codebook did."""
+    if codebook.initialization == "KMeansInit":
+        return ""
+    return f"{advice}{'' if codebook.initialization else ' (if it was another)'}{end}"
+
+
+def _fewer_dead(codebook: FoundCodebook, counts: CountMeasures) -> str:
+    if codebook.revives is None:
+        revival = f"revival=BatchRevival(threshold={max(counts.dead_below, 0.1):g})"
+        cure = f"train with {revival} if there is no revival, with a higher threshold if there is"
+    elif not codebook.revives:
+        cure = f"write revival=BatchRevival(){_unless_kmeans(codebook, ' and initialization=KMeansInit()')}"
+    else:
+        cure = f"raise the revival's threshold above {counts.dead_below:g} (it acts in training mode, not frozen)"
+    size = min(_power_above(max(counts.perplexity, 2)), len(codebook.embed) // 2 or 1)
+    return f"{cure}, or lower codebook_size to {size}"
+
+
+def _updates_until(share: float, size: int, counts: CountMeasures) -> int:
+    """Return t from ``decay ** t * K / sum(N) = share``, where ``sum(N) = decay ** t * K + (1 - decay ** t) * T``."""
+    if not 0 < counts.decay < 1 or share == 1:
+        return 1
+    fair = (counts.tokens_per_step or 0.0) / size or 1.0
+    return max(math.ceil(math.log(share * fair / (1 - share + share * fair)) / math.log(counts.decay)), 1)
+
+
+def _geometry(size: int, dim: int, metric: str | None, codes: CodeMeasures) -> Iterator[Finding]:
+    places = codes.places
+    if places is not None and not ONE_PLACE <= places <= min(PLACES_LOOK, size / 4):
+        places = None
+    if codes.near_duplicates > DUPLICATES_LOOK * size:
         yield Finding(
-            "look",
-            f"the {size} codes sit in clumps: as seen from afar in {clumps:.2g} places",
+            "act" if codes.near_duplicates > DUPLICATES_ACT * size else "look",
+            f"{_share(codes.near_duplicates, size)} have a near-duplicate",
+            "two such codes do the work of one: lower codebook_size; if batches have fewer tokens than codes, enlarge "
+            "them, because SampleInit() and BatchRevival() then repeat tokens",
+        )
+    elif places is not None:
+        yield _look(
+            f"the {size} codes lie in about {places:.2g} clumps",
             "tokens differ far more between clumps than within: if what is within matters, find the token dimensions "
-            f"that part the clumps and scale them down; if not, codebook_size={power_above(clumps)} is enough",
+            f"that separate the clumps and scale them down; if not, codebook_size={_power_above(places)} is enough",
         )
-    on_a_line = health.effective_dimension is not None and health.effective_dimension < LINE
-    if on_a_line and clumps is None and min(health.dim, size - 1) > 2:  # two clumps always lie on a line
-        yield Finding(
-            "look",
-            f"effective dimension {health.effective_dimension:.1f} of {health.dim}: the codes lie nearly on a line",
-            "one direction of the tokens outweighs the rest: normalise each of their dimensions before the codebook"
-            + ("" if health.metric == "cosine" else ', or write metric="cosine"'),
+    dimension = codes.effective_dimension
+    if dimension is not None and dimension < LINE and places is None and min(dim, size - 1) > 2:
+        # Not of clumps: two of them always lie on a line.
+        yield _look(
+            f"effective dimension {dimension:.1f} of {dim}: the codes lie nearly on a line",
+            "one direction of the tokens outweighs the others: normalise each of their dimensions before the codebook"
+            + ("" if metric == "cosine" else ', or write metric="cosine"'),
         )
 
 
-def _clumps(health: CodebookHealth) -> float | None:
-    """How many; None where the codes are not in clumps."""
-    places = health.places
-    return places if places is not None and ONE_PLACE <= places <= min(PLACES_LOOK, health.codebook_size / 4) else None
-
-
-def _movement(health: CodebookHealth) -> Iterator[Finding]:
-    if health.since_initialized is False:
-        yield Finding(
-            "look",
+def _movement(movement: MovementMeasures) -> Iterator[Finding]:
+    resume = "call .train() and freeze(False), and update_() in loops that use quantize()"
+    if movement.since_initialized is False:
+        yield _look(
             "nothing to compare with: the earlier codebook was not trained yet",
             "give a state from after its first update in training mode",
         )
-    elif health.drift == 0 and health.updates_since == 0:
-        yield Finding(
-            "look",
-            "the same state twice: 0 updates lie between, and the codes are equal",
-            "give an earlier state; if training went on in between, it was frozen or in eval mode: .train(), "
-            "freeze(False), and in loops that use quantize() also update_()",
+    elif movement.drift == 0 and movement.updates_since == 0:
+        yield _look(
+            "the same state twice: no update lies between, and the codes are equal",
+            f"give an earlier state; if you trained in between, the codebook was frozen or in eval mode: {resume}",
         )
-    elif health.drift == 0:
-        yield Finding(
-            "look",
-            "the codes have not moved"
-            + ("" if health.updates_since is None else f" in {health.updates_since} updates"),
-            "fine if frozen; otherwise call it in training mode, freeze(False), and in loops that use quantize() also "
-            "update_()",
-        )
-    elif health.turnover is not None and health.turnover > TURNOVER_LOOK:
-        yield Finding(
-            "look",
-            f"{100 * health.turnover:.0f}% of the codes have changed places since (drift {health.drift or 0:.2g})",
+    elif movement.drift == 0:
+        between = "" if movement.updates_since is None else f" in {movement.updates_since} updates"
+        yield _look(f"the codes have not moved{between}", f"expected if frozen; otherwise {resume}")
+    elif movement.turnover is not None and movement.turnover > TURNOVER_LOOK:
+        yield _look(
+            f"{100 * movement.turnover:.0f}% of the codes have changed places since (drift {movement.drift or 0:.2g})",
             "usual early in training; later raise decay, or lower the learning rate or the revival's threshold",
         )
 
 
-def _healthy(health: CodebookHealth) -> Finding:
-    if health.codebook_size < 2:
-        return Finding("ok", "a single code: nothing to measure", "")
-    return Finding(
-        "ok",
-        f"perplexity {count(health.perplexity)} of {health.codebook_size} "
-        f"({100 * health.perplexity / health.codebook_size:.0f}%), {health.dead} dead, {health.dying} dying",
-        "",
-    )
+def amount(tokens: float) -> str:
+    """Format a number of tokens.
+
+    >>> amount(8192.0), amount(0.5)
+    ('8,192', '0.5')
+    """
+    return format(tokens, ",.0f" if tokens >= 10 else ".2g")
+
+
+def _count(value: float) -> str:
+    return format(value, ".0f" if value >= 100 else ".3g")
+
+
+def _share(count: int, size: int, what: str = "codes") -> str:
+    return f"{100 * count / size:.0f}% of the {what} ({count} of {size})"
+
+
+def _power_above(value: float) -> int:
+    below = _power_below(value)
+    return below if below >= value else 2 * below
+
+
+def _power_below(value: float) -> int:
+    return 1 << max(math.frexp(value)[1] - 1, 0)
