@@ -138,12 +138,12 @@ def test_an_ema_rule_is_a_name_or_a_function(name, rule):
     ("build", "message"),
     [
         (
-            lambda: EMACodebook(256, 512),
+            lambda: EMACodebook(codebook_size=256, dim=512),
             r"takes its sizes by name.*got 256, 512: write EMACodebook\(codebook_size=, dim=\)",
         ),
-        (lambda: EMACodebook(256, dim=4), "takes its sizes by name"),
+        (lambda: EMACodebook(codebook_size=256, dim=4), "takes its sizes by name"),
         (
-            lambda: vqssl.MultiScaleQuantizer([3], 8, dim=4),
+            lambda: vqssl.MultiScaleQuantizer([3], codebook_size=8, dim=4),
             r"takes its sizes by name.*in_channels, codebook_size=, dim=",
         ),
         (lambda: EMACodebook(num_embeddings=8, embedding_dim=4), "'num_embeddings', .*: write codebook_size="),

@@ -262,10 +262,7 @@ def given_counts(counts, *, updates=10_000, codes=None, **options):
     codebook = EMACodebook(codebook_size=len(counts), dim=8, **options)
     codebook.set_codes_(torch.randn(len(counts), 8) if codes is None else codes)
     codebook.cluster_size.copy_(counts)
-    if "num_updates" in codebook.state_dict():
-        codebook.num_updates.fill_(updates)
-    else:  # version 2 of the state
-        codebook.rng[1] = updates + 2
+    codebook.num_updates.fill_(updates)
     return codebook
 
 
@@ -403,24 +400,21 @@ def test_decay_1_is_reported():
 
 @pytest.mark.parametrize("updates", [0, 1, 3, 200])
 def test_age_of_the_counts_after_codes_are_set_again(updates):
-    """Counts start at one each again. A state of version 2 then no longer says how old they are."""
+    """Counts start at one each again."""
     codebook = trained(normal)
-    known = "num_updates" in codebook.state_dict() or updates == 0  # counts of one each are new in any state
     for _ in range(2):
         codebook.set_codes_(torch.randn(64, 8))
         for step in range(updates):
             codebook(normal(step))
         health = only(codebook)
-        assert health.updates == (updates if known else None)
+        assert health.updates == updates
         if updates == 0:
             assert health.tokens_per_step is None
             assert says(health, "look").startswith("too early to tell")
-        elif known:
-            assert health.tokens_per_step == pytest.approx(512, rel=1e-3)
         else:
-            assert health.tokens_per_step == pytest.approx(codebook.cluster_size.sum().item())
+            assert health.tokens_per_step == pytest.approx(512, rel=1e-3)
         assert "no tokens" not in says(health, "act")
-    if updates < 120 or not known:
+    if updates < 120:
         assert only(codebook, since=trained(normal)).updates_since is None
 
 

@@ -332,7 +332,7 @@ HEADS = {"embed": torch.ones(2, 4, 3), "embed_avg": torch.ones(2, 4, 3), "cluste
 BAD_STATES = {
     "a module": (lambda: read(trained()), TypeError, r"state_dict\(\)"),
     "a path": (lambda: read("vq.pt"), TypeError, "weights_only=True"),
-    "other keys": (lambda: read({0: NAN}), TypeError, "no strings"),
+    "other keys": (lambda: read({0: NAN}), TypeError, "keys other than strings"),
     "no codebook": (lambda: read({"w": NAN}), ValueError, "got 'w'"),
     "two": (lambda: read(TWO), ValueError, "prefix='layers.0._codebook.'"),
     "which of two": (lambda: read(TWO, "layers.2."), ValueError, "got 'layers.2.'"),
@@ -437,7 +437,7 @@ def test_bad_input_is_answered_with_what_to_write(case):
 def test_heads_that_started_and_heads_that_did_not():
     started = EMACodebook(codebook_size=4, dim=3)
     started(torch.randn(9, 3))
-    with pytest.raises(ValueError, match="first values all or none"):
+    with pytest.raises(ValueError, match="one flag, all initialised or all uninitialised"):
         codebook_to_vector_quantize_pytorch([started, EMACodebook(codebook_size=4, dim=3)])
 
 

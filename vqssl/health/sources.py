@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
 from vqssl.revival import BatchRevival, NoRevival
 
@@ -170,7 +171,7 @@ def _from_module(codebook: EMACodebook) -> FoundCodebook:
         decay=float(codebook.decay),
         revives=not isinstance(codebook.revival, NoRevival),
         threshold=codebook.revival.threshold if isinstance(codebook.revival, BatchRevival) else None,
-        metric=codebook.metric,
+        metric=policy_name(codebook.metric),
         initialization=type(codebook.initialization).__name__,
     )
 
