@@ -97,7 +97,7 @@ def test_teacher_step_does_not_recompile(schedule):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
 def test_inductor_equals_eager():
     """In float64, so that rounding is far below the tolerance."""

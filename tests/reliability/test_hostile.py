@@ -29,7 +29,7 @@ def test_any_input_works_or_is_refused(rng):
     attempt(rng)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_five_thousand_seeded_inputs_work_or_are_refused():
     seen = [attempt(random.Random(seed)) for seed in range(5000)]
     outcomes = [outcome for _, outcome in seen]

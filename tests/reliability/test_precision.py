@@ -17,7 +17,7 @@ def float32_run():
     return train(net, 500), net
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_ends_near_float32(float32_run, dtype):
     expected, reference = float32_run

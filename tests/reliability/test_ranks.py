@@ -1,4 +1,4 @@
-"""Ranks of two and four processes over gloo equal each other bit for bit, and one process up to rounding.
+"""Two ranks, and four with --thorough, over gloo equal each other bit for bit, and one process up to rounding.
 
 These are whole training loops and FSDP2; test_distributed.py compares every step of a codebook and of a multi-scale
 quantiser.
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 STEPS = 200
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.thorough)])
 def found(request, tmp_path_factory):
     return ranks.run(request.param, tmp_path_factory.mktemp("ranks"), STEPS)
 
