@@ -62,7 +62,7 @@ USED_WITHOUT_IMPORT = {
 }
 """Distribution to a file and the text in it that needs the distribution."""
 
-NOT_IMPORTED_BY_VQSSL = {"numpy": "without it, torch warns as soon as it is used"}
+NOT_IMPORTED_BY_VQSSL = {"numpy": "torch warns on import without it"}
 
 
 # ---- what is declared ----

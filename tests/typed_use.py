@@ -45,11 +45,11 @@ def options_of_codebooks_are_known() -> MultiScaleQuantizer:
 
 
 def misspelt_name() -> None:
-    EMACodebook(codebook_size=8, dim=4, metric="euclidian")  # type: ignore[arg-type]
+    EMACodebook(codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
 
 
 def misspelt_name_for_all_scales() -> None:
-    MultiScaleQuantizer([3], codebook_size=8, dim=4, metric="euclidian")  # type: ignore[arg-type]
+    MultiScaleQuantizer([3], codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
 
 
 def misspelt_keyword() -> None:
