@@ -1,6 +1,7 @@
 """`python3 tests [OPTIONS]`: make the environment if needed, then run pytest in the root of the repository.
 
-Works from any folder; every option of pytest may follow, for example `-k codebook` or `-m "not slow"`.
+Works from any folder. Every option of pytest may follow, for example `-k codebook`, `-m "not slow"` or `--cov`.
+`--thorough` also runs the long tests, as `.ci/run` does.
 """
 
 import importlib.util

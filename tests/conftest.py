@@ -1,6 +1,8 @@
-"""What every test gets: a seed, a hypothesis profile, and the real data where there are any.
+"""Options, profiles and fixtures of all tests.
 
-Slow tests run by default; `-m "not slow"` leaves them out.
+Two profiles: by default, tests marked `thorough` are left out, and hypothesis tries 50 examples a property. With
+`--thorough`, or where CI=true as in `.ci/run`, all tests run, with 150 examples. Tests marked `slow` run in both;
+`-m "not slow"` leaves them out.
 """
 
 import os
@@ -12,9 +14,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A script of `.ci/run`, for another environment than this one; and a tool that needs triton.
+# A script that `.ci/run` runs in another environment, and a tool that needs triton.
 collect_ignore = ["wheel_smoke.py", "kernels/ahead_of_time.py"]
-if os.environ.get("TRITON_INTERPRET") != "1":  # kernels/test_triton.py runs it in a process that has asked for this
+if os.environ.get("TRITON_INTERPRET") != "1":  # kernels/test_triton.py runs it in a process of its own
     collect_ignore.append("kernels/interpreted.py")
 if not os.environ.get("VQSSL_SITE"):  # the built documentation; `.ci/run docs` sets it
     collect_ignore.append("site")
@@ -22,7 +24,39 @@ pytest.register_assert_rewrite("tests.laws")
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also run the tests marked thorough; so does CI=true")
+
+
+def is_thorough(config):
+    return config.getoption("thorough") or bool(os.environ.get("CI"))
+
+
+def pytest_configure(config):
+    # Before the test modules are imported: `@settings` there takes what it does not name from the loaded profile.
+    hypothesis.settings.load_profile("ci" if is_thorough(config) else "default")
+
+
+def pytest_collection_modifyitems(config, items):
+    if is_thorough(config):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    count = config.stash.get(LEFT_OUT, 0)
+    if count:
+        plural = "test was" if count == 1 else "tests were"
+        terminalreporter.write_line(
+            f"{count} thorough {plural} not run: `python3 tests --thorough` and `.ci/run` run them", yellow=True
+        )
 
 
 class TorchRandom:
@@ -33,7 +67,7 @@ class TorchRandom:
     setstate = staticmethod(torch.set_rng_state)
 
 
-torch_random = TorchRandom()  # hypothesis keeps a weak reference only
+torch_random = TorchRandom()  # hypothesis keeps only a weak reference
 hypothesis.register_random(torch_random)
 
 
@@ -44,11 +78,11 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real radiographs: $VQSSL_DATA, or `shared/data` beside the repository."""
+    """Return the folder of real radiographs: $VQSSL_DATA, or `shared/data` beside the repository."""
     named = os.environ.get("VQSSL_DATA")
     folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         if named:
-            pytest.fail(f"VQSSL_DATA names {folder}, which is no folder")
-        pytest.skip(f"no real data: {folder} is not there, and VQSSL_DATA is not set")
+            pytest.fail(f"VQSSL_DATA must name a folder, got {folder}")
+        pytest.skip(f"no real data: {folder} does not exist, and VQSSL_DATA is not set")
     return folder

@@ -1,4 +1,7 @@
-"""The public names and their signatures are a reviewed file: `python -m tests.test_public_api` writes it anew."""
+"""Public names and signatures equal a reviewed file, public_api.txt.
+
+`python -m tests.test_public_api` writes the file.
+"""
 
 import importlib
 import inspect
@@ -11,10 +14,12 @@ MODULES = ("vqssl", "vqssl.functional", "vqssl.initialization", "vqssl.revival",
 
 
 def described() -> str:
+    """Return the text of the file: one line a name."""
     return "\n".join(line for name in MODULES for line in lines_of(importlib.import_module(name))) + "\n"
 
 
 def lines_of(module: Any) -> Iterator[str]:
+    """Yield a line for each public name of a module, and for each public member of its classes."""
     for name in sorted(module.__all__):
         thing, full = getattr(module, name), f"{module.__name__}.{name}"
         if inspect.ismodule(thing) or name.startswith("__"):
@@ -28,9 +33,9 @@ def lines_of(module: Any) -> Iterator[str]:
 
 
 def members(kind: type) -> Iterator[str]:
-    """Of the class and its bases, as far as they are ours."""
+    """Yield a line for each public member of a class and of its bases in vqssl."""
     if hasattr(kind, "_fields"):
-        return  # a named tuple's are in its signature
+        return  # a named tuple's members are in its signature
     ours = [base for base in kind.__mro__ if base.__module__.split(".")[0] == "vqssl"]
     found = {name: value for base in reversed(ours) for name, value in vars(base).items()}
     for name in sorted(found):
@@ -44,15 +49,15 @@ def members(kind: type) -> Iterator[str]:
 
 
 def signature(thing: Any) -> str:
-    """Names, kinds and defaults; how a type is spelled is left to the type checker."""
+    """Return names, kinds and defaults of parameters, without their types, which the type checker holds."""
     parameters = [each.replace(annotation=each.empty) for each in inspect.signature(thing).parameters.values()]
     return str(inspect.Signature(parameters))
 
 
-def test_the_public_api_is_the_reviewed_one():
+def test_public_api_equals_the_reviewed_file():
     assert described() == FILE.read_text(encoding="utf-8"), (
-        "the public API has changed: if it was meant to, run `python -m tests.test_public_api`, look at the "
-        "difference, and say in CHANGELOG.md what a user notices"
+        "the public API has changed: if this is intended, run `python -m tests.test_public_api`, review the "
+        "difference, and add what a user notices to CHANGELOG.md"
     )
 
 

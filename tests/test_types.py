@@ -1,4 +1,4 @@
-"""Results can be unpacked, read by name, mapped over and exported."""
+"""Results can be unpacked, read by name, mapped over and exported; the lines of typed_use.py run or raise."""
 
 import io
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils import _pytree
 
+from tests.typed_use import ACCEPTED, REFUSED
 from vqssl import CodebookUsage, DiSSECTLoss, EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
 
 TYPES = {
@@ -17,14 +18,14 @@ TYPES = {
 
 
 @pytest.mark.parametrize("cls", TYPES)
-def test_fields_unpack_in_the_order_that_users_know(cls):
+def test_fields_keep_their_order(cls):
     assert cls._fields == TYPES[cls]
     values = [torch.tensor(float(n)) for n in range(len(TYPES[cls]))]
     assert [t.item() for t in cls(*values)] == list(range(len(values)))
 
 
-def test_codebook_unpacks_as_in_vector_quantize_pytorch():
-    codebook = EMACodebook(4, 3)
+def test_codebook_result_unpacks_as_in_vector_quantize_pytorch():
+    codebook = EMACodebook(codebook_size=4, dim=3)
     quantized, indices, loss = codebook(torch.randn(2, 5, 3))
     assert quantized.shape == (2, 5, 3)
     assert indices.shape == (2, 5)
@@ -32,13 +33,13 @@ def test_codebook_unpacks_as_in_vector_quantize_pytorch():
 
 
 @pytest.mark.parametrize("cls", TYPES)
-def test_trees_are_mapped_into_and_keep_their_type(cls):
+def test_pytree_functions_keep_the_type(cls):
     value = cls(*(torch.ones(2) for _ in cls._fields))
     doubled = _pytree.tree_map(lambda t: 2 * t, value)
     assert type(doubled) is cls
     assert all((t == 2).all() for t in doubled)
     leaves, spec = _pytree.tree_flatten(value)
-    # What torch.export.save writes down, and refuses for types it was not told about.
+    # torch.export.save writes the specification, and refuses types that are not registered.
     assert _pytree.treespec_loads(_pytree.treespec_dumps(spec)) == spec
     assert type(_pytree.tree_unflatten(leaves, spec)) is cls
 
@@ -50,8 +51,8 @@ def reloaded(module, *inputs):
     return torch.export.load(file).module()
 
 
-def test_a_module_that_returns_quantized_is_exported_saved_and_loaded():
-    codebook, x = EMACodebook(8, 4), torch.randn(3, 5, 4)
+def test_exported_codebook_returns_the_same_type_and_values():
+    codebook, x = EMACodebook(codebook_size=8, dim=4), torch.randn(3, 5, 4)
     codebook(x)
     codebook.eval()
     found, expected = reloaded(codebook, x)(x), codebook(x)
@@ -59,7 +60,7 @@ def test_a_module_that_returns_quantized_is_exported_saved_and_loaded():
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_module_that_returns_nested_tuples_is_exported_saved_and_loaded():
+def test_exported_multi_scale_quantizer_returns_the_same_types_and_values():
     quantizer = MultiScaleQuantizer([3, 5], codebook_size=4, dim=6)
     maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
     quantizer(maps)
@@ -68,3 +69,14 @@ def test_a_module_that_returns_nested_tuples_is_exported_saved_and_loaded():
     assert type(found) is MultiScaleQuantized
     leaves = zip(_pytree.tree_leaves(found), _pytree.tree_leaves(expected), strict=True)
     assert all(a.equal(b) for a, b in leaves)
+
+
+@pytest.mark.parametrize("function", ACCEPTED, ids=lambda function: function.__name__)
+def test_what_a_type_checker_accepts_runs(function):
+    function()
+
+
+@pytest.mark.parametrize("function", REFUSED, ids=lambda function: function.__name__)
+def test_what_a_type_checker_refuses_raises(function):
+    with pytest.raises((TypeError, ValueError)):
+        function()

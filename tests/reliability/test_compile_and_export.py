@@ -1,4 +1,4 @@
-"""One graph, no recompilation, exported files that answer alike, torch.func, checkpointing and accumulation."""
+"""Compilation, export, torch.func, activation checkpointing and gradient accumulation leave results unchanged."""
 
 import copy
 import io
@@ -24,8 +24,8 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def begun(**options):
-    """A net whose codebooks have their first values: that happens once, outside of any graph."""
+def initialized_net(**options):
+    """Return a net with initialised codebooks: initialisation happens once, outside any compiled graph."""
     net = Net(**options)
     net(images(0, 8))
     return net
@@ -34,9 +34,9 @@ def begun(**options):
 # ---- compile ----
 
 
-def test_a_whole_training_step_is_one_graph():
-    """Forward, backward, optimizer, teacher and codebooks: one graph, compiled once, whatever the step's number."""
-    net = begun()
+def test_training_step_compiles_once_to_one_graph():
+    """The step is forward, backward, optimizer, teacher and codebooks."""
+    net = initialized_net()
     other = copy.deepcopy(net)
     parameters = net.trained()
 
@@ -61,8 +61,8 @@ def test_a_whole_training_step_is_one_graph():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batches_of_any_size_are_one_graph(training):
-    net = begun().train(training)
+def test_batch_size_does_not_recompile(training):
+    net = initialized_net().train(training)
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, dynamic=True, backend=counter)
     frames = []
@@ -75,7 +75,7 @@ def test_batches_of_any_size_are_one_graph(training):
 
 
 @pytest.mark.parametrize("schedule", [None, 1000])
-def test_the_teachers_counter_compiles_nothing_anew(schedule):
+def test_teacher_step_does_not_recompile(schedule):
     student = Student()
     teacher = vqssl.MomentumTeacher(student, momentum=0.9, total_steps=schedule)
     plain = copy.deepcopy(teacher)
@@ -91,17 +91,17 @@ def test_the_teachers_counter_compiles_nothing_anew(schedule):
     for step in range(30, 40):
         update(student, step=step)
         plain.update_(student, step=step)
-    assert counter.frame_count <= 3  # one with a step, and one with any step
+    assert counter.frame_count <= 3  # without a step, with the first, and with any
     assert teacher.step == plain.step == 40
     for found, expected in zip(teacher.module.parameters(), plain.module.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own
-def test_inductor_agrees():
-    """The default backend, which generates and compiles code of its own. float64: nothing but a wrong sum differs."""
-    net = begun().double()
+def test_inductor_equals_eager():
+    """In float64, so that rounding is far below the tolerance."""
+    net = initialized_net().double()
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True)
     for number in range(3):
         views = images(number, 8).double()
@@ -117,27 +117,27 @@ def test_inductor_agrees():
 
 
 class Indices(nn.Module):
-    """What people deploy: encoder and quantiser."""
+    """An encoder and a quantiser, as a user would deploy them."""
 
     def __init__(self, metric="euclidean"):
         super().__init__()
         self.student = Student()
-        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], 16, 8, metric=metric)
+        self.quantizer = vqssl.MultiScaleQuantizer([8, 12], codebook_size=16, dim=8, metric=metric)
 
     def forward(self, images):
         out = self.quantizer(self.student(images)[1])
         return *out.indices, *out.quantized
 
 
-def indexer(metric="euclidean"):
+def trained_indices(metric="euclidean"):
     model = Indices(metric)
     for number in range(3):
         model(images(number, 8)[0])
     return model.eval()
 
 
-def test_exported_and_loaded_program_answers_alike():
-    model = indexer()
+def test_exported_program_equals_the_module():
+    model = trained_indices()
     program = torch.export.export(model, (images(9, 3)[0],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -152,8 +152,8 @@ def test_exported_and_loaded_program_answers_alike():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_onnx_gives_the_same_indices(metric, tmp_path):
-    model = indexer(metric)
+def test_onnx_equals_the_module(metric, tmp_path):
+    model = trained_indices(metric)
     path = tmp_path / "indices.onnx"
     torch.onnx.export(
         model, (images(9, 3)[0],), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False
@@ -162,20 +162,20 @@ def test_onnx_gives_the_same_indices(metric, tmp_path):
     tokens = 0
     for count in (1, 3, 40):
         x = images(count, count)[0]
-        x[-1, 0, 3, 3] = float("nan")  # an image of junk has no codes
+        x[-1, 0, 3, 3] = float("nan")  # an image with NaN has no codes
         found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         expected = [tensor.detach().numpy() for tensor in model(x)]
         assert (expected[0][-1] == -1).any()
         for a, b in zip(found, expected, strict=True):
             assert a.dtype == b.dtype
-            # No token here lies between two codes as closely as float32 scores can err.
+            # No token here is so close to a boundary between two codes that float32 rounding decides.
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         tokens += sum(a.size for a in found[:2])
     assert tokens > 3000
 
 
-def test_onnx_operators_are_the_rule():
-    """What stands in for our operators there: ties to the lowest index, junk to -1, junk codes never."""
+def test_plain_operators_for_onnx_equal_the_reference():
+    """Ties go to the lowest index, non-finite tokens to -1; a non-finite code is never chosen."""
     codes = torch.randn(20, 4)
     codes[10:] = codes[:10]
     codes[3, 1] = float("nan")
@@ -184,7 +184,7 @@ def test_onnx_operators_are_the_rule():
     for metric in ("euclidean", "cosine"):
         expected = vqssl.kernels.nearest_reference(x, codes, metric)
         assert torch.equal(vqssl.kernels.nearest_codeword_plain(x, codes, metric), expected)
-    assert (expected == 13).any()  # the twin of the junk code
+    assert (expected == 13).any()  # the copy of the non-finite code
     for dtype in (torch.float16, torch.bfloat16):
         half = (60 * codes).to(dtype)
         expected_half = vqssl.kernels.nearest_reference(60 * x, half)
@@ -200,8 +200,8 @@ def test_onnx_operators_are_the_rule():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func's own
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_torch_func(metric):
-    codebook = vqssl.EMACodebook(16, 4, metric=metric).eval()
+def test_torch_func_transforms_equal_loops_and_autograd(metric):
+    codebook = vqssl.EMACodebook(codebook_size=16, dim=4, metric=metric).eval()
     codebook.set_codes_(codebook.embed)
     x = torch.randn(5, 7, 4)
 
@@ -218,24 +218,22 @@ def test_torch_func(metric):
     out = vmap(codebook)(x)
     assert torch.equal(out.indices, torch.stack([one.indices for one in looped]))
     torch.testing.assert_close(out.commitment_loss, torch.stack([one.commitment_loss for one in looped]))
-    # Over codebooks: an ensemble.
+    # An ensemble: vmap over codebooks.
     states = torch.randn(3, 16, 4)
     found = vmap(lambda codes: functional_call(codebook, {"embed": codes}, (x[0],)).indices)(states)
-    assert torch.equal(
-        found, torch.stack([vqssl.functional.nearest_codeword(codebook.as_compared(x[0]), c, metric) for c in states])
-    )
+    assert torch.equal(found, torch.stack([vqssl.functional.nearest_codeword(x[0], c, metric) for c in states]))
     curvature = jacrev(jacrev(lambda z: codebook(z).commitment_loss))(x[0, :1])
     expected = torch.autograd.functional.hessian(lambda z: codebook(z).commitment_loss, x[0, :1])
     torch.testing.assert_close(curvature, expected)
     torch.testing.assert_close(hessian(lambda z: codebook(z).commitment_loss)(x[0, :1]), expected)
     direction = torch.randn_like(x[0])
     _, slope = jvp(loss, (x[0],), (direction,))
-    # Forward mode makes float64 of a float32 scalar times a Python number.
+    # In forward mode torch promotes a float32 scalar times a Python number to float64.
     torch.testing.assert_close(slope, (grad(loss)(x[0]) * direction).sum(), check_dtype=False)
 
 
-def test_functional_call_of_a_whole_net():
-    net = begun().eval()
+def test_functional_call_equals_the_net():
+    net = initialized_net().eval()
     parameters = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     found = grad(lambda p: functional_call(net, p, (images(3, 4),)))(parameters)
     net(images(3, 4)).backward()
@@ -246,8 +244,8 @@ def test_functional_call_of_a_whole_net():
 # ---- recomputed activations and accumulated gradients ----
 
 
-def test_checkpointing_updates_once_by_the_two_halves():
-    codebook, other = (vqssl.EMACodebook(16, 8, decay=0.9) for _ in range(2))
+def test_checkpointed_quantize_then_update_equals_forward():
+    codebook, other = (vqssl.EMACodebook(codebook_size=16, dim=8, decay=0.9) for _ in range(2))
     encoder = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     for number in range(5):
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(number))
@@ -262,15 +260,15 @@ def test_checkpointing_updates_once_by_the_two_halves():
         (quantized.square().sum() + loss).backward()
         codebook.update_(z, indices)
 
-        # Forward in one, not recomputed.
+        # The same without checkpointing, in one call.
         z = encoder(x)
         found = other(z)
         assert_same_bits(found.quantized, quantized)
     assert_same_bits(state_of(codebook), state_of(other))
 
 
-def test_accumulated_batches_are_one_batch():
-    whole = vqssl.EMACodebook(16, 8, decay=0.9, dtype=torch.float64)
+def test_accumulated_batches_equal_one_batch():
+    whole = vqssl.EMACodebook(codebook_size=16, dim=8, decay=0.9, dtype=torch.float64)
     parts = copy.deepcopy(whole)
     encoder = nn.Linear(8, 8, dtype=torch.float64)
     other = copy.deepcopy(encoder)
@@ -292,4 +290,5 @@ def test_accumulated_batches_are_one_batch():
         torch.testing.assert_close(other.weight.grad, encoder.weight.grad)
         for name, tensor in state_of(whole).items():
             torch.testing.assert_close(parts.state_dict()[name], tensor)
-    assert_differs(state_of(whole), state_of(vqssl.EMACodebook(16, 8, dtype=torch.float64)))
+    untrained = vqssl.EMACodebook(codebook_size=16, dim=8, dtype=torch.float64)
+    assert_differs(state_of(whole), state_of(untrained))

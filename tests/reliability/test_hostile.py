@@ -1,6 +1,7 @@
-"""Input of every wrong kind, indices beyond 2^31, threads, modes, copies, and states of another size or age."""
+"""Wrong inputs, offsets beyond 2^31, threads, grad modes, copies, and states of another size or version."""
 
 import copy
+import io
 import pickle
 import random
 import threading
@@ -19,20 +20,20 @@ from tests.laws import assert_same_bits, state_of, through_file
 from tests.reliability.fuzz import attempt
 from vqssl.functional import nearest_codeword
 
-# ---- every wrong kind ----
+# ---- wrong inputs ----
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.randoms(use_true_random=False))
-def test_whatever_hypothesis_finds_works_or_is_refused(rng):
+def test_any_input_works_or_is_refused(rng):
     attempt(rng)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_five_thousand_seeded_inputs_work_or_are_refused():
     seen = [attempt(random.Random(seed)) for seed in range(5000)]
     outcomes = [outcome for _, outcome in seen]
-    # Neither everything is refused nor everything let through.
+    # The inputs are a mixture: neither all refused nor all accepted.
     assert 1000 < outcomes.count("refused") < 4000
     assert len({name for name, _ in seen}) > 30
 
@@ -40,10 +41,10 @@ def test_five_thousand_seeded_inputs_work_or_are_refused():
 # ---- beyond 2^31 ----
 
 
-def test_shapes_beyond_32_bits():
-    """Without memory: on the meta device."""
+def test_batches_beyond_32_bits_have_the_right_shapes():
+    """On the meta device, which needs no memory."""
     many = 2**31 + 5
-    codebook = vqssl.EMACodebook(8, 4, device="meta").eval()
+    codebook = vqssl.EMACodebook(codebook_size=8, dim=4, device="meta").eval()
     out = codebook(torch.empty(many, 4, device="meta"))
     assert out.indices.shape == (many,)
     assert out.quantized.shape == (many, 4)
@@ -51,11 +52,11 @@ def test_shapes_beyond_32_bits():
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_offsets_beyond_32_bits(metric):
-    """Three rows, 2^30 entries apart: 4 GB of addresses, of which three pages are touched."""
+def test_offsets_beyond_32_bits_change_nothing(metric):
+    """The input has three rows, 2^30 entries apart: 4 GB of addresses, of which three pages are touched."""
     far = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((3, 8), (2**30, 1))
     far.copy_(torch.randn(3, 8))
-    codebook = vqssl.EMACodebook(16, 8, metric=metric)
+    codebook = vqssl.EMACodebook(codebook_size=16, dim=8, metric=metric)
     near = copy.deepcopy(codebook)
     for _ in range(2):
         assert_same_bits(codebook(far), near(far.clone()))
@@ -65,8 +66,8 @@ def test_offsets_beyond_32_bits(metric):
 # ---- threads ----
 
 
-def test_threads_quantise_at_once():
-    codebook = vqssl.EMACodebook(64, 8).eval()
+def test_concurrent_quantisation_equals_sequential():
+    codebook = vqssl.EMACodebook(codebook_size=64, dim=8).eval()
     codebook.set_codes_(codebook.embed)
     batches = [torch.randn(500 + 10 * n, 8) for n in range(32)]
     expected = [codebook(x) for x in batches]
@@ -76,11 +77,11 @@ def test_threads_quantise_at_once():
                 assert_same_bits(found, out)
 
 
-def test_threads_train_codebooks_of_their_own():
-    """Several runs in one process: nothing is shared but torch."""
+def test_concurrent_training_of_separate_codebooks_equals_sequential():
+    """Several runs in one process share nothing but torch."""
 
     def train(seed):
-        codebook = vqssl.EMACodebook(32, 8, seed=seed, decay=0.8)
+        codebook = vqssl.EMACodebook(codebook_size=32, dim=8, seed=seed, decay=0.8)
         for step in range(20):
             codebook(torch.randn(200, 8, generator=torch.Generator().manual_seed(100 * seed + step)))
         return state_of(codebook)
@@ -91,9 +92,9 @@ def test_threads_train_codebooks_of_their_own():
             assert_same_bits(found, state)
 
 
-def test_threads_that_train_one_codebook_leave_it_sound():
-    """Whose update comes last is anyone's guess, as with BatchNorm; but no number is junk, and no count is lost."""
-    codebook = vqssl.EMACodebook(32, 8, decay=0.9)
+def test_concurrent_training_of_one_codebook_keeps_its_state_valid():
+    """The order of updates is undefined, as with BatchNorm, but every code is finite and no count is negative."""
+    codebook = vqssl.EMACodebook(codebook_size=32, dim=8, decay=0.9)
     codebook(torch.randn(200, 8))
     start = threading.Barrier(4)
 
@@ -109,12 +110,12 @@ def test_threads_that_train_one_codebook_leave_it_sound():
     assert codebook(torch.randn(10, 8)).indices.min() >= 0
 
 
-# ---- modes ----
+# ---- grad modes ----
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_modes_change_nothing_but_the_graph(mode):
-    codebook, other = vqssl.EMACodebook(16, 4, decay=0.8), vqssl.EMACodebook(16, 4, decay=0.8)
+def test_grad_mode_changes_only_the_graph(mode):
+    codebook, other = (vqssl.EMACodebook(codebook_size=16, dim=4, decay=0.8) for _ in range(2))
     for step in range(6):
         x = torch.randn(50, 4)
         with mode() if step % 2 else torch.enable_grad():
@@ -122,7 +123,7 @@ def test_modes_change_nothing_but_the_graph(mode):
         expected = other(x)
         assert torch.equal(found.quantized.clone(), expected.quantized)
         assert_same_bits(state_of(codebook), state_of(other))
-    # And it trains on outside.
+    # Training continues outside the mode.
     assert not codebook.embed.is_inference()
     x = torch.randn(50, 4, requires_grad=True)
     codebook(x).commitment_loss.backward()
@@ -134,8 +135,8 @@ def test_modes_change_nothing_but_the_graph(mode):
 
 def quantizers():
     return {
-        "codebook": vqssl.EMACodebook(12, 6, decay=0.8),
-        "pyramid": vqssl.MultiScaleQuantizer([6], 12, 6, channels_last=True, decay=0.8),
+        "codebook": vqssl.EMACodebook(codebook_size=12, dim=6, decay=0.8),
+        "multi-scale": vqssl.MultiScaleQuantizer([6], codebook_size=12, dim=6, channels_last=True, decay=0.8),
     }
 
 
@@ -144,9 +145,7 @@ def feed(module, step):
     return module([x] if isinstance(module, vqssl.MultiScaleQuantizer) else x)
 
 
-def whole_module_through_file(module):
-    import io
-
+def module_through_file(module):
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
@@ -155,9 +154,9 @@ def whole_module_through_file(module):
 
 @pytest.mark.parametrize("kind", quantizers())
 @pytest.mark.parametrize(
-    "how", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), whole_module_through_file]
+    "how", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), module_through_file]
 )
-def test_copies_go_on_alike(kind, how):
+def test_copies_continue_like_the_original(kind, how):
     module = quantizers()[kind]
     for step in range(3):
         feed(module, step)
@@ -175,8 +174,8 @@ def group(tmp_path):
     dist.destroy_process_group()
 
 
-def test_a_process_group_survives_copies_and_stays_out_of_files(group):
-    codebook = vqssl.EMACodebook(8, 4, process_group=group)
+def test_process_group_is_copied_but_not_saved(group):
+    codebook = vqssl.EMACodebook(codebook_size=8, dim=4, process_group=group)
     assert copy.deepcopy(codebook).process_group is group
     assert pickle.loads(pickle.dumps(codebook)).process_group is None
     teacher = vqssl.MomentumTeacher(nn.Sequential(nn.Linear(4, 4), codebook), process_group=group)
@@ -187,8 +186,8 @@ def test_a_process_group_survives_copies_and_stays_out_of_files(group):
 
 
 @pytest.mark.parametrize("kind", quantizers())
-def test_moves_in_the_middle_of_training(kind):
-    """To another dtype and back, to half and back, to the meta device and back by a state dict."""
+def test_moves_during_training_change_nothing(kind):
+    """Moves to another dtype and back, and to the meta device and back by a state dict."""
     module, other = quantizers()[kind], quantizers()[kind]
     moves = [
         lambda m: m.to("cpu"),
@@ -199,8 +198,8 @@ def test_moves_in_the_middle_of_training(kind):
     ]
     for step, move in enumerate(moves):
         assert_same_bits(feed(module, step), feed(other, step))
-        if kind == "pyramid" and step in (1, 2):
-            continue  # the projection's weights are not float32 any more: that is what .half() is for
+        if kind == "multi-scale" and step in (1, 2):
+            continue  # .half() and .bfloat16() round the projection's weights, as they should
         module = move(module)
     state = through_file(module.state_dict())
     module.to("meta")
@@ -210,24 +209,24 @@ def test_moves_in_the_middle_of_training(kind):
     assert_same_bits(state_of(module), state_of(other))
 
 
-# ---- states of another size or age ----
+# ---- states of another size or version ----
 
 
 @pytest.mark.parametrize(("size", "dim"), [(13, 6), (12, 7)])
-def test_a_state_of_another_size_is_refused_whole(size, dim):
-    codebook = vqssl.EMACodebook(12, 6)
+def test_state_of_another_size_is_refused_before_any_change(size, dim):
+    codebook = vqssl.EMACodebook(codebook_size=12, dim=6)
     before = state_of(codebook)
     with pytest.raises(ValueError, match=r"must have the shapes of this EMACodebook: embed \(12, 6\), got") as refusal:
-        codebook.load_state_dict(vqssl.EMACodebook(size, dim).state_dict())
+        codebook.load_state_dict(vqssl.EMACodebook(codebook_size=size, dim=dim).state_dict())
     assert "build the module with the sizes that the checkpoint was written with" in str(refusal.value)
     assert_same_bits(state_of(codebook), before)
 
 
 @pytest.mark.parametrize("prefix", ["", "quantizer.codebooks.0."])
 @pytest.mark.parametrize("form", ["version 1", "safetensors"])
-def test_an_older_state_is_completed(form, prefix):
-    """Before version 2 a state held neither ``initialized`` nor ``rng``; a file without versions may not either."""
-    trained = vqssl.EMACodebook(12, 6, decay=0.8)
+def test_state_without_initialized_and_rng_loads(form, prefix):
+    """Version 1 held neither; a safetensors file names no version."""
+    trained = vqssl.EMACodebook(codebook_size=12, dim=6, decay=0.8)
     for step in range(4):
         feed(trained, step)
     state = trained.state_dict()
@@ -236,7 +235,7 @@ def test_an_older_state_is_completed(form, prefix):
         state._metadata[""]["version"] = 1
     else:
         state = safetensors.torch.load(safetensors.torch.save(dict(state)))
-    found = vqssl.EMACodebook(12, 6, decay=0.8, seed=7)
+    found = vqssl.EMACodebook(codebook_size=12, dim=6, decay=0.8, seed=7)
     holder = found
     if prefix:
         holder = nn.Module()
@@ -251,15 +250,15 @@ def test_an_older_state_is_completed(form, prefix):
     assert found.initialized
     for name in ("embed", "cluster_size", "embed_avg"):
         assert torch.equal(getattr(found, name), getattr(trained, name))
-    # It goes on from there, with its own draws.
+    # Training continues from there, with draws from its own seed.
     before = found.embed.clone()
     assert_same_bits(found.quantize(torch.ones(2, 6)), trained.quantize(torch.ones(2, 6)))
     feed(found, 5)
     assert (found.embed - before).abs().max() < 2
 
 
-def test_a_state_of_this_version_must_be_whole():
-    state = vqssl.EMACodebook(12, 6).state_dict()
+def test_incomplete_state_of_this_version_is_refused():
+    state = vqssl.EMACodebook(codebook_size=12, dim=6).state_dict()
     del state["rng"]
     with pytest.raises(RuntimeError, match="Missing key"):
-        vqssl.EMACodebook(12, 6).load_state_dict(state)
+        vqssl.EMACodebook(codebook_size=12, dim=6).load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Autocast, gradient scaling, half and double: precise state, training on course, overflow kept out."""
+"""Autocast, gradient scaling, half and double precision keep the state precise and finite."""
 
 import copy
 
@@ -17,28 +17,28 @@ def float32_run():
     return train(net, 500), net
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_stays_on_course(float32_run, dtype):
+def test_autocast_ends_near_float32(float32_run, dtype):
     expected, reference = float32_run
     net = Net()
     scaler = torch.amp.GradScaler("cpu") if dtype == torch.float16 else None
     found = train(net, 500, dtype=dtype, scaler=scaler)
     assert torch.isfinite(found).all()
     start, end = expected[:20].mean(), expected[-100:].mean()
-    assert end < 0.5 * start  # there was a course
+    assert end < 0.5 * start  # the reference has learnt
     assert abs(found[-100:].mean() - end) < BAND * end
     torch.testing.assert_close(perplexities(net), perplexities(reference), rtol=SPREAD, atol=0)
     for codebook in net.quantizer.codebooks:
         for tensor in (codebook.embed, codebook.cluster_size, codebook.embed_avg):
             assert tensor.dtype == torch.float32
             assert torch.isfinite(tensor).all()
-    # Autocast did something: the runs are not one.
+    # Autocast has an effect.
     assert not torch.equal(found, expected)
 
 
-def test_a_step_that_overflows_is_skipped_and_leaves_codes_and_weights_alone():
-    """As GradScaler users expect: NaN or infinity in, step skipped, everything goes on."""
+def test_overflow_skips_the_step_and_keeps_weights_and_codes():
+    """GradScaler skips a step with infinite inputs, and training continues."""
 
     def batch_of(step, count):
         views = images(step, count)
@@ -58,13 +58,13 @@ def test_a_step_that_overflows_is_skipped_and_leaves_codes_and_weights_alone():
     assert_same_bits({n: p for n, p in net.named_parameters() if p.requires_grad}, weights)
     for codebook, before in zip(net.quantizer.codebooks, sizes, strict=True):
         assert torch.isfinite(codebook.embed).all()
-        assert codebook.cluster_size.sum() > 0.5 * before  # the sound tokens of that batch counted
+        assert codebook.cluster_size.sum() > 0.5 * before  # the finite tokens of that batch counted
     losses = train(net, 5, dtype=torch.float16, scaler=scaler, batch_of=lambda step, count: batch_of(11 + step, count))
     assert torch.isfinite(losses[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_model_cast_as_a_whole(dtype):
+def test_cast_model_searches_exactly_and_keeps_a_precise_state(dtype):
     net = Net("group").to(dtype)
     for step in range(3):
         loss = net(images(step, 4).to(dtype))
@@ -81,7 +81,7 @@ def test_a_model_cast_as_a_whole(dtype):
             dtype,
             torch.promote_types(dtype, net.quantizer.projections[scale].weight.dtype),
         )
-        # The nearest code to the values as they are, in float64.
+        # The reference compares the cast values in float64.
         tokens = net.quantizer.projections[scale](maps[scale].movedim(1, -1)).detach().flatten(0, -2)
         expected = vqssl.kernels.nearest_reference(tokens, codebook.embed)
         assert torch.equal(out.indices[scale].flatten(), expected)
@@ -90,8 +90,8 @@ def test_a_model_cast_as_a_whole(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_small_steps_are_not_lost(dtype):
-    """A hundredth of the way a step: in half precision a code would stop moving long before it is there."""
-    codebook = vqssl.EMACodebook(1, 4, decay=0.999, revival=None).to(dtype)
+    """Steps of a thousandth: a code in half precision would stop moving long before its target."""
+    codebook = vqssl.EMACodebook(codebook_size=1, dim=4, decay=0.999, revival=None).to(dtype)
     codebook.set_codes_(torch.zeros(1, 4))
     x = torch.ones(8, 4, dtype=dtype)
     for _ in range(3000):
@@ -100,14 +100,14 @@ def test_small_steps_are_not_lost(dtype):
     lost = torch.zeros(4, dtype=dtype)
     for _ in range(3000):
         lost += 0.001 * 8 / 7 * (x[0] - lost)
-    assert lost.max() < 0.9  # what it would be
+    assert lost.max() < 0.9  # a code in half precision
 
 
-def test_autocast_leaves_the_search_alone():
-    codebook = vqssl.EMACodebook(64, 16).eval()
+def test_autocast_does_not_change_the_search():
+    codebook = vqssl.EMACodebook(codebook_size=64, dim=16).eval()
     codebook.set_codes_(codebook.embed)
     other = copy.deepcopy(codebook)
-    x = torch.randn(500, 16) + 20  # far from the origin, where bf16 scores say nothing
+    x = torch.randn(500, 16) + 20  # far from the origin, where bf16 cannot tell the scores apart
     with torch.autocast("cpu", torch.bfloat16):
         found = codebook(x)
     assert torch.equal(found.indices, other(x).indices)

@@ -1,0 +1,86 @@
+"""What a type checker accepts and refuses in a user's file.
+
+`.ci/run lint` checks this file with the options of `mypy --strict`. Each `type: ignore` names an error that mypy must
+report, because mypy also reports an ignore without an error. test_types.py runs the functions.
+"""
+
+# The options of --strict that pyproject.toml relaxes for the other tests.
+# mypy: disallow-untyped-calls, disallow-untyped-decorators, disallow-untyped-defs, disallow-incomplete-defs
+# mypy: disallow-any-generics, disallow-subclassing-any, check-untyped-defs, warn-return-any, untyped-calls-exclude=
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vqssl import EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
+
+
+def freeze_keeps_the_type_of_a_codebook() -> Quantized:
+    return EMACodebook(codebook_size=8, dim=4).freeze().quantize(torch.ones(2, 4))
+
+
+def freeze_keeps_the_type_of_a_multi_scale_quantizer() -> int:
+    return MultiScaleQuantizer([3], codebook_size=8, dim=4).freeze().num_scales
+
+
+def module_calls_are_typed() -> tuple[Quantized, MultiScaleQuantized]:
+    codebook = EMACodebook(codebook_size=8, dim=4)
+    quantizer = MultiScaleQuantizer([4], codebook_size=8, dim=4)
+    return codebook(torch.ones(2, 4)), quantizer([torch.ones(2, 4, 3)])
+
+
+def results_unpack() -> tuple[Tensor, Tensor, Tensor]:
+    quantized, indices, loss = EMACodebook(codebook_size=8, dim=4)(torch.ones(2, 4))
+    return quantized, indices, loss
+
+
+def a_name_may_come_from_a_typed_variable() -> EMACodebook:
+    metric: Literal["euclidean", "cosine"] = "cosine"
+    return EMACodebook(codebook_size=8, dim=4, metric=metric)
+
+
+def options_of_codebooks_are_known() -> MultiScaleQuantizer:
+    return MultiScaleQuantizer([3, 5], codebook_size=[8, 16], dim=4, metric="cosine", decay=0.9, revival=None)
+
+
+def misspelt_name() -> None:
+    EMACodebook(codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
+
+
+def misspelt_name_for_all_scales() -> None:
+    MultiScaleQuantizer([3], codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
+
+
+def misspelt_keyword() -> None:
+    EMACodebook(codebook_size=8, dim=4, metrc="cosine")  # type: ignore[call-arg]
+
+
+def misspelt_keyword_for_all_scales() -> None:
+    MultiScaleQuantizer([3], codebook_size=8, dim=4, metrc="cosine")  # type: ignore[call-arg]
+
+
+def positional_sizes() -> None:
+    EMACodebook(8, 4)  # type: ignore[call-arg]
+
+
+def positional_sizes_for_all_scales() -> None:
+    MultiScaleQuantizer([3], 8, dim=4)  # type: ignore[call-arg]
+
+
+ACCEPTED = (
+    freeze_keeps_the_type_of_a_codebook,
+    freeze_keeps_the_type_of_a_multi_scale_quantizer,
+    module_calls_are_typed,
+    results_unpack,
+    a_name_may_come_from_a_typed_variable,
+    options_of_codebooks_are_known,
+)
+REFUSED = (
+    misspelt_name,
+    misspelt_name_for_all_scales,
+    misspelt_keyword,
+    misspelt_keyword_for_all_scales,
+    positional_sizes,
+    positional_sizes_for_all_scales,
+)
