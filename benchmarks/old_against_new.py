@@ -36,7 +36,7 @@ CASES = (
 )
 
 # Runs in both versions: it uses what both have.
-WORKER = '''
+WORKER = """
 import ctypes, gc, json, sys, time
 import torch, vqssl
 def peak():
@@ -84,7 +84,7 @@ for line in sys.stdin:
         step()
         answer = peak() - before
     print(json.dumps(answer), flush=True)
-'''
+"""
 
 
 class Worker:
