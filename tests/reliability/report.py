@@ -66,7 +66,7 @@ def promises() -> list[tuple[str, str, str]]:
             "No rank hangs on batches that are uneven, empty, fully masked or not finite; a module may be built before the process group; "
             "`process_group=` is respected; one all-reduce sends the statistics of all scales",
             counts("test_ranks", "test_distributed"),
-            "pytest tests/reliability/test_ranks.py tests/test_distributed.py",
+            "pytest --thorough tests/reliability/test_ranks.py tests/test_distributed.py",
         ),
         (
             "A run killed with SIGKILL at any moment resumes from a whole checkpoint and ends equal to the bit",
@@ -79,7 +79,7 @@ def promises() -> list[tuple[str, str, str]]:
             "A run under torchrun resumes with another number of ranks; a truncated or hostile file is refused and none of it is "
             "executed; weights are saved as safetensors",
             counts("test_resume"),
-            "pytest tests/reliability/test_resume.py",
+            "pytest --thorough tests/reliability/test_resume.py",
         ),
         (
             "Every call works and leaves finite state, or raises an error of vqssl's own and changes nothing",
@@ -90,7 +90,7 @@ def promises() -> list[tuple[str, str, str]]:
         (
             "Offsets beyond 2^31, threads, inference mode, copies, files, moves between devices, states of another size or version",
             counts("test_hostile"),
-            "pytest tests/reliability/test_hostile.py",
+            "pytest --thorough tests/reliability/test_hostile.py",
         ),
         (
             "500 steps under autocast end close to 500 steps in float32",
@@ -104,18 +104,18 @@ def promises() -> list[tuple[str, str, str]]:
         (
             "State stays float32 under `.half()`; a step that overflows is skipped and changes no state",
             counts("test_precision"),
-            "pytest tests/reliability/test_precision.py",
+            "pytest --thorough tests/reliability/test_precision.py",
         ),
         (
             "A whole training step compiles to one graph, once; exported programs and ONNX give the same results; torch.func works; no "
             "double update under activation checkpointing and gradient accumulation",
             counts("test_compile_and_export"),
-            "pytest tests/reliability/test_compile_and_export.py",
+            "pytest --thorough tests/reliability/test_compile_and_export.py",
         ),
         (
             "Two runs under deterministic algorithms are equal to the bit; a thousand steps leak no memory",
             counts("test_long_run"),
-            "pytest tests/reliability/test_long_run.py",
+            "pytest --thorough tests/reliability/test_long_run.py",
         ),
         (
             "A long run leaks no memory, leaves no dead codes and keeps its counts",

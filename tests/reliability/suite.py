@@ -20,7 +20,7 @@ def main() -> None:
         report = Path(folder) / "report.xml"
         # test_report.py is left out: it reads the page that these counts go into.
         places = ["tests/reliability", "tests/test_distributed.py", "--ignore=tests/reliability/test_report.py"]
-        command = [sys.executable, "-m", "pytest", "-q", *places, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "--thorough", *places, f"--junitxml={report}"]
         done = subprocess.run(command, cwd=ROOT, check=False)
         cases = ET.parse(report).getroot().iter("testcase")
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
