@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 runs=()
 
-"$python" -m examples.pretrain.labelled_folder "$images" "$about" "$out/images"
+"$python" -m examples.pretrain.data.labelled_folder "$images" "$about" "$out/images"
 for seed in ${SEEDS:-0}; do
     runs+=("$out/seed$seed")
     "$python" -m examples.pretrain paper --data "$out/images" --out "$out/seed$seed" --resume --seed "$seed" --device "$device" "$@"

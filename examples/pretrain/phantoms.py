@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 
 FINDINGS = ("nodule", "effusion")
 NODULE, EFFUSION = 1, 2  # bits of the masks

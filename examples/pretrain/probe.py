@@ -15,7 +15,7 @@ from torch import nn
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import train_test_split
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.train import Run
 
 FRACTIONS = (0.01, 0.05, 1.0)

@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.imageset import resize
+from examples.pretrain.data.resize import resize
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def refuses(path, *parts, size=4):
     says(error, str(path), *parts)
 
 
-@pytest.mark.parametrize("name", ["imageset", "folder", "data", "phantoms"])
+@pytest.mark.parametrize("name", ["data.imageset", "data.folder", "data.split", "phantoms"])
 def test_the_examples_in_the_docstrings_hold(name):
     failed, _ = doctest.testmod(importlib.import_module(f"examples.pretrain.{name}"), optionflags=doctest.ELLIPSIS)
     assert failed == 0
@@ -229,12 +229,12 @@ def test_a_damaged_npz(tmp_path, rng):
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 0xFF
     path.write_bytes(whole)
-    refuses(path, "`images`", "damaged", "anew")
+    refuses(path, "`images`", "damaged", "again")
 
 
 @pytest.mark.parametrize(
     ("kept", "parts"),
-    [(0, ("not a numpy array", "numpy.savez")), (80, ("damaged", "anew")), (200, ("damaged", "anew"))],
+    [(0, ("not a numpy array", "numpy.savez")), (80, ("damaged", "again")), (200, ("damaged", "again"))],
 )
 def test_an_npz_with_a_short_array(tmp_path, kept, parts):
     array = io.BytesIO()
@@ -266,7 +266,7 @@ MED = {
         ({"images": IMAGES[:, :0]}, ("at least one pixel", "(3, 0, 4)")),
         ({"images": IMAGES[None, None]}, ("(N, H, W)", "(1, 1, 3, 4, 4)", "slice by slice")),
         ({"images": IMAGES, "labels": np.arange(4)}, ("labels", "each of the 3", "(4,)", "same list")),
-        ({"images": IMAGES, "labels": np.arange(3.0)}, ("labels", "whole numbers", "float64", "astype")),
+        ({"images": IMAGES, "labels": np.arange(3.0)}, ("labels", "integers", "float64", "astype")),
         ({"images": IMAGES, "labels": np.array([[0, 2]] * 3)}, ("labels", "0 or 1", "2", "one number an image")),
         ({"images": IMAGES, "labels": np.array([["a", "b"]] * 3)}, ("labels", "0 or 1", "'a'", "one number an image")),
         ({"images": IMAGES, "labels": np.array([{}] * 3)}, ("`labels`", "pickled", "never loaded", "astype")),

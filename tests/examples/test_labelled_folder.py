@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.pretrain.data import load_images
-from examples.pretrain.labelled_folder import labelled_folder
+from examples.pretrain.data.labelled_folder import labelled_folder
 
 
 def png(image):

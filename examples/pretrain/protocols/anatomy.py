@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from examples.pretrain.augment import to_float
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 IMAGES = 400

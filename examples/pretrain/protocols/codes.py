@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from examples.pretrain import pictures
 from examples.pretrain.augment import to_float
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 OTHERS = 5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float, views_of
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.probe import label_subset, learnable, macro_auc
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.model import Encoder
 from examples.pretrain.probe import label_subset
 from examples.pretrain.protocols.finetune import batches

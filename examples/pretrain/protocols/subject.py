@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.model import Encoder
 from examples.pretrain.probe import learnable
 from examples.pretrain.train import Run
