@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from examples.pretrain.chest import Chest, absorption, draw_patient, ramp
+from examples.pretrain.chest import Chest, Patient, absorption, draw_patient, ramp
 from examples.pretrain.data.imageset import ImageSet
 
 FINDINGS = ("nodule", "effusion")

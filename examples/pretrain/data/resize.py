@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+
 def resize(image: np.ndarray, size: int, filter: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
     """Return the centre square of ``(H, W)`` or ``(H, W, 3)`` at ``(size, size)``, in the dtype of the image."""
     if image.ndim == 3:

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, code maps over images, and the patches that the most-used codes stand for."""
+"""Pictures of a run: curves, code maps over images, and the patches that chose the most-used codes."""
 
 from __future__ import annotations
 
@@ -9,47 +9,57 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.pretrain.data import ImageSet
+from examples.pretrain.log import Row
 
 matplotlib.use("agg")
 
-INK, FAINT = "#333333", "#999999"
+INK = "#333333"
 
 
-def curves(runs: dict[str, list[dict[str, float]]], codebook_size: int, path: Path) -> None:
-    """Losses, target spread, perplexity and the kNN probe by epoch; `runs` holds the rows of each method's log."""
-    probed = any("knn_auc" in row for rows in runs.values() for row in rows)
-    figure = Figure(figsize=(15.5 if probed else 12, 3.6), layout="constrained")
-    left, middle, right, *rest = figure.subplots(1, 4 if probed else 3)
-    titles = {"alignment_global": "to z_c", "alignment_refined": "to z_s", "refinement": "z_s to z_c"}
-    for method, rows in runs.items():
-        epochs = [row["epoch"] for row in rows]
-        style = "--" if method == "byol" else "-"
-        for color, (name, title) in enumerate(titles.items()):
-            values = [row[name] for row in rows]
-            if any(values):
-                left.plot(epochs, values, style, color=f"C{color}", label=f"{method}: {title}")
-        middle.plot(epochs, [row["target_spread"] for row in rows], style, color="C4", label=method)
-        for number, name in enumerate(sorted(name for name in rows[0] if name.startswith("perplexity_"))):
-            scale = name.removeprefix("perplexity_")
-            right.plot(epochs, [row[name] for row in rows], style, color=f"C{5 + number}", label=scale)
-    left.set(title="cosine losses, 0 to 4", xlabel="epoch", ylim=(0, None))
-    middle.set(title="spread of the target: 0 collapsed, 1 isotropic", xlabel="epoch", ylim=(0, 1.05))
-    right.set(title=f"perplexity of the codes, 1 to {codebook_size}", xlabel="epoch", ylim=(0, None))
-    right.axhline(codebook_size, color=FAINT, linewidth=0.8, linestyle=":")
-    for axes in rest:
-        for method, rows in runs.items():
-            seen = [(row["epoch"], 100 * row["knn_auc"]) for row in rows if "knn_auc" in row]
-            axes.plot(*zip(*seen, strict=True), "--" if method == "byol" else "-", color="C8", label=method)
-        axes.set(title="AUC (%) of a kNN probe, held-out training images", xlabel="epoch")
-    for axes in (left, middle, right, *rest):
+PANELS = {
+    "loss and its parts": ("loss", "alignment_", "refinement"),
+    "spread of the target: 0 collapsed, 1 isotropic": ("target_spread",),
+    "perplexity of the codes": ("perplexity_",),
+    "AUC of a kNN probe, held-out training images": ("knn_auc",),
+}
+"""Columns of the log in each panel of the curves, by their first letters."""
+
+
+def curves(runs: dict[str, list[Row]], path: Path) -> None:
+    """Draw the columns in `PANELS` by epoch; a panel without data is left out.
+
+    Args:
+        runs: the rows of each method's log.
+        path: of the picture.
+    """
+    panels = {
+        title: {method: [name for name in rows[-1] if name.startswith(prefixes)] for method, rows in runs.items()}
+        for title, prefixes in PANELS.items()
+    }
+    panels = {title: columns for title, columns in panels.items() if any(columns.values())}
+    figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
+    styles = ("-", "--", ":", "-.")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for color, (method, names) in enumerate(columns.items()):
+            for number, name in enumerate(names):
+                seen = [(row["epoch"], row[name]) for row in runs[method] if name in row]
+                label = f"{method}: {name}" if len(names) > 1 else method
+                axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
+        axes.set(title=title, xlabel="epoch")
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)
 
 
-def code_maps(data: ImageSet, indices: dict[str, np.ndarray], codebook_size: int, path: Path, count: int = 8) -> None:
-    """Images above their code maps, one row a scale; equal colours within a row are equal codes."""
+def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count: int = 8) -> None:
+    """Draw images above their code maps, one row a scale; equal colours within a row are equal codes.
+
+    Args:
+        data: the images.
+        indices: code indices `(N, H, W)` by scale.
+        path: of the picture.
+        count: number of images.
+    """
     which = _varied(data, count)
     figure = Figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
@@ -58,8 +68,9 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], codebook_size: int
         axes.set_title(_label(data, image), fontsize=7, color=INK)
         if data.masks is not None and data.masks[image].any():
             axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
-    # Neighbouring code numbers mean nothing: shuffled hues keep them apart.
-    hues = np.random.default_rng(0).permutation(codebook_size) / codebook_size
+    # Shuffled hues: neighbouring code numbers are not related.
+    size = 1 + max(int(codes.max()) for codes in indices.values())
+    hues = np.random.default_rng(0).permutation(size) / size
     palette = matplotlib.colormaps["hsv"](hues)
     for row, (scale, codes) in zip(grid[1:], indices.items(), strict=True):
         for axes, image in zip(row, which, strict=True):
@@ -70,11 +81,11 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], codebook_size: int
 
 
 def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
-    """What the most-used codes of one scale stand for: places of different images that chose each."""
+    """Draw the places of different images that chose each of the most-used codes of one scale."""
     used, counts = np.unique(indices, return_counts=True)
     used = used[np.argsort(-counts, kind="stable")][:codes]
     size, places = data.images.shape[1], indices.shape[1]
-    side = max(size // places * 3, 8)  # the place and its neighbours
+    side = max(size // places * 3, 8)  # the cell and its neighbours
     padding = [(side, side), (side, side)] + [(0, 0)] * (data.images.ndim - 3)
     figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.3), layout="constrained")
     grid = figure.subplots(len(used), patches, squeeze=False)
@@ -114,7 +125,7 @@ def _label(data: ImageSet, image: int) -> str:
 
 
 def _varied(data: ImageSet, count: int) -> list[int]:
-    """The first images of each label, in turns."""
+    """Return the first images of each label, in turns."""
     if data.labels is None:
         return list(range(min(count, len(data))))
     keys = [tuple(np.atleast_1d(label)) for label in data.labels.tolist()]
