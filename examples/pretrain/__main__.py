@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -83,7 +82,8 @@ def experiment(config: Experiment) -> dict:
     result = {
         **provenance(command(), device),
         "seed": config.seed,
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "data": None if config.data is None else config.data.name,
+        "config": {name: part for name, part in asdict(config).items() if name not in ("data", "out", "resume")},
         "images": {"train": len(train), "test": len(test)},
         "ranks": ranks.world_size(),
         "auc": table,

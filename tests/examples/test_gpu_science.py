@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from examples.pretrain.evaluate import Evaluation
 from examples.pretrain.data.labelled_folder import labelled_folder
+from examples.pretrain.evaluate import Evaluation
 from examples.pretrain.presets import PRESETS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_science.sh"

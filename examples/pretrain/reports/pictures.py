@@ -18,9 +18,9 @@ INK = "#333333"
 
 PANELS = {
     "loss and its parts": ("loss", "alignment_", "refinement"),
-    "spread of the target: 0 collapsed, 1 isotropic": ("target_spread",),
+    "spread of the target, 0 (collapsed) to 1": ("target_spread",),
     "perplexity of the codes": ("perplexity_",),
-    "AUC of a kNN probe, held-out training images": ("knn_auc",),
+    "AUC of the kNN probe": ("knn_auc",),
 }
 """Columns of the log in each panel of the curves, by their first letters."""
 
@@ -45,7 +45,8 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
                 seen = [(row["epoch"], row[name]) for row in runs[method] if name in row]
                 label = f"{method}: {name}" if len(names) > 1 else method
                 axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
-        axes.set(title=title, xlabel="epoch")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)
@@ -81,27 +82,40 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
 
 
 def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
-    """Draw the places of different images that chose each of the most-used codes of one scale."""
+    """Draw the places of different images that chose each of the most-used codes of one scale, one row a code.
+
+    Args:
+        data: the images.
+        indices: code indices `(N, H, W)`.
+        path: of the picture.
+        codes: number of codes.
+        patches: number of places for each code.
+    """
     used, counts = np.unique(indices, return_counts=True)
     used = used[np.argsort(-counts, kind="stable")][:codes]
     size, places = data.images.shape[1], indices.shape[1]
     side = max(size // places * 3, 8)  # the cell and its neighbours
     padding = [(side, side), (side, side)] + [(0, 0)] * (data.images.ndim - 3)
-    figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.3), layout="constrained")
-    grid = figure.subplots(len(used), patches, squeeze=False)
+    pitch = side + max(side // 12, 1)
+    # One picture: a grid of axes takes seconds to lay out.
+    mosaic = np.ones((pitch * len(used), pitch * patches, *data.images.shape[3:]), np.float32)
     rng = np.random.default_rng(0)
-    for row, code in zip(grid, used, strict=True):
+    for row, code in enumerate(used):
         where = rng.permutation(np.argwhere(indices == code))
         _, first = np.unique(where[:, 0], return_index=True)  # different images
-        where = where[np.sort(first)][:patches]
-        for axes in row:
-            axes.axis("off")
-        for axes, (image, y, x) in zip(row, where, strict=False):
+        for column, (image, y, x) in enumerate(where[np.sort(first)][:patches]):
             top, left = (int((at + 0.5) * size / places - side / 2) + side for at in (y, x))
             patch = np.pad(data.images[image], padding, mode="edge")[top : top + side, left : left + side]
-            _show(axes, patch)
-        share = (indices == code).mean()
-        row[0].text(-0.15, 0.5, f"{code}\n{share:.1%}", transform=row[0].transAxes, fontsize=7, ha="right", va="center")
+            at = np.s_[pitch * row : pitch * row + side, pitch * column : pitch * column + side]
+            mosaic[at] = patch / np.iinfo(patch.dtype).max
+    figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]
+    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=7)
+    axes.set(xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     figure.suptitle("places that chose the same code (number, share of all places)", fontsize=8, color=INK)
     figure.savefig(path, dpi=120)
 
