@@ -1,9 +1,9 @@
-"""Kill a pretraining run with SIGKILL, again and again, and see what it ends as.
+"""Kill a pretraining run with SIGKILL many times, and compare its end with that of an unbroken run.
 
-`python -m tests.reliability.kills [--kills 50] [--trial]`. Each life is a process forked from this one (which has
-imported everything, but computed nothing), resumes, trains, and is killed: at a random moment, or, every other time, as
-soon as a file is being written. After each death the checkpoint has to be whole. At the end the run goes on to its last
-epoch, and is compared with one that nobody touched.
+`python -m tests.reliability.kills [--kills 50] [--trial]`. Each attempt is a process forked from this one, which has
+imported everything but computed nothing. It resumes, trains, and is killed: at a random moment or, every other time, as
+soon as a file is being written. After each kill the checkpoint must be whole. At the end the run continues to its last
+epoch, and must equal a run that was never killed.
 """
 
 import argparse
@@ -14,37 +14,35 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from examples.pretrain.imageset import ImageSet
-from examples.pretrain.model import Model
+from examples.pretrain.data import ImageSet
 from examples.pretrain.phantoms import make_phantoms
-from examples.pretrain.train import Optimization, Pretraining, Run
+from examples.pretrain.train import Pretraining, Run
+from tests.examples.tiny import QUICK, pretraining
 from tests.reliability.record import keep
 
 EPOCHS = 400
 
 
-def settings():
-    return Pretraining(
-        "dissect",
-        Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9, codebook_decay=0.9),
-        optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=EPOCHS, warmup_epochs=1),
-    )
+def settings() -> Pretraining:
+    """Return the settings of the run."""
+    return pretraining("dissect", replace(QUICK, epochs=EPOCHS), codebook_decay=0.9)
 
 
 def live(data: ImageSet, folder: Path, epochs: int) -> int:
-    """Start a process that goes on with the run; its number."""
+    """Start a process that continues the run; return its number."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        # Nobody but the kill may end this process.
+        # Only the kill may end this process.
         run = Run(data, settings(), folder)
         run.resume()
         run.train(until=epochs, quiet=True)
@@ -56,21 +54,21 @@ def live(data: ImageSet, folder: Path, epochs: int) -> int:
 def wait(child: int) -> None:
     _, status = os.waitpid(child, 0)
     if status:
-        raise SystemExit(f"a life ended by itself with status {status}")
+        raise SystemExit(f"a process ended by itself with status {status}")
 
 
 def epoch_of(folder: Path) -> int:
-    """Of the checkpoint, which has to be whole; 0 without one."""
+    """Return the epoch of the checkpoint, which must be whole; 0 without one."""
     path = folder / "checkpoint.pt"
     return torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
 
 
 def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, span: float) -> bool:
-    """Whether a file was half written when it died."""
+    """Kill the process; return True if a file was half written."""
     partial = folder / "checkpoint.pt.partial"
     deadline = time.monotonic() + (30 if while_writing else rng.uniform(0, span))
     with contextlib.suppress(FileNotFoundError):
-        partial.unlink()  # left over from an earlier death
+        partial.unlink()  # left by an earlier kill
     while time.monotonic() < deadline:
         if while_writing and partial.exists():
             break
@@ -81,7 +79,7 @@ def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, s
 
 
 def leaves(folder: Path) -> list:
-    """Everything in a finished run's checkpoint but the clock."""
+    """Return everything in a finished run's checkpoint except the clock."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     del state["seconds"]
     state["rows"] = [{name: value for name, value in row.items() if name != "seconds"} for row in state["rows"]]
@@ -115,7 +113,7 @@ def main() -> None:
             lost += epochs[-1] < before
         last = epochs[-1] + 3
         if last > EPOCHS:
-            raise SystemExit(f"the run was over before its {options.kills} deaths: raise EPOCHS")
+            raise SystemExit(f"the run ended before its {options.kills} kills: raise EPOCHS")
         for folder in (broken, whole):
             wait(live(data, folder, last))
         pairs = list(zip(leaves(broken), leaves(whole), strict=True))
@@ -129,7 +127,7 @@ def main() -> None:
             "while a checkpoint was being written": half_written,
             "checkpoints that went back or broke": lost,
             "epochs reached": last,
-            "lives that got further": sum(b > a for a, b in zip([0, *epochs], epochs, strict=False)),
+            "attempts that got further": sum(b > a for a, b in zip([0, *epochs], epochs, strict=False)),
             "values in the last checkpoint": len(pairs),
             "of them other than in the unbroken run": differ,
         }
