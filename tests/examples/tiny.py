@@ -15,7 +15,7 @@ from examples.pretrain.train import Pretraining
 ENCODER = EncoderOptions(width=4, stem_stride=2)
 BYOL = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
 DISSECT = DiSSECTOptions(byol=BYOL, codebook_size=16)
-OPTIONS = {"byol": BYOL, "dissect": DISSECT, "simsiam": SimSiamOptions(dim=8, bottleneck=4)}
+OPTIONS: dict[str, Any] = {"byol": BYOL, "dissect": DISSECT, "simsiam": SimSiamOptions(dim=8, bottleneck=4)}
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)
 
 
