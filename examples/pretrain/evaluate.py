@@ -172,7 +172,7 @@ def refuse_others(path: Path, basis: dict[str, Any]) -> None:
         if name != "pretraining.device" and not (name.startswith("images.masked") and None in (a, b))
     ]
     if changed:
-        raise ValueError(f"{path} is a result of something else: {'; '.join(changed)}. Give another --out")
+        raise ValueError(f"{path} holds another result: {'; '.join(changed)}. Give another --out")
 
 
 def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:

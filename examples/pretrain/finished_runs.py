@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from examples.pretrain import checkpoint
 from examples.pretrain.checkpoint import differences, fingerprint
+from examples.pretrain.checkpoint import load as load_checkpoint
 from examples.pretrain.data import ImageSet, load_images, train_test_split
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods import METHODS
@@ -132,7 +132,7 @@ def read(path: Path, device: str) -> Found:
     Raises:
         ValueError: it cannot be read, or is of another version of the example.
     """
-    state = checkpoint.load(path, "cpu")
+    state = load_checkpoint(path, "cpu")
     folder = path.parent
     try:
         config = replace(settings_of(json.loads(state["config"])), device=device)

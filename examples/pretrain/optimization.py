@@ -16,6 +16,7 @@ class Optimization:
     """Optimizer, schedule and length. The defaults are the paper's; it omits the weight decay (here BYOL's)."""
 
     optimizer: Literal["lars", "adamw"] = "lars"
+    """lars is the paper's; adamw suits few steps and small batches."""
     lr: float = 0.3
     """Peak learning rate; LARS scales it by batch / 256."""
     momentum: float = 0.99
@@ -23,8 +24,11 @@ class Optimization:
     weight_decay: float = 1.5e-6
     """Not applied to biases and norms."""
     batch_size: int = 256
+    """Images a step, of all ranks together."""
     epochs: int = 300
+    """Passes over the training images."""
     warmup_epochs: int = 10
+    """Epochs of linear warm-up; half a cosine follows."""
 
 
 def make_optimizer(model: nn.Module, config: Optimization) -> Optimizer:

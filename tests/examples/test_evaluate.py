@@ -84,7 +84,7 @@ def test_one_command_runs_all_protocols(finished, tmp_path, capsys):
     assert {file.name: file.read_bytes() for file in tmp_path.glob("*.json")}.keys() == results.keys()
     again = json.loads((tmp_path / "linear-byol-seed0.json").read_text())
     assert again["scores"] == json.loads(results["linear-byol-seed0.json"])["scores"]
-    with pytest.raises(ValueError, match=r"of something else: settings\.steps was 3, is 4\. Give another --out"):
+    with pytest.raises(ValueError, match=r"holds another result: settings\.steps was 3, is 4\. Give another --out"):
         evaluate.main(replace(config, settings=replace(SETTINGS, steps=4)))
     assert evaluate.main(evaluate.Evaluation(out=tmp_path, report=True)) == text
 

@@ -21,7 +21,7 @@ class DiSSECTOptions:
     """Codebooks, fusion and objective. The defaults are the paper's, except `operator`, `projection`, `refinement`."""
 
     byol: BYOLOptions = field(default_factory=BYOLOptions)
-    """Student and teacher; `byol.dim` is also the width of the codes, `byol.hidden_dim` that of the SERF MLP."""
+    """DiSSECT's own student and teacher. Codes have width `byol.dim`, and the SERF MLP `byol.hidden_dim`."""
     codebook_size: int = 2048
     """K, the codes of each scale."""
     shared_codebook: bool = False

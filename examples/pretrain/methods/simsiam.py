@@ -22,7 +22,7 @@ from examples.pretrain.methods.student import Student
 
 @dataclass(frozen=True)
 class SimSiamOptions:
-    """Projector and predictor. The defaults are the paper's."""
+    """Projector and predictor. The defaults are those of the SimSiam paper."""
 
     dim: int = 2048
     """Width D of embeddings and predictions."""
