@@ -11,11 +11,10 @@ import pytest
 import torch
 from sklearn.manifold import TSNE
 
-from examples.pretrain import evaluate
+from examples.pretrain import evaluate, finished_runs
 from examples.pretrain.augment import Augmentation, to_float
 from examples.pretrain.data import load_images, train_test_split
 from examples.pretrain.finished_runs import apart, find, settings_of, split_of, subject_of
-from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols import PROTOCOLS, Settings, anatomy, codes, segment
 from examples.pretrain.reports import evaluation
@@ -307,6 +306,6 @@ def test_settings_survive_a_checkpoint(name):
 
 def test_a_checkpoint_of_an_unknown_method_is_refused_in_one_sentence(tmp_path, monkeypatch):
     _, config = small(tmp_path)
-    monkeypatch.delitem(METHODS, "byol")
+    monkeypatch.setattr(finished_runs, "METHODS", {})
     with pytest.raises(ValueError, match=r"checkpoint\.pt: .* settings that this version does not have: 'byol'"):
         evaluate.main(config)
