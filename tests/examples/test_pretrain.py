@@ -12,6 +12,7 @@ import torch
 import tyro
 from PIL import Image
 
+import vqssl
 from examples.pretrain.__main__ import experiment, main
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import load_images, train_test_split
@@ -157,3 +158,4 @@ def test_a_short_run_on_real_radiographs_learns(real_data, tmp_path):
     assert all(run.rows[-1][f"perplexity_{scale}"] > least for scale in config.encoder.scales)
     assert run.rows[-1]["target_spread"] > 0.3
     assert mean_auc() > before + 0.03
+    assert vqssl.functional.target_spread(run.encode(to_float(test.images))) > 0
