@@ -1,11 +1,11 @@
-"""How codebooks of many kinds fare while an encoder trains: usage, perplexity, dead codes, drift, error, time, memory.
+"""Codebooks of many kinds while an encoder trains: usage, perplexity, dead codes, drift, error, time and memory.
 
 `python -m benchmarks.codebook_usage [--data kermany_cxr_64.npz] [--device cuda] [--quick]`
 
-One BYOL run (the example's `small` preset, or on a GPU `paper`'s encoder at 64 px) lends its features at one scale to
-all codebooks at once. None of them gives a gradient back, so that all see the same tokens at the same step, ours and
-vector-quantize-pytorch's. The variance of the update (DiSSECT's Eqs. 2 and 3) is measured on teacher and student
-features alike: how far used codes move in a step, squared, next to the tokens' own variance.
+All codebooks get the features of one BYOL run at one scale (the example's `small` preset, or on a GPU the encoder of
+`paper` at 64 px). None of them returns a gradient, so all see the same tokens at the same step, ours and those of
+vector-quantize-pytorch. The variance of the update (DiSSECT's Eqs. 2 and 3) is measured on teacher and student
+features: the squared distance that used codes move in a step, relative to the variance of the tokens.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ import vqssl
 from benchmarks import harness
 from examples.pretrain.augment import Normalize, to_float, views_of
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.model import SelfSupervised
+from examples.pretrain.encoder import Encoder
+from examples.pretrain.methods.byol import BYOL
+from examples.pretrain.optimization import make_optimizer, make_schedule
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS
-from examples.pretrain.train import make_optimizer, make_schedule
 from vqssl.functional import code_counts, codebook_usage
 
 SCALE = "layer3"
 WINDOW = 20
-"""Steps whose tokens are counted together for usage."""
+"""Number of steps whose tokens are counted together for usage."""
 DEAD = 0.1
-"""A code is dead that got less than this fraction of the fair share of a window's tokens."""
+"""A code is dead if it got less than this fraction of its fair share of the tokens of a window."""
 
 
 @dataclass
 class Observer:
-    """A codebook that is fed, and what was seen of it."""
+    """A codebook and its measurements."""
 
     module: nn.Module
     codes: Callable[[nn.Module], Tensor]
@@ -55,6 +56,7 @@ class Observer:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def feed(self, x: Tensor) -> None:
+        """Train the codebook on tokens `(N, D)`, and measure time, error and move."""
         before = self.codes(self.module).clone()
         start = time.perf_counter()
         quantized, indices, _ = self.module(x[None])
@@ -72,7 +74,7 @@ class Observer:
         self.moves.append((after - before)[used].square().sum(-1).mean() / variance)
 
     def look(self, step: int) -> None:
-        """Close the window."""
+        """Close the window: add a row of its figures."""
         assert self.counts is not None
         usage = codebook_usage(self.counts, DEAD)
         self.rows.append(
@@ -81,7 +83,7 @@ class Observer:
                 "perplexity": round(usage.perplexity.item(), 1),
                 "dead": int(usage.dead),
                 "error": round(torch.stack(self.errors).mean().item(), 4),
-                # Of the window's median step: a revived code moves far, once.
+                # The median over the window: a revived code moves far, once.
                 "move": float(f"{torch.stack(self.moves).median().item():.3g}"),
             }
         )
@@ -89,11 +91,13 @@ class Observer:
 
 
 def ours(size: int, dim: int, device: str, source: str = "teacher", **options: Any) -> Observer:
-    module = vqssl.EMACodebook(size, dim, device=device, **options)
+    """Return an observer of our codebook."""
+    module = vqssl.EMACodebook(codebook_size=size, dim=dim, device=device, **options)
     return Observer(module, lambda m: m.embed, source)  # type: ignore[arg-type, return-value]
 
 
 def peer(size: int, dim: int, device: str, **options: Any) -> Observer:
+    """Return an observer of the codebook of vector-quantize-pytorch."""
     module = VectorQuantize(
         dim, codebook_size=size, decay=0.99, rotation_trick=False, commitment_weight=0.25, **options
     ).to(device)
@@ -101,6 +105,7 @@ def peer(size: int, dim: int, device: str, **options: Any) -> Observer:
 
 
 def observers(dim: int, device: str, sizes: list[int], middle: int) -> dict[str, Observer]:
+    """Return all codebooks by name; `middle` is the size of those that vary in another way."""
     found = {}
     for size in sizes:
         found[f"K={size}"] = ours(size, dim, device)
@@ -122,21 +127,22 @@ def observers(dim: int, device: str, sizes: list[int], middle: int) -> dict[str,
 def watch(
     data: ImageSet, device: str, sizes: list[int], middle: int, epochs: int, batch: int
 ) -> tuple[dict[str, Any], int]:
-    """Train, feed, look: each observer's rows and costs, and the number of steps."""
+    """Train BYOL and all codebooks; return the rows and costs of each, and the number of steps."""
     preset = PRESETS["small"][1]
     optimization = replace(preset.optimization, epochs=epochs, batch_size=batch, warmup_epochs=min(1, epochs - 1))
     per_epoch = len(data) // batch
     torch.manual_seed(0)
-    width = preset.model.width if device == "cpu" else 64
-    config = replace(preset.model, scales=(SCALE,), width=width)
-    net = SelfSupervised("byol", data.channels, config, per_epoch * epochs).to(device).train()
+    width = preset.encoder.width if device == "cpu" else 64
+    encoder = Encoder(data.channels, replace(preset.encoder, scales=(SCALE,), width=width))
+    dim = preset.options["byol"].dim
+    net = BYOL(encoder, preset.options["byol"], total_steps=per_epoch * epochs).to(device).train()
     optimizer = make_optimizer(net, optimization)
     schedule = make_schedule(optimizer, optimization, per_epoch)
     augment = views_of(data.images.shape[1], preset.augmentation)
     normalize = Normalize(data.images).to(device)
     images = to_float(data.images)
-    project = vqssl.OrthogonalProjection(net.student.encoder.scale_channels[0], config.dim).to(device)
-    watched = observers(config.dim, device, sizes, middle)
+    project = vqssl.OrthogonalProjection(encoder.scale_channels[0], dim).to(device)
+    watched = observers(dim, device, sizes, middle)
     maps: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -145,7 +151,7 @@ def watch(
 
         return hook
 
-    net.student.register_forward_hook(keep("student"))
+    net.student.embedder.register_forward_hook(keep("student"))
     net.teacher.module.register_forward_hook(keep("teacher"))
     step, window = 0, min(WINDOW, max(per_epoch * epochs // 5, 1))
     bar = tqdm(total=per_epoch * epochs, desc="steps", mininterval=1)
@@ -156,10 +162,10 @@ def watch(
             with torch.no_grad():
                 pair = [normalize(augment(views)) for _ in range(2)]
             optimizer.zero_grad(set_to_none=True)
-            net(pair).loss.total.backward()
+            net(pair).loss.backward()
             optimizer.step()
             schedule.step()
-            net.teacher.update_(net.student)
+            net.after_step()
             with torch.no_grad():
                 tokens = {name: project(scale.movedim(1, -1)).flatten(0, -2) for name, scale in maps.items()}
                 for observer in watched.values():
@@ -179,10 +185,11 @@ def watch(
         }
         for name, observer in watched.items()
     }
-    return {"observers": found, "tokens a step": len(tokens["teacher"]), "dim": config.dim, "scale": SCALE}, step
+    return {"observers": found, "tokens a step": len(tokens["teacher"]), "dim": dim, "scale": SCALE}, step
 
 
 def main() -> None:
+    """Load or draw the images, run, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="images (.npz); else generated phantoms")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

@@ -1,6 +1,6 @@
-"""`python3 examples [OPTIONS]`: make the environment if needed, then run `examples.pretrain`.
+"""`python3 examples [OPTIONS]`: create the environment if needed, then run `examples.pretrain`.
 
-Works from any folder; relative paths among the options are the user's own. `--help` lists them.
+It works from any folder; relative paths in the options are relative to that folder. `--help` lists the options.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main():
+    """Replace this process by `python -m examples.pretrain` in the environment of the repository."""
     path = Path(__file__).resolve().parent.parent / ".ci" / "environment.py"
     spec = importlib.util.spec_from_file_location("environment", path)
     environment = importlib.util.module_from_spec(spec)

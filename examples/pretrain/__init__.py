@@ -1,1 +1,1 @@
-"""Self-supervised pre-training on chest X-rays, taken apart: which ingredient buys what."""
+"""Self-supervised pretraining on images: methods, data, protocols, and reports on what each ingredient adds."""

@@ -1,9 +1,7 @@
-"""DiSSECT pretraining and linear probes from one command; see `python3 examples --help`."""
+"""Pretraining and linear probes from one command; see `python3 examples --help`."""
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -14,21 +12,25 @@ import numpy as np
 import torch
 import tyro
 
-import vqssl
-from examples.pretrain import pictures, ranks
+from examples.pretrain import ranks
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.model import METHODS, Encoder
+from examples.pretrain.encoder import Encoder
+from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS, Experiment
-from examples.pretrain.probe import FRACTIONS, knn_monitor, probe_encoder
-from examples.pretrain.train import Pretraining, Run
+from examples.pretrain.protocols.knn import knn_monitor
+from examples.pretrain.protocols.linear import FRACTIONS, probe_encoder
+from examples.pretrain.records import provenance, write_record
+from examples.pretrain.reports import pictures
+from examples.pretrain.train import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the experiment that the command line describes; errors end in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0] not in PRESETS and arguments[0] not in ("-h", "--help")):
-        arguments.insert(0, "demo")  # the preset may be left out
+        arguments.insert(0, "demo")  # the default preset
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python3 examples")
     try:
         with ranks.joined(device_of(config)):
@@ -36,19 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command with --resume goes on from the last whole epoch")
+        sys.exit("\ninterrupted; the same command with --resume continues from the last whole epoch")
 
 
 def device_of(config: Experiment) -> str:
+    """Return the device to train on."""
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def experiment(config: Experiment) -> dict:
-    """Pretrain with each method, probe, write table and pictures; returns what `table.json` holds.
+    """Pretrain with each method, probe, write table and pictures; return the record in `table.json`.
 
-    Under torchrun all ranks pretrain, and the first does the rest; the others return nothing.
+    Under torchrun all ranks pretrain. Rank 0 does the rest; the others return an empty dict.
     """
     start = time.perf_counter()
     check(config)
@@ -63,8 +66,7 @@ def experiment(config: Experiment) -> dict:
     monitor = None if train.labels is None else knn_monitor(train, seed=config.seed)
     runs = {}
     for method in config.methods:
-        pretraining = Pretraining(method, config.model, config.augmentation, config.optimization, config.seed, device)
-        run = Run(train, pretraining, out / method)
+        run = Run(train, config.pretraining(method, device=device), out / method)
         if config.resume and run.resume():
             say(f"{method}: continuing after epoch {run.epoch}", flush=True)
         run.train(monitor=monitor)
@@ -78,29 +80,41 @@ def experiment(config: Experiment) -> dict:
     else:
         table = probes(runs, train, test, config)
     result = {
-        "command": " ".join(["python3 examples", *sys.argv[1:]]),
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        **provenance(command(), device),
+        "seed": config.seed,
+        "data": None if config.data is None else config.data.name,
+        "config": {name: part for name, part in asdict(config).items() if name not in ("data", "out", "resume")},
         "images": {"train": len(train), "test": len(test)},
         "ranks": ranks.world_size(),
         "auc": table,
         "runs": {
-            method: {"seconds": run.seconds, "steps": run.epoch * run.steps_per_epoch, **run.rows[-1]}
+            method: {
+                "pretrained_on": run.devices,
+                "seconds": run.seconds,
+                "steps": run.epoch * run.steps_per_epoch,
+                **run.rows[-1],
+            }
             for method, run in runs.items()
         },
-        "versions": {"vqssl": vqssl.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    (out / "table.json").write_text(json.dumps(result, indent=2))
+    write_record(out / "table.json", result)
     if table:
         markdown = markdown_of(table)
         (out / "table.md").write_text(markdown + "\n")
         print(f"\nmacro AUC (%) of a linear probe on the frozen encoder, by share of labels\n\n{markdown}\n")
-    names = draw(runs, test, config, out)
-    print(f"pictures: {', '.join(str(out / name) for name in names)}")
+    drawn = draw(runs, test, out)
+    print(f"pictures: {', '.join(map(str, drawn))}")
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min")
     return result
 
 
+def command() -> str:
+    """Return the command line, with the names of files but not their folders."""
+    return " ".join(["python3 examples", *(Path(part).name if "/" in part else part for part in sys.argv[1:])])
+
+
 def check(config: Experiment) -> None:
+    """Raise ValueError or FileNotFoundError unless methods and data exist."""
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown or not config.methods:
         raise ValueError(
@@ -111,7 +125,7 @@ def check(config: Experiment) -> None:
 
 
 def folder_of(config: Experiment) -> Path:
-    """Where results go: a folder with a run in it is only ever continued, never overwritten."""
+    """Return the folder for the results; a folder that holds a run is continued, never overwritten."""
     if config.out is not None:
         if not config.resume and any(config.out.glob("*/checkpoint.pt")):
             raise ValueError(f"{config.out} already holds a run: continue it with --resume, or give another --out")
@@ -128,6 +142,7 @@ def folder_of(config: Experiment) -> Path:
 
 
 def images_of(config: Experiment) -> ImageSet:
+    """Load the images, or draw phantoms."""
     if config.data is not None:
         return load_images(config.data, config.image_size)
     if ranks.rank() == 0:
@@ -138,12 +153,12 @@ def images_of(config: Experiment) -> ImageSet:
 def probes(
     runs: dict[str, Run], train: ImageSet, test: ImageSet, config: Experiment
 ) -> dict[str, dict[str, list[float]]]:
-    """AUC by encoder and share of labels; "random" is an encoder as it was before pretraining."""
+    """Return the AUC by encoder and share of labels; "random" is the encoder before pretraining."""
     some_run = next(iter(runs.values()))
     torch.manual_seed(config.seed)
-    untrained = Encoder(train.channels, config.model).to(some_run.config.device)
+    untrained = Encoder(train.channels, config.encoder).to(some_run.config.device)
     encoders = [("random", some_run, untrained)]
-    encoders += [(method, run, run.model.student.encoder) for method, run in runs.items()]
+    encoders += [(method, run, run.method.encoder) for method, run in runs.items()]
     return {
         name: probe_encoder(run, encoder, train, test, subsets=config.subsets, seed=config.seed)
         for name, run, encoder in encoders
@@ -151,38 +166,35 @@ def probes(
 
 
 def markdown_of(table: dict[str, dict[str, list[float]]]) -> str:
+    """Return the table of AUCs (%): mean and standard deviation over the label subsets."""
     shares = [f"{fraction:g}" for fraction in FRACTIONS]
     lines = [
         "| encoder | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |",
         "|---|" + "---|" * len(shares),
     ]
-    titles = {"random": "random", "byol": "BYOL", "dissect": "DiSSECT"}
     for name, row in table.items():
         cells = []
         for share in shares:
             scores = 100 * np.array(row[share])
             spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
             cells.append(f"{scores.mean():.1f}{spread}")
-        lines.append(f"| {titles.get(name, name)} | " + " | ".join(cells) + " |")
+        title = METHODS[name].__name__ if name in METHODS else name
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-@torch.no_grad()
-def draw(runs: dict[str, Run], test: ImageSet, config: Experiment, out: Path) -> list[str]:
-    pictures.curves({method: run.rows for method, run in runs.items()}, config.model.codebook_size, out / "curves.png")
-    names = ["curves.png"]
-    run = runs.get("dissect")
-    if run is not None and run.model.quantizer is not None:
-        some = test.subset(slice(0, 512))
-        _, maps = run.encode(to_float(some.images), run.model.teacher.module.get_submodule("encoder"))
-        quantizer = run.model.quantizer.eval()
-        device = run.config.device
-        indices = quantizer([scale.to(device) for scale in maps]).indices
-        by_scale = {scale: codes.cpu().numpy() for scale, codes in zip(config.model.scales, indices, strict=True)}
-        pictures.code_maps(some, by_scale, config.model.codebook_size, out / "code_maps.png")
-        pictures.code_patches(some, by_scale[config.model.scales[0]], out / "codes.png")
-        names += ["code_maps.png", "codes.png"]
-    return names
+def draw(runs: dict[str, Run], test: ImageSet, out: Path) -> list[Path]:
+    """Draw the curves of all runs, and the code maps of each run that has codes; return the files."""
+    files = [out / "curves.png"]
+    pictures.curves({method: run.rows for method, run in runs.items()}, files[0])
+    some = test.subset(slice(0, 512))
+    for method, run in runs.items():
+        codes = run.codes(to_float(some.images))
+        if codes is not None:
+            files += [out / method / "code_maps.png", out / method / "codes.png"]
+            pictures.code_maps(some, codes, files[-2])
+            pictures.code_patches(some, next(iter(codes.values())), files[-1])
+    return files
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Views of a batch of images, by kornia, on the images' own device."""
+"""Random views of a batch of images, by kornia, on the device of the images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import kornia.augmentation as K
@@ -12,27 +13,28 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The paper's: random resized crop, flip, blur, then normalisation. `jitter` is ours."""
+    """The paper's augmentation: random resized crop, flip, blur, then normalisation. `jitter` is an addition."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the area that a crop keeps."""
     flip: float = 0.5
+    """Probability of a horizontal flip."""
     blur: float = 0.5
     """Probability of a Gaussian blur."""
     jitter: float = 0.0
-    """Largest relative change of brightness and contrast; the paper has none."""
+    """Largest relative change of brightness and contrast; 0 in the paper."""
 
 
 def to_float(images: np.ndarray) -> Tensor:
-    """`(N, S, S[, 3])` uint8 or uint16 -> `(N, C, S, S)` float32 in [0, 1]."""
+    """Return `(N, S, S[, 3])` uint8 or uint16 as `(N, C, S, S)` float32 in [0, 1]."""
     full = np.iinfo(images.dtype).max
     channels_last = images[..., None] if images.ndim == 3 else images
-    # uint16 has few operators in torch; numpy makes the floats.
+    # By numpy: torch has few operators for uint16.
     return torch.from_numpy(np.ascontiguousarray((channels_last / np.float32(full)).transpose(0, 3, 1, 2)))
 
 
 class Normalize(nn.Module):
-    """`(x - mean) / std` by channel, with the statistics of the training images."""
+    """The map x -> (x - mean) / std by channel, with the statistics of the training images."""
 
     mean: Tensor
     std: Tensor
@@ -45,12 +47,13 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(channels.std(0, dtype=np.float64) / full).float().clamp_min(1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised images, of the same shape `(B, C, S, S)`."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def views_of(size: int, config: Augmentation) -> nn.Module:
-    """A module that maps `(B, C, size, size)` in [0, 1] to one random view of each image."""
-    kernel = max(3, size // 10 // 2 * 2 + 1)  # a tenth of the side, odd: SimCLR's rule
+    """Return a module that maps `(B, C, size, size)` in [0, 1] to one random view of each image."""
+    kernel = max(3, size // 10 // 2 * 2 + 1)  # SimCLR's rule: a tenth of the side, odd
     jitter = (1 - config.jitter, 1 + config.jitter)
     return K.AugmentationSequential(
         K.RandomResizedCrop((size, size), scale=config.crop_scale, ratio=(3 / 4, 4 / 3), p=1.0),
@@ -59,3 +62,8 @@ def views_of(size: int, config: Augmentation) -> nn.Module:
         K.RandomContrast(contrast=jitter, p=0.8 if config.jitter else 0.0),
         K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur),
     )
+
+
+def two_views(images: Tensor, augment: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Return two independent views of each image."""
+    return [augment(images) for _ in range(2)]

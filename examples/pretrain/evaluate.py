@@ -1,86 +1,99 @@
-"""What pretrained encoders are worth: each protocol a command, and all of them one.
+"""Evaluation of finished runs by one protocol, several or all.
 
     python -m examples.pretrain.evaluate --runs runs/small-1 --data images.npz            # all that the images allow
     python -m examples.pretrain.evaluate linear finetune --runs runs/s0 runs/s1 runs/s2 --data images.npz
     python -m examples.pretrain.evaluate segment-frozen --runs runs/small-1 --data images.npz --masks lungs.npz
     python -m examples.pretrain.evaluate --report --out runs/evaluation                    # tables and pictures again
 
-`--runs` are folders that the example or the sweep wrote, one or several seeds of pretraining. Encoders of one seed,
-and one that was never trained, are judged on the same subsets of the labels, by the same recipe, which was not tuned
-for any of them. Results are a JSON for each protocol, encoder and seed; what is there already, of the same checkpoint,
-images and settings, is not done again.
+`--runs` are folders that the example or the sweep wrote, of one or several pretraining seeds. All encoders of a seed,
+and an untrained one, are evaluated on the same label subsets with the same settings, which were tuned for none. Results
+are one JSON for each protocol, encoder and seed. A result of the same checkpoint, images and settings is not measured
+again.
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
-import vqssl
-from examples.pretrain import evaluation_report, finished_runs
+from examples.pretrain import finished_runs
+from examples.pretrain.checkpoint import differences
 from examples.pretrain.finished_runs import Found, Images, digest, find, subject_of
-from examples.pretrain.probe import subset_size
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject
+from examples.pretrain.protocols.labels import subset_size
 from examples.pretrain.protocols.segment import presence
-from examples.pretrain.train import differences, write_whole
+from examples.pretrain.records import provenance, write_record
+from examples.pretrain.reports import evaluation as report
 
-Name = Literal["linear", "finetune", "segment-frozen", "segment-tuned", "localise", "anatomy", "codes"]
+if TYPE_CHECKING:  # a type checker cannot read the names of the table
+    Name = str
+else:
+    Name = Literal[tuple(PROTOCOLS)]
 
 
 @dataclass(frozen=True)
 class Evaluation:
+    """Evaluate finished runs."""
+
     protocols: tyro.conf.Positional[tuple[Name, ...]] = ()
-    """All that the images allow, if left out."""
+    """Protocols; all that the images allow if left out."""
     runs: tuple[Path, ...] = ()
-    """Folders of runs: of the example, with byol/ or dissect/ in them, or of the sweep."""
+    """Folders of runs: of the example, which hold byol/ or dissect/, or of the sweep."""
     data: Path | None = None
-    """The images that the runs were trained on; left out for the demo's phantoms."""
+    """The images that the runs were trained on; the demo's phantoms if left out."""
     masks: Path | None = None
     """Images with masks, where those of --data have none; tested on patients that were not pretrained on."""
     phantoms: int = 5000
+    """Number of phantoms that the runs drew."""
     encoders: tuple[str, ...] = ()
-    """Which of the runs, for example byol full; all if left out."""
+    """Names of runs, for example byol full; all if left out."""
     out: Path = Path("runs/evaluation")
+    """Folder for the JSON of each result, for tables and pictures."""
     part: str = "0/1"
     """I/N: the I-th of N equal shares of the work, for N processes at once."""
     device: str = "cpu"
+    """cpu, cuda, ..."""
     unfinished: bool = False
-    """Judge runs that have not come to their end too, as byol@3 after three epochs."""
+    """Evaluate unfinished runs too, as byol@3 after three epochs."""
     report: bool = False
-    """Only tables and pictures of what is there."""
+    """Write tables and pictures of the results so far, and measure nothing."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
     @property
     def images(self) -> Images:
+        """Source of the images."""
         return Images(self.data, self.masks, self.phantoms)
 
 
 def main(config: Evaluation) -> str:
-    """Measures what is missing in `config.out`; returns the tables, as markdown."""
+    """Measure what is missing in `config.out`; return the tables as markdown."""
     if not config.report:
         found = find(config.runs, config.encoders, device=config.device, unfinished=config.unfinished)
         measure(found, config)
-    text = evaluation_report.write(config.out)
+    text = report.write(config.out)
     print(text)
     return text
 
 
 def measure(found: Sequence[Found], config: Evaluation) -> None:
-    """Every protocol of every encoder that has no result yet, then the pictures of the first seed."""
+    """Run every protocol on every encoder without a result, then draw the pictures of the first seed.
+
+    Raises:
+        ValueError: a result in `config.out` is of other runs, images or settings; the images lack what a protocol needs
+            that was named.
+    """
     work = [(name, each) for each in found for name in (config.protocols or PROTOCOLS)]
     share, shares = map(int, config.part.split("/"))
     config.out.mkdir(parents=True, exist_ok=True)
-    finished_runs.file.cache_clear()  # a file may be another than at the last call
-    # Hours of measuring are not to end in a table that takes in something else.
+    finished_runs.file.cache_clear()  # a file may have changed since the last call
+    # Before hours of measuring: a result with other settings does not belong in the table.
     for path in config.out.glob("*-seed*.json"):
         refuse_others(path, {"settings": asdict(config.settings)})
     said: set[str] = set()
@@ -103,6 +116,8 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
             said.add(name)
             continue
         record = {
+            **provenance(command(config), config.device),
+            "pretrained_on": list(each.devices),
             "protocol": name,
             "encoder": each.name,
             "seed": each.config.seed,
@@ -114,18 +129,15 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
             "drawn": drawn(subject, config.settings),
             "data": None if config.data is None else config.data.name,
             "masks": None if config.masks is None else config.masks.name,
-            "command": command(config),
-            "versions": {"vqssl": vqssl.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        lines = ",\n".join(f' "{key}": {json.dumps(value, allow_nan=False)}' for key, value in record.items())
-        write_whole(path, ("{\n" + lines + "\n}\n").encode())
+        write_record(path, record, allow_nan=False)
         new.add(name)
     if share == 0:
         pictures(found, new, config)
 
 
 def basis_of(each: Found, subject: Subject, settings: Settings) -> dict[str, Any]:
-    """All that a result depends on."""
+    """Return everything that a result depends on."""
     sides = {"train": subject.train, "test": subject.test}
     if subject.masked is not None and subject.masked[0] is not subject.train:
         sides |= {"masked train": subject.masked[0], "masked test": subject.masked[1]}
@@ -138,7 +150,7 @@ def basis_of(each: Found, subject: Subject, settings: Settings) -> dict[str, Any
 
 
 def drawn(subject: Subject, settings: Settings) -> dict[str, dict[str, int]]:
-    """How many images a share of the labels or masks is."""
+    """Return the number of images in each share of the labels and masks."""
     found = {}
     if subject.train.labels is not None:
         labels = subject.train.labels
@@ -150,21 +162,21 @@ def drawn(subject: Subject, settings: Settings) -> dict[str, dict[str, int]]:
 
 
 def refuse_others(path: Path, basis: dict[str, Any]) -> None:
-    """A result that is there must be of what is asked for now."""
+    """Raise ValueError unless the result in `path` is of the same basis."""
     record = json.loads(path.read_text())
     theirs = {key: record.get(key) for key in basis}
     changed = [
         f"{name} was {a}, is {b}"
         for name, a, b in differences(theirs, json.loads(json.dumps(basis)))
-        # on another device it is the same; and what needs no masks is the same with them and without
+        # The device does not matter, nor masks that are only there once: the protocol did not need them.
         if name != "pretraining.device" and not (name.startswith("images.masked") and None in (a, b))
     ]
     if changed:
-        raise ValueError(f"{path} is a result of something else: {'; '.join(changed)}. Give another --out")
+        raise ValueError(f"{path} holds another result: {'; '.join(changed)}. Give another --out")
 
 
 def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
-    """Of the first seed, for protocols with new results or without pictures: some train anew for theirs."""
+    """Draw the first seed, for protocols with new results or without pictures; some protocols train again for it."""
     subjects: list[Subject] = []
     for name in config.protocols or PROTOCOLS:
         protocol = PROTOCOLS[name]
@@ -179,7 +191,7 @@ def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
 
 
 def command(config: Evaluation) -> str:
-    """As it was given, folders by their number and files by their name."""
+    """Return the command line, with the number of folders and the names of files."""
     parts = ["python -m examples.pretrain.evaluate", *config.protocols, f"--runs {len(config.runs)} folder(s)"]
     parts += [f"--{name} {path.name}" for name, path in (("data", config.data), ("masks", config.masks)) if path]
     parts += [f"--encoders {' '.join(config.encoders)}"] if config.encoders else []

@@ -1,12 +1,13 @@
-"""Checkpoints that the example or the sweep left, found again together with the images that they were trained on."""
+"""Finished runs of the example or the sweep: their checkpoints, and the images that they were trained on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from examples.pretrain.augment import Augmentation
+from examples.pretrain.checkpoint import differences, fingerprint
+from examples.pretrain.checkpoint import load as load_checkpoint
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.model import Encoder, Model
+from examples.pretrain.encoder import Encoder
+from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols import Subject
-from examples.pretrain.train import Optimization, Pretraining, Run, differences, fingerprint
+from examples.pretrain.train import Pretraining, Run
 
 
 @dataclass(frozen=True)
 class Images:
-    """Where the images come from that encoders are judged by."""
+    """The source of the images that encoders are evaluated on."""
 
     data: Path | None
-    """None for the demo's phantoms."""
+    """File or folder; None for the demo's phantoms."""
     masks: Path | None
-    """Of their own."""
+    """File of images with masks, where those of `data` have none."""
     phantoms: int
+    """Number of phantoms that the run drew."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint and what it says of itself; or the encoder that its run would have begun with, as "random"."""
+    """A checkpoint and its settings; or, as "random", the untrained encoder that its run started from."""
 
     name: str
     folder: Path
@@ -43,47 +47,47 @@ class Found:
     images: str
     """Fingerprint of the training images."""
     epoch: int
-    """How far the run has come."""
+    """Last epoch that the checkpoint holds."""
     digest: str
-    """Of the checkpoint's bytes."""
+    """Of the bytes of the checkpoint."""
+    devices: tuple[str, ...] = ()
+    """Models of the devices that the run trained on; empty for "random"."""
 
     @property
     def pretraining(self) -> dict[str, Any]:
-        """What made this encoder; of one that was never trained, its shape, its seed, and what it is judged with: how
-        images are varied, and how many codes k-means makes of its features."""
+        """The settings that made this encoder; for "random": its shape, its seed, and the views for fine-tuning."""
         config = asdict(self.config)
         if self.name != "random":
             return config
-        shape = {name: config["model"][name] for name in ("width", "stem_stride", "scales", "codebook_size")}
-        return {"model": shape, "augmentation": config["augmentation"], "seed": self.config.seed}
+        return {name: config[name] for name in ("encoder", "augmentation", "seed")}
 
     @property
     def checkpoint(self) -> dict[str, Any] | None:
+        """Epoch and digest of the checkpoint; None for "random"."""
         if self.name == "random":
             return None
         return {"epoch": self.epoch, "epochs": self.config.optimization.epochs, "sha256": self.digest}
 
 
 def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinished: bool) -> list[Found]:
-    """The checkpoints in folders, and for each seed an encoder that was never trained; by seed.
+    """Return the checkpoints in folders, and an untrained encoder for each seed; sorted by seed.
 
     Args:
         runs: folders with `checkpoint.pt`, or with folders that hold one.
-        encoders: which of them; all, if empty.
-        device: what they are to be loaded to.
-        unfinished: judge runs that have not come to their end as well, as `byol@3` after three epochs.
+        encoders: names of those to return; empty for all.
+        device: the device to load them to.
+        unfinished: also return unfinished runs, named `byol@3` after three epochs.
 
     Raises:
-        ValueError: nothing is found, or not what was asked for, or twice; a run is not finished; two would be judged by
-            different recipes.
+        ValueError: checkpoints are missing, ambiguous, unfinished or incompatible.
     """
     paths = sorted(path for folder in runs for path in (*folder.glob("checkpoint.pt"), *folder.glob("*/checkpoint.pt")))
     found = [read(path, device) for path in paths]
     if not found:
         given = ", ".join(map(str, runs)) or "nothing"
         raise ValueError(f"--runs must hold checkpoints of the example or the sweep, got {given}: give its --out")
-    never = {each.config.seed: each for each in reversed(found)}
-    found = [*(replaced(each, "random") for each in never.values()), *found]
+    first = {each.config.seed: each for each in reversed(found)}
+    found = [*(replace(each, name="random", devices=()) for each in first.values()), *found]
     if encoders:
         missing = sorted(set(encoders) - {each.name for each in found})
         if missing:
@@ -97,72 +101,85 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
             raise ValueError(f"each encoder must have one run a seed, got {other} and {each.folder}: name one of them")
     found = [finished(each, unfinished) for each in found]
     for each in found:
-        differ = [f"{name} is {a} and {b}" for name, a, b in differences(recipe(found[0]), recipe(each))]
+        differ = [
+            f"{name} is {a} and {b}"
+            for name, a, b in differences(asdict(found[0].config.augmentation), asdict(each.config.augmentation))
+        ]
         if differ:
             raise ValueError(
-                f"all runs must be judged by one recipe, got {found[0].folder} and {each.folder}, of which "
-                f"{'; '.join(differ)}: evaluate them one by one, with an --out of their own"
+                f"all runs must have the same augmentation, which fine-tuning uses, got {found[0].folder} and "
+                f"{each.folder}, of which {'; '.join(differ)}: evaluate them one by one, each with its own --out"
             )
     return sorted(found, key=lambda each: each.config.seed)
 
 
-def recipe(each: Found) -> dict[str, Any]:
-    """What protocols take from the run that made an encoder."""
-    config = asdict(each.config)
-    return {"augmentation": config["augmentation"], "codebook_size": config["model"]["codebook_size"]}
-
-
-def replaced(each: Found, name: str) -> Found:
-    return Found(name, each.folder, each.config, each.images, each.epoch, each.digest)
-
-
 def finished(each: Found, unfinished: bool) -> Found:
-    """The same, or under a name that says how far it came."""
+    """Return the same if its run is finished; else raise ValueError, or rename it to say how far it came."""
     epochs = each.config.optimization.epochs
     if each.name == "random" or each.epoch >= epochs:
         return each
     if not unfinished:
         raise ValueError(
             f"{each.folder} must hold a finished run, got one after epoch {each.epoch} of {epochs}: let it go on (the "
-            "same command does), or add --unfinished to judge it as it is"
+            "same command does), or add --unfinished to evaluate it as it is"
         )
-    return replaced(each, f"{each.name}@{each.epoch}")
+    return replace(each, name=f"{each.name}@{each.epoch}")
 
 
 def read(path: Path, device: str) -> Found:
-    content = path.read_bytes()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config, images, epoch = settings_of(json.loads(state["config"]), device), state["data"], int(state["epoch"])
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint of the example ({error})") from error
+    """Return what a checkpoint says about its run.
+
+    Raises:
+        ValueError: it cannot be read, or is of another version of the example.
+    """
+    state = load_checkpoint(path, "cpu")
     folder = path.parent
-    name = re.sub(r"-seed\d+$", "", folder.resolve().name)  # `--runs .` has a name too
-    return Found(name, folder, config, images, epoch, hashlib.sha256(content).hexdigest()[:16])
+    try:
+        config = replace(settings_of(json.loads(state["config"])), device=device)
+    except (KeyError, TypeError) as error:  # an option or a method that this version does not have
+        raise ValueError(f"{path}: a checkpoint with settings that this version does not have: {error}") from error
+    return Found(
+        name=re.sub(r"-seed\d+$", "", folder.resolve().name),  # resolved: `--runs .` has a name too
+        folder=folder,
+        config=config,
+        images=state["data"],
+        epoch=state["epoch"],
+        digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        devices=tuple(state["devices"]),
+    )
 
 
-def settings_of(config: dict[str, Any], device: str = "cpu") -> Pretraining:
-    """What a checkpoint was trained with."""
-    parts = {"model": Model, "augmentation": Augmentation, "optimization": Optimization}
-    for name, kind in parts.items():
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in config[name].items()}
-        config[name] = kind(**options)
-    return Pretraining(**{**config, "device": device})
+def settings_of(config: dict[str, Any]) -> Pretraining:
+    """Return the settings that a checkpoint holds as a nested dict."""
+    options = built(METHODS[config["method"]].Options, config["options"])
+    found: Pretraining = built(Pretraining, {**config, "options": options})
+    return found
+
+
+def built(kind: Any, values: dict[str, Any]) -> Any:
+    """Return the dataclass `kind` from a nested dict, with lists as tuples."""
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]) and isinstance(value, dict):
+            value = built(hints[name], value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
 
 
 def subject_of(each: Found, source: Images) -> Subject:
-    """The encoder, with its run and the images that it is judged by."""
+    """Return the encoder with its run and the images that it is evaluated on."""
     size = int(each.images.split(",")[1])  # "(N, S, S) uint8 checksum"
-    # Phantoms are of the run's seed: files are read once for all seeds.
+    # Phantoms depend on the seed of the run; a file is read once for all seeds.
     data = (
         phantoms(source.phantoms, size, each.config.seed) if source.data is None else with_bits(file(source.data, size))
     )
     train, test = split_of(data, each)
     run = Run(train, each.config, each.folder)
-    encoder: Encoder = run.model.student.encoder
+    encoder: Encoder = run.method.encoder
     if each.name == "random":
         torch.manual_seed(each.config.seed)
-        encoder = Encoder(train.channels, each.config.model).to(each.config.device)
+        encoder = Encoder(train.channels, each.config.encoder).to(each.config.device)
     elif not run.resume():
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None
@@ -178,23 +195,25 @@ def subject_of(each: Found, source: Images) -> Subject:
 
 @lru_cache(2)
 def file(path: Path, size: int) -> ImageSet:
+    """Return :func:`load_images`, cached."""
     return load_images(path, size)
 
 
 @lru_cache(1)
 def phantoms(count: int, size: int, seed: int) -> ImageSet:
+    """Return :func:`make_phantoms`, cached."""
     return make_phantoms(count, size, seed=seed)
 
 
 def with_bits(data: ImageSet) -> ImageSet:
-    """Masks of 0 and 255, as image files have them, are masks of one kind, and not eight that are all alike."""
+    """Return masks of 0 and 255 as masks of 0 and 1: image files mark a single kind so, not eight equal ones."""
     if data.masks is None or data.masks.max(initial=0) != 255 or ((data.masks > 0) & (data.masks < 255)).any():
         return data
     return replace(data, masks=(data.masks > 0).astype(np.uint8))
 
 
 def split_of(data: ImageSet, each: Found) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of the run: the example splits by its own seed, the sweep by 0."""
+    """Return training and test images of the run: the example splits by its own seed, the sweep by 0."""
     for seed in (each.config.seed, 0):
         train, test = (data.subset(index) for index in train_test_split(data, seed=seed))
         if fingerprint(train) == each.images:
@@ -205,11 +224,11 @@ def split_of(data: ImageSet, each: Found) -> tuple[ImageSet, ImageSet]:
 
 
 def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Images with masks, to train on and to test on: no patient and no image of the second was pretrained on."""
+    """Split images with masks: no patient and no image of the second part was used in pretraining."""
     if masked.groups is None or train.groups is None:
         raise ValueError("masks in a file of their own need `groups`, as the images do, to keep patients apart")
     known = {image.tobytes() for image in train.images}
-    same = np.array([image.tobytes() in known for image in masked.images])  # under another patient's name
+    same = np.array([image.tobytes() in known for image in masked.images])  # perhaps under another patient's name
     seen = np.isin(masked.groups, train.groups) | np.isin(masked.groups, masked.groups[same])
     if seen.all() or not seen.any():
         raise ValueError(
@@ -220,7 +239,7 @@ def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def digest(data: ImageSet) -> str:
-    """Of all that is known about the images, in their order."""
+    """Return a digest of images, labels, groups and masks, in their order."""
     found = hashlib.sha256()
     for name in ("images", "labels", "groups", "masks"):
         array = getattr(data, name)

@@ -1,21 +1,28 @@
-"""Named recipes. `python3 examples NAME --help` lists what can be changed about each."""
+"""Named recipes. `python3 examples NAME --help` lists the options of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from examples.pretrain.augment import Augmentation
-from examples.pretrain.model import Model
-from examples.pretrain.train import Optimization
+from examples.pretrain.encoder import EncoderOptions
+from examples.pretrain.methods import default_options
+from examples.pretrain.methods.byol import BYOLOptions
+from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.optimization import Optimization
+from examples.pretrain.train import Pretraining
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Pretrain without labels, then probe the frozen encoders with few."""
+    """Pretrain without labels, then probe the frozen encoders with few labels."""
 
     name: str
-    """Of the preset; also of the folder under runs/ where nothing else is said."""
+    """Name of the preset, and of the folder under runs/ if --out is left out."""
     data: Path | None = None
     """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of PNG, JPEG or DICOM; else phantoms."""
     out: Path | None = None
@@ -23,22 +30,41 @@ class Experiment:
     resume: bool = False
     """Continue the run in --out, or the preset's latest under runs/."""
     methods: tuple[str, ...] = ("byol", "dissect")
+    """Names of methods; each has its own options below. An untrained encoder is always in the table."""
     image_size: int = 64
+    """Side of the images in pixels."""
     phantoms: int = 2000
-    """How many phantoms to draw where there is no data."""
+    """Number of phantoms to draw if there are no --data."""
     subsets: int = 5
     """Random subsets of the labels for each share below 100%."""
     seed: int = 0
+    """Of the split, the weights, the batches and the label subsets."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
-    model: Model = field(default_factory=Model)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    options: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=default_options)
+    """Of each method, by its name."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimization: Optimization = field(default_factory=Optimization)
 
+    def pretraining(self, method: str, *, device: str = "cpu") -> Pretraining:
+        """Return the settings of one method's run."""
+        return Pretraining(
+            method,
+            self.options[method],
+            encoder=self.encoder,
+            augmentation=self.augmentation,
+            optimization=self.optimization,
+            seed=self.seed,
+            device=device,
+        )
 
-SMALL_MODEL = Model(width=12, stem_stride=2, codebook_size=256, hidden_dim=512, teacher_momentum=0.99)
-# The paper's crop and flip alone leave brightness as a shortcut, which a small encoder takes. Harder views than these
-# (crops from 0.4, jitter 0.4) are not learnt in 800 steps, and the features fall behind the random encoder's.
+
+SMALL_ENCODER = EncoderOptions(width=12, stem_stride=2)
+SMALL_BYOL = BYOLOptions(hidden_dim=512, momentum=0.99)
+SMALL_OPTIONS = default_options() | {"byol": SMALL_BYOL, "dissect": DiSSECTOptions(byol=SMALL_BYOL, codebook_size=256)}
+# With the paper's crop and flip alone, a small encoder learns brightness as a shortcut. Harder views than these (crops
+# from 0.4, jitter 0.4) are not learnt in 800 steps, and the features fall behind the random encoder's.
 SMALL_AUGMENTATION = Augmentation(crop_scale=(0.6, 1.0), jitter=0.2)
 
 PRESETS = {
@@ -48,8 +74,9 @@ PRESETS = {
             "demo",
             image_size=32,
             phantoms=5000,
-            model=replace(SMALL_MODEL, width=8),
-            # Gentler: a phantom's findings are small, and what a crop may cut away is not learnt.
+            encoder=replace(SMALL_ENCODER, width=8),
+            options=SMALL_OPTIONS,
+            # Weaker crops: a phantom's findings are small, and a finding that is cropped away is not learnt.
             augmentation=Augmentation(crop_scale=(0.7, 1.0), jitter=0.2),
             optimization=Optimization("adamw", lr=4e-3, weight_decay=1e-4, batch_size=64, epochs=14, warmup_epochs=2),
         ),
@@ -59,7 +86,8 @@ PRESETS = {
         Experiment(
             "small",
             image_size=32,
-            model=SMALL_MODEL,
+            encoder=SMALL_ENCODER,
+            options=SMALL_OPTIONS,
             augmentation=SMALL_AUGMENTATION,
             optimization=Optimization("adamw", lr=2e-3, weight_decay=1e-4, batch_size=64, epochs=12, warmup_epochs=1),
         ),

@@ -1,4 +1,4 @@
-"""The processes of a run under `torchrun`: who this one is, and what they decide together."""
+"""The processes of a run under `torchrun`: rank, common decisions and averages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ T = TypeVar("T")
 
 
 def rank() -> int:
+    """Return the number of this process, 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Within, the processes that `torchrun` started know each other; without torchrun there is only this one."""
+    """Join the processes that `torchrun` started in a process group; do nothing without torchrun."""
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         yield
         return
@@ -38,7 +40,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def decided_by_first(function: Callable[[], T]) -> T:
-    """What rank 0 gets of `function`, on all ranks; its error too."""
+    """Call `function` on rank 0 and return its result, or raise its error, on all ranks."""
     if world_size() == 1:
         return function()
     found: list[Any] = [None, None]
@@ -55,14 +57,14 @@ def decided_by_first(function: Callable[[], T]) -> T:
 
 
 def all_together() -> None:
-    """Wait for the others."""
+    """Wait until all ranks are here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @torch.no_grad()
 def average_(tensors: list[torch.Tensor]) -> None:
-    """Each tensor becomes its mean over the ranks."""
+    """Replace each tensor by its mean over the ranks."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -70,5 +72,5 @@ def average_(tensors: list[torch.Tensor]) -> None:
 
 
 def average_statistics_(model: nn.Module) -> None:
-    """BatchNorm's running statistics, which each rank gathers of its own images, become their mean."""
+    """Replace BatchNorm's running statistics, which each rank gathers from its own images, by their mean."""
     average_([buffer for name, buffer in model.named_buffers() if "running_" in name])

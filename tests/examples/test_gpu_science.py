@@ -1,4 +1,4 @@
-"""Are the commands of the script for a GPU still understood? Its interpreter here only writes down what it is told."""
+"""The commands of the GPU script parse; a fake interpreter records them."""
 
 import os
 import stat
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from examples.pretrain.data.labelled_folder import labelled_folder
 from examples.pretrain.evaluate import Evaluation
-from examples.pretrain.labelled_folder import labelled_folder
 from examples.pretrain.presets import PRESETS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_science.sh"
@@ -19,14 +19,14 @@ def commands(tmp_path, *options, **environment):
     python.write_text('#!/bin/sh\nprintf "%s\\t" "$@" >> "$LOG"; echo >> "$LOG"\n')
     python.chmod(python.stat().st_mode | stat.S_IEXEC)
     environment |= {"PYTHON": str(python), "LOG": str(tmp_path / "log")}
-    # from another folder: relative paths are the user's
+    # From another folder: relative paths belong to the user.
     subprocess.run(
         [SCRIPT, "images.zip", "about.npz", *options], cwd=tmp_path, env=os.environ | environment, check=True
     )
     return [line.rstrip("\t").split("\t") for line in (tmp_path / "log").read_text().splitlines()]
 
 
-def test_every_command_of_the_script_is_understood(tmp_path):
+def test_every_command_of_the_script_parses(tmp_path):
     unpack, *runs, evaluation = commands(
         tmp_path, "out", "--optimization.epochs", "7", SEEDS="3 4", MASKS="lungs.npz", DEVICE="cuda:1"
     )
@@ -45,11 +45,12 @@ def test_every_command_of_the_script_is_understood(tmp_path):
     assert (config.data, config.masks, config.out) == (out / "images", tmp_path / "lungs.npz", out / "evaluation")
     assert set(config.protocols) == {"linear", "finetune", "anatomy", "codes", "segment-frozen", "segment-tuned"}
     assert config.device == "cuda:1"
+    assert config.settings.clusters == PRESETS["paper"][1].options["dissect"].codebook_size
 
 
-def test_without_masks_and_seeds_it_is_one_run(tmp_path):
+def test_defaults_are_one_run_without_masks(tmp_path):
     _, run, evaluation = commands(tmp_path)
     assert run[run.index("--out") + 1] == str(tmp_path / "runs" / "224" / "seed0")
     config = tyro.cli(Evaluation, args=evaluation[2:])
     assert config.masks is None
-    assert set(config.protocols) == {"linear", "finetune", "anatomy"}  # what needs masks would be refused
+    assert set(config.protocols) == {"linear", "finetune", "anatomy"}  # the others need masks

@@ -1,4 +1,4 @@
-"""Phantoms: the same ones from the same seed, with labels, masks and patients that agree with what is drawn."""
+"""Phantoms: reproducible from the seed, with labels, masks and patients that agree with the images."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def equal(one, other):
     return all(np.array_equal(getattr(one, n), getattr(other, n)) for n in ("images", "labels", "masks", "groups"))
 
 
-# ---- the same from the same seed ----
+# ---- reproducibility ----
 
 
 @given(
@@ -48,14 +48,14 @@ def test_an_image_depends_on_its_seed_and_number_only(count, more, size, seed, r
     assert equal(few, many.subset(slice(count)))
 
 
-def test_seeds_and_images_differ(ill):
+def test_no_two_seeds_or_images_are_equal(ill):
     assert len({image.tobytes() for image in ill.images}) == len(ill)
     other = make_phantoms(60, 64, seed=1, finding_rate=1)
     assert not {image.tobytes() for image in ill.images} & {image.tobytes() for image in other.images}
     assert not np.array_equal(ill.groups, other.groups)
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_used():
     np.random.seed(3)
     before = np.random.get_state()[1].copy()
     make_phantoms(2, 16)
@@ -85,7 +85,7 @@ def test_labels_agree_with_masks(count, size, seed, rate):
         assert (data.labels == rate).all()
 
 
-def test_findings_come_at_their_rate_and_independently():
+def test_findings_are_independent_and_have_the_given_rate():
     labels = make_phantoms(1500, 16, finding_rate=0.3).labels
     # four standard errors
     np.testing.assert_allclose(labels.mean(0), 0.3, atol=4 * np.sqrt(0.3 * 0.7 / 1500))
@@ -99,7 +99,7 @@ def test_patients_have_one_to_three_images_in_a_row():
     assert set(np.bincount(groups)[:-1]) == {1, 2, 3}  # the last patient may be cut short
 
 
-def test_images_of_a_patient_resemble_each_other_more_than_those_of_others(healthy):
+def test_images_of_one_patient_correlate_more_than_others(healthy):
     x = healthy.images.reshape(60, -1).astype(float)
     likeness = np.corrcoef(x)
     same = healthy.groups[:, None] == healthy.groups
@@ -108,7 +108,7 @@ def test_images_of_a_patient_resemble_each_other_more_than_those_of_others(healt
     assert likeness[same & away].max() < 0.9999  # but they are not copies
 
 
-def test_findings_differ_between_the_visits_of_a_patient(ill, mixed):
+def test_findings_differ_between_visits(ill, mixed):
     next_visit = np.flatnonzero(np.diff(ill.groups) == 0)
     assert len(next_visit) > 10
     assert (mixed.labels[next_visit] != mixed.labels[next_visit + 1]).any(0).all()
@@ -121,11 +121,11 @@ def test_phantoms_are_split_by_patient(mixed):
     assert not set(mixed.groups[train]) & set(mixed.groups[test])
 
 
-# ---- what is drawn ----
+# ---- the images ----
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 100])
-def test_every_image_looks_like_a_chest(size):
+def test_lungs_are_dark_and_the_heart_is_on_the_left(size):
     images = make_phantoms(40, size, finding_rate=0).images / 255
     assert images.std((1, 2)).min() > 0.1  # none is flat
     assert (images == 1).mean((1, 2)).max() < 0.1  # or burnt out
@@ -152,7 +152,7 @@ def test_lung_fields_are_not_smooth(healthy):
 
 @pytest.mark.parametrize(("finding", "other", "bit"), [(0, 1, NODULE), (1, 0, EFFUSION)])
 @pytest.mark.parametrize("size", [32, 64])
-def test_a_finding_changes_the_image_in_its_mask_and_hardly_beside(finding, other, bit, size):
+def test_a_finding_changes_the_image_in_its_mask_and_little_outside(finding, other, bit, size):
     mixed, ill = (make_phantoms(60, size, finding_rate=rate) for rate in (0.5, 1))
     pairs = np.flatnonzero((mixed.labels[:, finding] == 0) & (mixed.labels[:, other] == 1))
     assert len(pairs) > 5
@@ -177,7 +177,7 @@ def test_without_findings_the_image_is_the_same_at_every_rate(healthy, mixed):
     np.testing.assert_array_equal(mixed.images[clear], healthy.images[clear])
 
 
-def test_brightness_alone_gives_no_finding_away(healthy, ill):
+def test_mean_brightness_does_not_reveal_findings(healthy, ill):
     """Exposure varies more between films than a finding changes one."""
     change = (ill.images.mean((1, 2)) - healthy.images.mean((1, 2))).mean()
     assert 0 < change < 0.25 * healthy.images.mean((1, 2)).std()
@@ -195,7 +195,7 @@ def test_nodules_are_one_to_five_and_lie_in_the_lungs():
     assert (inside < healthy.images.mean((1, 2))).mean() > 0.9
 
 
-def test_effusions_are_low_and_on_either_side_or_both():
+def test_effusions_are_low_and_on_one_side_or_both():
     masks = make_phantoms(120, 64, finding_rate=1).masks & EFFUSION > 0
     down = np.array([np.nonzero(mask)[0].mean() for mask in masks]) / 64
     assert down.min() > 0.5
@@ -221,12 +221,12 @@ def test_effusions_are_low_and_on_either_side_or_both():
         ({"finding_rate": float("nan")}, ValueError, "finding_rate must be a probability between 0 and 1, got nan"),
     ],
 )
-def test_arguments_out_of_range(arguments, kind, message):
+def test_arguments_out_of_range_are_refused(arguments, kind, message):
     with pytest.raises(kind, match=message):
         make_phantoms(**{"count": 1, "image_size": 16, **arguments})
 
 
-def test_the_drawing_is_pinned():
+def test_the_images_of_a_seed_are_pinned():
     """Figures in reports refer to these images: changing them must be a decision."""
     data = make_phantoms(4, 32, seed=9, finding_rate=0.5)
     assert data.groups.tolist() == [0, 0, 1, 1]

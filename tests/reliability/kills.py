@@ -14,16 +14,17 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from examples.pretrain.imageset import ImageSet
-from examples.pretrain.model import Model
+from examples.pretrain.data import ImageSet
 from examples.pretrain.phantoms import make_phantoms
-from examples.pretrain.train import Optimization, Pretraining, Run
+from examples.pretrain.train import Run
+from tests.examples.tiny import QUICK, pretraining
 from tests.reliability.record import write
 
 EPOCHS = 400
@@ -31,11 +32,7 @@ EPOCHS = 400
 
 def settings():
     """Return the settings of a small run of many short epochs."""
-    return Pretraining(
-        "dissect",
-        Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9, codebook_decay=0.9),
-        optimization=Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=EPOCHS, warmup_epochs=1),
-    )
+    return pretraining("dissect", replace(QUICK, epochs=EPOCHS), codebook_decay=0.9)
 
 
 def start(data: ImageSet, folder: Path, epochs: int) -> int:
@@ -132,7 +129,7 @@ def main() -> None:
             "while a checkpoint was being written": half_written,
             "checkpoints that went back or broke": lost,
             "epochs reached": last,
-            "lives that got further": sum(b > a for a, b in zip([0, *epochs], epochs, strict=False)),
+            "attempts that got further": sum(b > a for a, b in zip([0, *epochs], epochs, strict=False)),
             "values in the last checkpoint": len(pairs),
             "of them other than in the unbroken run": differ,
         }

@@ -1,4 +1,4 @@
-"""Runs that are killed go on to the bit; on other numbers of ranks they go on; files hold nothing to execute."""
+"""Killed runs continue to the bit, and on other numbers of ranks; files hold nothing to execute."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,13 @@ import safetensors.torch
 import torch
 
 import vqssl
-from examples.pretrain.model import Encoder, Model
+from examples.pretrain.encoder import Encoder
 from examples.pretrain.phantoms import make_phantoms
-from examples.pretrain.train import Optimization, Pretraining, Run
+from examples.pretrain.train import Run
+from tests.examples.tiny import ENCODER, QUICK, pretraining
 from tests.laws import assert_same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = Model(width=4, stem_stride=2, codebook_size=16, dim=8, hidden_dim=16, teacher_momentum=0.9)
-QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=2, warmup_epochs=1)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ EPOCHS = 8
 
 
 def example(folder, ranks, *more):
-    """The command of a user; ranks = 0 is without torchrun."""
+    """Start the command of a user; ranks = 0 is without torchrun."""
     start = [sys.executable, "-m"]
     if ranks:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -62,7 +62,7 @@ def epoch_of(folder):
 
 
 def kill_after(process, folder, epoch):
-    """SIGKILL to the launcher and to every rank, which are in sessions of their own."""
+    """Send SIGKILL to the launcher and to every rank, each in its own session."""
     deadline = time.monotonic() + 120
     with process:
         while epoch_of(folder) < epoch:
@@ -110,20 +110,20 @@ def test_ranks_divide_the_batch_or_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = Run(make_phantoms(48, 32, seed=0), Pretraining("dissect", TINY, optimization=QUICK), folder)
+    run = Run(make_phantoms(48, 32, seed=0), pretraining("dissect", replace(QUICK, epochs=2)), folder)
     run.train(quiet=True)
     return run
 
 
 def test_weights_are_exported_without_anything_to_execute(finished):
-    encoder = Encoder(1, TINY)
+    encoder = Encoder(1, ENCODER)
     encoder.load_state_dict(safetensors.torch.load_file(finished.folder / "encoder.safetensors"))
-    assert_same_bits(dict(encoder.state_dict()), dict(finished.model.student.encoder.state_dict()))
+    assert_same_bits(dict(encoder.state_dict()), dict(finished.method.encoder.state_dict()))
     state = safetensors.torch.load_file(finished.folder / "codebooks.safetensors")
-    quantizer = vqssl.MultiScaleQuantizer(finished.model.student.encoder.scale_channels, 16, 8)
+    quantizer = vqssl.MultiScaleQuantizer(encoder.scale_channels, codebook_size=16, dim=8)
     quantizer.load_state_dict(state)
     assert all(codebook.initialized for codebook in quantizer.codebooks)
-    assert_same_bits(dict(quantizer.state_dict()), dict(finished.model.quantizer.state_dict()))
+    assert_same_bits(dict(quantizer.state_dict()), dict(finished.method.quantizer.state_dict()))
 
 
 class Payload:
@@ -149,12 +149,12 @@ def test_a_hostile_checkpoint_is_refused_and_not_run(finished, tmp_path, how):
     else:
         path.write_bytes(pickle.dumps(state))
     run = Run(finished.data, finished.config, folder)
-    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    before = {name: value.clone() for name, value in run.method.named_parameters()}
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         run.resume()
     assert not sign.exists()
-    assert_same_bits(dict(run.model.named_parameters()), before)
-    # The payload works where it is let: the test would notice.
+    assert_same_bits(dict(run.method.named_parameters()), before)
+    # The payload does work if it is allowed to: the test would notice.
     if how == "torch":
         torch.load(path, weights_only=False)
         assert sign.exists()

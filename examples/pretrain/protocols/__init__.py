@@ -1,4 +1,4 @@
-"""What a pretrained encoder is judged by: one protocol a file, all of the same form."""
+"""Protocols that evaluate a pretrained encoder, one a file. To add one: write its file, and add its line below."""
 
 from examples.pretrain.protocols import anatomy, codes, finetune, linear, localise, segment
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject

@@ -1,4 +1,4 @@
-"""Does a cell of the feature map know where in the chest it is? A ridge regression, and a t-SNE to look at."""
+"""Position in the chest, predicted from single cells of the feature maps by ridge regression; and a t-SNE of cells."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from examples.pretrain.augment import to_float
-from examples.pretrain.imageset import ImageSet
+from examples.pretrain.data import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 
 IMAGES = 400
-"""To fit on, and to test on."""
+"""Number of images to fit on, and to test on."""
 
 
 def cells(subject: Subject, data: ImageSet, count: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By stage: features of all cells `(M, C)` and where they are `(M, 2)`, row and column from -1 to 1."""
+    """Return by stage the features of all cells `(M, C)`, and their places `(M, 2)`: row and column from -1 to 1."""
     some = data.subset(slice(0, count))
     found = {}
-    for stage, features in zip(
-        subject.encoder.scales, subject.run.encode(to_float(some.images), subject.encoder)[1], strict=True
-    ):
+    maps = subject.run.maps(to_float(some.images), subject.encoder)
+    for stage, features in zip(subject.encoder.scales, maps, strict=True):
         n, channels, height, width = features.shape
         rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
         place = np.tile(np.stack([rows.ravel(), columns.ravel()], 1), (n, 1))
@@ -35,6 +34,7 @@ def cells(subject: Subject, data: ImageSet, count: int) -> dict[str, tuple[np.nd
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:
+    """Return the explained variance (%) of row and column, by stage."""
     train, test = (cells(subject, side, IMAGES) for side in (subject.train, subject.test))
     scores: Scores = {}
     for stage, (features, place) in train.items():
@@ -47,7 +47,7 @@ def measure(subject: Subject, settings: Settings) -> Scores:
 
 
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
-    """t-SNE of cells of the finest quantised stage, coloured by place."""
+    """Draw a t-SNE of cells of the finest stage, coloured by place."""
     figure = Figure(figsize=(3.4 * len(subjects) + 1.6, 3.6), layout="constrained")
     *panels, legend = figure.subplots(1, len(subjects) + 1, width_ratios=[3.4] * len(subjects) + [1.2])
     for axes, subject in zip(panels, subjects, strict=True):
@@ -67,7 +67,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
 
 
 def tint(place: np.ndarray) -> np.ndarray:
-    """A colour `(M, 3)` for a place: the row from blue to yellow, the column from green to red."""
+    """Return a colour `(M, 3)` for each place: blue to yellow by row, green to red by column."""
     row, column = (place.T + 1) / 2
     return np.clip(
         np.stack([0.15 + 0.8 * column, 0.15 + 0.75 * (1 - column) * 0.6 + 0.35 * row, 0.95 - 0.85 * row], 1), 0, 1
@@ -75,6 +75,7 @@ def tint(place: np.ndarray) -> np.ndarray:
 
 
 def lacking(subject: Subject) -> str | None:
+    """Return None: any images will do."""
     return None
 
 

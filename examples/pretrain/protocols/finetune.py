@@ -1,4 +1,4 @@
-"""Encoder and a linear head trained together, on the subsets of the labels that the linear probe gets."""
+"""Fine-tuning: encoder and linear head are trained together on the label subsets of the linear probe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float, views_of
-from examples.pretrain.imageset import ImageSet
-from examples.pretrain.probe import label_subset, learnable, macro_auc
+from examples.pretrain.data import ImageSet
+from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:
+    """Return the AUC (%) by share of the labels."""
     labels = subject.train.labels
     assert labels is not None
     found: Scores = {}
@@ -28,7 +29,7 @@ def measure(subject: Subject, settings: Settings) -> Scores:
 
 
 def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) -> float:
-    """Macro AUC on the test images after `settings.steps` steps; the subject's encoder is left as it was."""
+    """Return the macro AUC on the test images after `settings.steps` steps; the subject's encoder is not changed."""
     run, test = subject.run, subject.test
     assert train.labels is not None
     assert test.labels is not None
@@ -54,7 +55,7 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        features = run.encode(to_float(test.images), encoder)[0]
+        features = run.encode(to_float(test.images), encoder)
         logits = head(features.to(device)).cpu()
     scores = (logits if many else logits.softmax(-1)).double().numpy()
     kept = learnable(train.labels, test.labels)
@@ -62,7 +63,7 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
 
 
 def batches(count: int, settings: Settings) -> Iterator[Tensor]:
-    """Indices of `settings.steps` batches: every image once before any comes again."""
+    """Yield the indices of `settings.steps` batches: every image once before any comes again."""
     size = min(settings.batch_size, count)
     order = torch.randperm(count)
     for _ in range(settings.steps):

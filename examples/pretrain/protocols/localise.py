@@ -1,4 +1,4 @@
-"""Grad-CAM (captum's) of the frozen encoder through its linear probe: how much of it lies in the lesion."""
+"""Grad-CAM (captum's) of the frozen encoder through its linear probe: the share of the map that lies in the lesion."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from examples.pretrain.augment import to_float
-from examples.pretrain.model import STAGES
-from examples.pretrain.probe import fit, learnable
+from examples.pretrain.encoder import STAGES
+from examples.pretrain.protocols.labels import learnable
+from examples.pretrain.protocols.linear import fit
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
 
 LAYERS = STAGES[1:]
 
 
 class Probed(nn.Module):
-    """Normalised images -> the logits of the findings, by a linear probe with all labels."""
+    """Encoder and linear probe with all labels as one network: normalised images -> logits of the findings."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
         train = subject.train
         assert train.labels is not None
         self.encoder = subject.encoder.eval()
-        features = subject.run.encode(to_float(train.images), self.encoder)[0].numpy()
-        # coef (x - mean) / scale + intercept, as one linear map; nothing for a finding that cannot be learnt
+        features = subject.run.encode(to_float(train.images), self.encoder).numpy()
+        # coef (x - mean) / scale + intercept as one linear map; zero for a finding that cannot be learnt.
         weight = np.zeros((train.labels.shape[1], features.shape[1]))
         bias = np.zeros(len(weight))
         for finding in learnable(train.labels, train.labels):
@@ -42,11 +43,12 @@ class Probed(nn.Module):
         self.to(subject.run.config.device)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, L)`."""
         return self.head(self.encoder(images)[0])
 
 
 def maps(subject: Subject, net: Probed, images: np.ndarray, finding: int) -> dict[str, np.ndarray]:
-    """By layer, the positive part of Grad-CAM at the images' size: `(N, S, S)`."""
+    """Return the positive part of Grad-CAM at the size of the images, `(N, S, S)`, by layer."""
     device = subject.run.config.device
     found = {}
     for layer in LAYERS:
@@ -62,6 +64,7 @@ def maps(subject: Subject, net: Probed, images: np.ndarray, finding: int) -> dic
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:
+    """Return the share (%) of the map in the lesion, by finding and layer, and the share of the image in it."""
     assert subject.masked is not None
     net = Probed(subject)
     scores: Scores = {}
@@ -73,7 +76,7 @@ def measure(subject: Subject, settings: Settings) -> Scores:
 
 
 def lesions(subject: Subject) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
-    """Of each finding that a probe can learn: its number, name, and the test images that have it, with their masks."""
+    """Yield number, name, test images and masks of each finding that a probe can learn."""
     assert subject.masked is not None
     test = subject.masked[1]
     assert test.masks is not None
@@ -87,12 +90,13 @@ def lesions(subject: Subject) -> Iterator[tuple[int, str, np.ndarray, np.ndarray
 
 
 def energy(cam: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """`(N,)` share of the map that lies in the mask; 0 where the map is empty: it points nowhere."""
+    """Return `(N,)` shares of the maps that lie in the masks; 0 for an empty map."""
     total = cam.sum((1, 2))
     return np.where(total > 0, (cam * masks).sum((1, 2)) / np.maximum(total, 1e-12), 0.0)
 
 
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
+    """Draw the maps of layer3 over test images, one picture a finding."""
     for finding, name, images, masks in lesions(subjects[0]):
         figure = Figure(figsize=(1.5 * 6 + 0.5, 1.55 * (1 + len(subjects)) + 0.5), layout="constrained")
         grid = figure.subplots(1 + len(subjects), 6, squeeze=False)
@@ -117,10 +121,11 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
 
 
 def lacking(subject: Subject) -> str | None:
+    """Return what the images lack, or None."""
     labels = subject.train.labels
     if subject.masked is None or labels is None or labels.ndim != 2:
         return "a mask of each finding, as the phantoms have"
-    # A file of other masks may have as many kinds as there are findings.
+    # Compared by name: a file of other masks may have as many planes as there are findings.
     if tuple(plane_names(subject.masked[0])) != subject.train.label_names:
         return "a mask of each finding, as the phantoms have"
     return None if any(True for _ in lesions(subject)) else "test images with a finding that a probe can learn"

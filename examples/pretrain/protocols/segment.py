@@ -1,4 +1,4 @@
-"""A U-Net decoder (MONAI's) on the encoder's stages: Dice by share of the masks."""
+"""Segmentation: a U-Net decoder (MONAI's) on the encoder's stages, scored by Dice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float
-from examples.pretrain.imageset import ImageSet
-from examples.pretrain.model import Encoder
-from examples.pretrain.probe import label_subset
+from examples.pretrain.data import ImageSet
+from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols.finetune import batches
+from examples.pretrain.protocols.labels import label_subset
 from examples.pretrain.protocols.subject import (
     Protocol,
     Scores,
@@ -35,7 +35,7 @@ from examples.pretrain.protocols.subject import (
 
 
 class Segmenter(nn.Module):
-    """The encoder and a decoder that skips to each of its stages: images `(B, C, S, S)` -> logits `(B, P, S, S)`."""
+    """An encoder, and a decoder with skip connections: images `(B, C, S, S)` -> logits of masks `(B, P, S, S)`."""
 
     def __init__(self, encoder: Encoder, masks: int, *, frozen: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Segmenter(nn.Module):
         decoded = [max(width, 16) for width in [*widths[-2::-1], widths[0]]]
         self.decoder = UNetDecoder(
             spatial_dims=2,
-            encoder_channels=[1, *widths],  # the decoder does not look at the first: the image's own
+            encoder_channels=[1, *widths],  # the decoder ignores the first, the image's own
             decoder_channels=decoded,
             act=("relu", {"inplace": True}),
             norm="batch",
@@ -60,20 +60,23 @@ class Segmenter(nn.Module):
         self.head = SegmentationHead(2, decoded[-1], masks)
 
     def train(self, mode: bool = True) -> Segmenter:
+        """Set the mode; a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()  # its BatchNorm too
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the masks at the size of the images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.encoder.pyramid(images)
         logits = self.head(self.decoder(maps, len(maps) - 1))
-        # The decoder ends at twice the first stage's size, which is not the image's where the stem keeps that.
+        # The decoder ends at twice the size of the first stage, which exceeds the image if the stem has stride 1.
         return logits if logits.shape[2:] == images.shape[2:] else F.interpolate(logits, images.shape[2:])
 
 
 def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
+    """Return Dice (%) by share of the masks, and by plane if there are several."""
     assert subject.masked is not None
     train, test = subject.masked
     assert train.masks is not None
@@ -92,13 +95,16 @@ def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
 
 
 def presence(data: ImageSet) -> np.ndarray:
-    """`(N, P)` of 0 and 1: whether an image has anything in a plane; subsets are drawn by it."""
+    """Return `(N, P)` of 0 and 1: images with a mask in each plane. Subsets are drawn by it."""
     assert data.masks is not None
     return np.asarray(planes(data.masks, len(plane_names(data))).any((2, 3)), dtype=np.uint8)
 
 
 def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, seed: int, *, frozen: bool) -> Segmenter:
-    """On images and masks flipped, turned and scaled alike; the subject's encoder is left as it was."""
+    """Return a trained segmenter; the subject's encoder is not changed.
+
+    Images and masks are flipped, rotated and scaled together.
+    """
     assert train.masks is not None
     torch.manual_seed(seed)
     run = subject.run
@@ -111,7 +117,7 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
         K.RandomAffine(degrees=10.0, translate=(0.05, 0.05), scale=(0.9, 1.1), p=1.0, padding_mode="border"),
         data_keys=["input", "mask"],
     )
-    # A nodule is half a hundredth of the pixels: with each pixel counted alike, a decoder learns to find none.
+    # A nodule covers about 0.5% of the pixels: with equal weights a decoder learns to predict none.
     share = targets.mean((0, 2, 3), keepdim=True)[0].clamp_min(1 / targets[:, 0].numel())
     overlap, pixels = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss(pos_weight=((1 - share) / share).sqrt())
     optimizer = torch.optim.AdamW(
@@ -134,14 +140,14 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
 
 @torch.no_grad()
 def predicted(subject: Subject, net: Segmenter, images: np.ndarray) -> Tensor:
-    """`(N, P, S, S)` of 0 and 1."""
+    """Return the predicted masks, `(N, P, S, S)` of 0 and 1."""
     device = subject.run.config.device
     parts = [net(subject.run.normalize(batch.to(device))) > 0 for batch in to_float(images).split(128)]
     return torch.cat(parts).float().cpu()
 
 
 def dice(subject: Subject, net: Segmenter, test: ImageSet, masks: int) -> list[float]:
-    """The mean over the test images that have a mask, for each plane: where nothing is, Dice has no meaning."""
+    """Return the mean Dice of each plane over the test images that have a mask in it."""
     assert test.masks is not None
     metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
     metric(predicted(subject, net, test.images), torch.from_numpy(planes(test.masks, masks)).float())
@@ -151,7 +157,7 @@ def dice(subject: Subject, net: Segmenter, test: ImageSet, masks: int) -> list[f
 
 
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, frozen: bool) -> None:
-    """Test images, their masks' outlines, and what a decoder trained with the second share of masks makes of them."""
+    """Draw outlines of masks and predictions on test images; decoders are trained with the second share of masks."""
     first = subjects[0].masked
     assert first is not None
     train, test = first

@@ -1,4 +1,4 @@
-"""The form of a protocol: a subject and the settings go in, scores by column come out."""
+"""What protocols share: the subject, the settings, the form of a protocol, and the planes of masks."""
 
 from __future__ import annotations
 
@@ -8,70 +8,77 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.pretrain.imageset import ImageSet
-from examples.pretrain.model import Encoder
-from examples.pretrain.probe import learnable
+from examples.pretrain.data.imageset import ImageSet
+from examples.pretrain.encoder import Encoder
+from examples.pretrain.protocols.labels import learnable
 from examples.pretrain.train import Run
 
 Scores = dict[str, list[float]]
-"""By column of the table, a value for each random draw of the labels (one, where nothing is drawn)."""
+"""By column of the table: one value for each random draw of the labels, or one value if nothing is drawn."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for every subject; none of them was tuned for any."""
+    """Settings of all protocols, the same for every subject and tuned for none."""
 
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
-    """Of the labels."""
+    """Shares of the labels."""
     mask_shares: tuple[float, ...] = (0.01, 0.05, 0.1, 1.0)
-    """Of the masks."""
+    """Shares of the masks."""
     subsets: int = 3
     """Random subsets of each share below 100%."""
     steps: int = 200
-    """Of fine-tuning and of a segmentation decoder; AdamW with a cosine."""
+    """Steps of fine-tuning and of a segmentation decoder; AdamW with a cosine."""
     batch_size: int = 64
+    """Of fine-tuning and of a segmentation decoder."""
     lr: float = 1e-3
     """Peak learning rate of fine-tuning."""
     mask_lr: float = 1e-2
-    """Of a segmentation decoder."""
+    """Peak learning rate of a segmentation decoder."""
+    clusters: int = 256
+    """Number of k-means codes in the protocol `codes`, the same for every encoder."""
     seed: int = 0
-    """Of the subsets, the decoders and heads, and the batches."""
+    """Seed of the subsets, the decoders and heads, and the batches."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder of one pretraining seed, and the images it is judged by."""
+    """An encoder of one pretraining seed, and the images that it is evaluated on."""
 
     name: str
     """"random", a method's, or a variant's."""
     seed: int
     """Of pretraining."""
     run: Run
-    """Which knows how to normalise, on what device, and the codebooks where there are some."""
+    """The pretraining run: normalisation, device and method."""
     encoder: Encoder
     train: ImageSet
     test: ImageSet
     masked: tuple[ImageSet, ImageSet] | None = None
-    """Images with masks to train on and to test on; none of the latter was seen in pretraining."""
+    """Images with masks, to train and to test on; none of the latter was seen in pretraining."""
 
     @property
     def codes(self) -> bool:
-        """Whether the codebooks of the run belong to this encoder."""
-        return self.run.model.quantizer is not None and self.encoder is self.run.model.student.encoder
+        """True if the run has codes of this encoder's images: an untrained encoder has none."""
+        return hasattr(self.run.method, "codes") and self.encoder is self.run.method.encoder
 
 
 @dataclass(frozen=True)
 class Protocol:
+    """One way to evaluate an encoder."""
+
     title: str
-    """Of the table: what is measured, in which unit."""
+    """Of the table: the quantity and its unit."""
     measure: Callable[[Subject, Settings], Scores]
+    """Return the scores of a subject, which stays as it was."""
     lacking: Callable[[Subject], str | None]
-    """What the images would need and do not have, or None."""
+    """Return what the images lack for this protocol, or None."""
     draw: Callable[[Sequence[Subject], Settings, Path], None] | None = None
-    """Makes pictures in a folder, of subjects of the same seed."""
+    """Draw pictures of subjects of one seed into a folder."""
 
 
 def lacking_labels(subject: Subject) -> str | None:
+    """Return what a probe with labels lacks, or None."""
     train, test = subject.train.labels, subject.test.labels
     if train is None or test is None:
         return "labels"
@@ -81,6 +88,7 @@ def lacking_labels(subject: Subject) -> str | None:
 
 
 def lacking_masks(subject: Subject) -> str | None:
+    """Return what a decoder trained on masks lacks, or None."""
     if subject.masked is None:
         return "masks (give --masks, or data that hold some)"
     for side, kind in zip(subject.masked, ("to train on", "to test on"), strict=True):
@@ -92,7 +100,7 @@ def lacking_masks(subject: Subject) -> str | None:
 
 
 def plane_names(data: ImageSet) -> list[str]:
-    """A name for each bit that the masks use: the finding's, where there are as many, else a number."""
+    """Return a name for each bit of the masks: that of the finding if there are as many findings, else a number."""
     assert data.masks is not None
     count = int(data.masks.max(initial=1)).bit_length()
     if data.labels is not None and data.labels.ndim == 2 and len(data.label_names) == count:
@@ -101,5 +109,5 @@ def plane_names(data: ImageSet) -> list[str]:
 
 
 def planes(masks: np.ndarray, count: int) -> np.ndarray:
-    """Masks of bits `(N, S, S)` as `(N, P, S, S)` of 0 and 1: bit p in plane p."""
+    """Return bit masks `(N, S, S)` as `(N, P, S, S)` of 0 and 1: bit p in plane p."""
     return np.stack([(masks >> bit) & 1 for bit in range(count)], 1)

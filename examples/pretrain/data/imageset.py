@@ -1,4 +1,4 @@
-"""A set of square images with what is known about each, and the checks and the resizing that make one."""
+"""A set of square images with labels, groups and masks, and the checks that all sources share."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Square images and what is known about each.
+    """Square images with optional labels, groups, masks and split.
 
     Args:
         images: ``(N, S, S)`` grey or ``(N, S, S, 3)`` RGB, uint8 or uint16; the dtype's full range is [0, 1].
-        labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` uint8 multi-hot findings; None is unlabelled.
+        labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` uint8 multi-hot findings; None if unlabelled.
         groups: ``(N,)`` integer or string patient ids; None makes every image its own patient.
         masks: ``(N, S, S)`` uint8.
-        split: ``(N,)`` "train", "val" or "test", where the source itself names them.
+        split: ``(N,)`` "train", "val" or "test"; None unless the source names them.
         label_names: one name a class or a finding.
 
     Raises:
-        ValueError: where an array has the wrong dtype or rank, or another length than ``images``.
+        ValueError: an array has the wrong dtype or rank, or another length than ``images``.
 
     >>> data = ImageSet(np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 0]), label_names=("no", "yes"))
     >>> len(data), data.channels, data.subset([0, 2]).labels.tolist()
@@ -59,14 +58,14 @@ class ImageSet:
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for RGB."""
+        """Number of channels: 1 for grey, 3 for RGB."""
         return 1 if self.images.ndim == 3 else 3
 
     def subset(self, index: np.ndarray | slice | Sequence[int]) -> ImageSet:
-        """The images at ``index`` (integers, a boolean mask or a slice) with all that belongs to them."""
+        """Return the images at ``index`` (integers, a boolean mask or a slice) with their labels, groups and masks."""
         where = index if isinstance(index, slice) else np.asarray(index)
         if isinstance(where, np.ndarray) and where.size == 0:
-            where = where.astype(np.int64)  # an empty list arrives as float
+            where = where.astype(np.int64)  # numpy makes an empty list float
 
         def pick(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[where]
@@ -81,10 +80,8 @@ class ImageSet:
         )
 
 
-# ---- checks shared by all sources ----
-
-
 def check_images(images: np.ndarray) -> None:
+    """Raise ValueError unless images are ``(N, H, W)`` or ``(N, H, W, 3)``, uint8 or uint16."""
     if images.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"images must be uint8 or uint16, got {images.dtype}: scale to the full range of one of these, "
@@ -99,6 +96,7 @@ def check_images(images: np.ndarray) -> None:
 
 
 def check_length(name: str, array: np.ndarray, count: int) -> None:
+    """Raise ValueError unless the array has ``count`` entries."""
     if array.ndim == 0 or len(array) != count:
         raise ValueError(
             f"{name} must have one entry for each of the {count} images, got shape {array.shape}: "
@@ -107,14 +105,16 @@ def check_length(name: str, array: np.ndarray, count: int) -> None:
 
 
 def check_groups(groups: np.ndarray) -> None:
+    """Raise ValueError unless groups are ``(N,)`` integers or strings."""
     if groups.ndim != 1 or groups.dtype.kind not in "iuSU":
         raise ValueError(
             f"groups must be (N,) integers or strings, got {groups.shape} {groups.dtype}: "
-            "give each patient one whole number or name"
+            "give each patient one integer or name"
         )
 
 
 def check_masks(masks: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless masks are uint8 of ``shape``."""
     if masks.dtype != np.uint8 or masks.shape != shape:
         raise ValueError(
             f"masks must be uint8 of the images' shape {shape}, got {masks.shape} {masks.dtype}: "
@@ -123,40 +123,8 @@ def check_masks(masks: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def number_classes(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes 0, 1, ... in sorted order, and their names."""
+    """Return class numbers 0, 1, ... in sorted order of ``values``, and the names of the classes."""
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     names, codes = np.unique(values, return_inverse=True)
     return codes.reshape(-1).astype(np.int64), tuple(str(name) for name in names.tolist())
-
-
-# ---- resizing ----
-
-
-def resize(image: np.ndarray, size: int, filter: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
-    """The centre square of ``(H, W)`` or ``(H, W, 3)`` at ``(size, size)``, in the dtype of the image."""
-    if image.ndim == 3:
-        return np.stack([resize(image[..., channel], size, filter) for channel in range(3)], axis=-1)
-    height, width = image.shape
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2  # whole pixels: half of one would blur
-    image = image[top : top + side, left : left + side]
-    if side == size:
-        return image
-    # Pillow filters 16-bit modes in 8 bits or not at all, floats in full depth. Its bilinear filter widens
-    # when it shrinks an image, which is the antialiasing, and cannot overshoot the range.
-    floats = Image.fromarray(image.astype(np.float32))
-    whole: np.ndarray = np.rint(np.asarray(floats.resize((size, size), filter))).astype(image.dtype)
-    return whole
-
-
-def resize_all(images: np.ndarray, size: int, filter: Image.Resampling) -> np.ndarray:
-    """``resize`` for an array of images; the array itself where nothing is to be done."""
-    if images.shape[1:3] == (size, size):
-        return images
-    if 0 in images.shape[1:3]:
-        raise ValueError(f"images must have at least one pixel, got shape {images.shape}")
-    resized = np.empty((len(images), size, size, *images.shape[3:]), images.dtype)
-    for target, image in zip(resized, images, strict=True):
-        target[...] = resize(image, size, filter)
-    return resized

@@ -1,4 +1,4 @@
-"""A zip of pictures and an npz of what is known about them, against the arrays that they were made of."""
+"""A zip of images and an npz of their labels become a folder that loads as the original arrays."""
 
 import io
 import zipfile
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.pretrain.data import load_images
-from examples.pretrain.labelled_folder import labelled_folder
+from examples.pretrain.data.labelled_folder import labelled_folder
 
 
 def png(image):
@@ -30,7 +30,7 @@ def parts(tmp_path):
     return tmp_path, images, about
 
 
-def test_images_come_back_with_their_own_label_and_group(parts):
+def test_every_image_keeps_its_label_and_group(parts):
     folder, images, about = parts
     for _ in range(2):  # a second time into the same folder too
         made = labelled_folder(folder / "images.zip", folder / "about.npz", folder / "made")
@@ -41,7 +41,7 @@ def test_images_come_back_with_their_own_label_and_group(parts):
     np.testing.assert_array_equal(data.groups, about["groups"][order])
 
 
-def test_a_table_of_other_images_is_refused_when_it_is_read(parts):
+def test_a_table_of_other_images_is_refused_on_loading(parts):
     folder, _, about = parts
     np.savez(folder / "about.npz", **{name: values[:4] for name, values in about.items()})
     made = labelled_folder(folder / "images.zip", folder / "about.npz", folder / "made")

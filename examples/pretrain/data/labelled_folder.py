@@ -1,6 +1,6 @@
-"""Images of a zip and what an npz knows of them, as a folder with `labels.csv` that the example reads.
+"""A folder of images with `labels.csv`, made from a zip of images and an npz of their labels.
 
-python -m examples.pretrain.labelled_folder kermany_cxr_224.zip kermany_cxr_64.npz kermany-224
+python -m examples.pretrain.data.labelled_folder kermany_cxr_224.zip kermany_cxr_64.npz kermany-224
 python3 examples paper --data kermany-224
 """
 
@@ -20,12 +20,12 @@ def labelled_folder(
 ) -> Path:
     """Unpack a zip and write the table of its labels beside the images.
 
-    That table and images name each other one by one is checked where they are read, by `load_images`.
+    `load_images` checks that table and images belong together.
 
     Args:
-        images: a zip of pictures.
+        images: a zip of images.
         about: an npz with `names` as in the zip, `labels` and `groups`, ``(N,)`` each.
-        folder: where to; made if needed, and what is there of the same name is written again.
+        folder: the destination; created if needed. Files of the same name are overwritten.
 
     Returns:
         `folder`.

@@ -1,0 +1,52 @@
+"""The one entrance for images: a file or a folder in, an :class:`ImageSet` out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from examples.pretrain.data.folder import load_folder
+from examples.pretrain.data.imageset import ImageSet
+from examples.pretrain.data.npz import load_npz
+
+
+def load_images(path: str | Path, image_size: int, *, progress: bool = True) -> ImageSet:
+    """Load every image of a file or folder, cropped to the centre square and resized.
+
+    ``path`` is one of
+
+    * a MedMNIST npz: ``{train,val,test}_{images,labels}``, ``val`` optional;
+    * an npz with ``images`` and optionally ``labels``, ``groups`` and ``masks``. Other keys are ignored. A ``split``
+      is ignored too, because official splits are known to put one patient on both sides;
+    * a folder of PNG, JPEG and single-frame DICOM files, searched with its sub-folders. Labels come from
+      ``labels.csv`` in it (columns ``name``, optionally ``group``, then either one column of classes or several
+      0/1 columns of findings). Without that file, the first-level sub-folders are the classes, if there are two or
+      more and every image is in one. Otherwise there are no labels.
+
+    Classes are numbered 0, 1, ... in sorted order; ``label_names`` keeps their original names.
+    In a folder, an RGB picture with three equal channels counts as grey. A mix of 8 and 16 bits becomes uint16, a mix
+    of grey and RGB becomes RGB. DICOM values pass through the rescale and window (or lookup tables) stored with them;
+    the range that BitsStored allows is mapped to uint16. Pillow decodes RGB PNG to 8 bits a channel.
+
+    Args:
+        path: the file or folder.
+        image_size: the side S of the returned images, in pixels.
+        progress: whether to show a progress bar while reading a folder.
+
+    Raises:
+        TypeError: ``image_size`` is not an integer.
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: ``image_size`` is below 1, or ``path`` does not fit the layouts above. The message names the file,
+            the rule and the cure.
+    """
+    if isinstance(image_size, bool) or not isinstance(image_size, int | np.integer):
+        raise TypeError(f"image_size must be an int (pixels), got {image_size!r}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    path = Path(path)
+    if path.is_dir():
+        return load_folder(path, int(image_size), progress)
+    if path.is_file():
+        return load_npz(path, int(image_size))
+    raise FileNotFoundError(f"no file or folder at {path}: give an .npz file or a folder of images")

@@ -1,0 +1,125 @@
+"""Images from an npz file: MedMNIST's layout, or `images` with what is known about them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from examples.pretrain.data.imageset import ImageSet, check_images, check_length, check_masks, number_classes
+from examples.pretrain.data.resize import resize_all
+
+SPLITS = ("train", "val", "test")
+
+
+def load_npz(path: Path, size: int) -> ImageSet:
+    """Load the images of an npz file; see :func:`examples.pretrain.data.load_images`."""
+    # Opened here: numpy does not close a file that it opened itself and that is no zip.
+    with path.open("rb") as file:
+        return _open_npz(path, file, size)
+
+
+def _open_npz(path: Path, file: BinaryIO, size: int) -> ImageSet:
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: not a readable .npz file (truncated, or of another format): "
+            "write it with numpy.savez_compressed, or give a folder of images"
+        ) from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path}: a single .npy array, not an .npz file: write it with numpy.savez(images=...)")
+    with archive:
+        keys = set(archive.files)
+
+        def read(key: str) -> np.ndarray:
+            return _read_key(path, archive, key)
+
+        try:
+            if "images" in keys:
+                return _keyed_set(read, keys, size)
+            if {"train_images", "train_labels", "test_images", "test_labels"} <= keys:
+                return _medmnist_set(read, keys, size)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error.__cause__
+    found = ", ".join(sorted(keys)[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
+    raise ValueError(
+        f"{path}: an .npz file must hold `images` (optionally `labels`, `groups`, `masks`) or the "
+        f"MedMNIST keys train_images, train_labels, test_images, test_labels; found {found or 'no keys'}: "
+        "rename the arrays, or unpack a zip of image files and give its folder"
+    )
+
+
+def _read_key(path: Path, archive: Any, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"cannot read `{key}`, the file is damaged: download or write it again") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):  # fewer bytes than the array's header states, or no header
+            raise ValueError(f"cannot read `{key}`, the file is damaged: download or write it again") from error
+        raise ValueError(
+            f"`{key}` is not a plain array and pickled objects are never loaded: "
+            "convert it before saving, for example with .astype(str) or .astype(np.int64)"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"`{key}` is not a numpy array: write the file with numpy.savez")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> ImageSet:
+    images = read("images")
+    check_images(images)
+    labels: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    if "labels" in keys:
+        labels, names = _array_labels(read("labels"))
+    groups = read("groups") if "groups" in keys else None
+    masks = read("masks") if "masks" in keys else None
+    if masks is not None:
+        masks = masks.astype(np.uint8) if masks.dtype == bool else masks
+        check_masks(masks, images.shape[:3])
+        masks = resize_all(masks, size, Image.Resampling.NEAREST)
+    images = resize_all(images, size, Image.Resampling.BILINEAR)
+    return ImageSet(images, labels, groups, masks, None, names)
+
+
+def _medmnist_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> ImageSet:
+    parts = [part for part in SPLITS if {f"{part}_images", f"{part}_labels"} <= keys]
+    images, labels = [], []
+    for part in parts:
+        image, label = read(f"{part}_images"), read(f"{part}_labels")
+        check_images(image)
+        check_length(f"{part}_labels", label, len(image))
+        images.append(image)
+        labels.append(label)
+    for name, arrays in (("images", images), ("labels", labels)):
+        if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
+            kinds = ", ".join(f"{part} {a.shape} {a.dtype}" for part, a in zip(parts, arrays, strict=True))
+            raise ValueError(f"{name} of all splits must agree in shape and dtype, got {kinds}")
+    classes, names = _array_labels(np.concatenate(labels))
+    square = resize_all(np.concatenate(images), size, Image.Resampling.BILINEAR)
+    split = np.repeat(parts, [len(image) for image in images])
+    return ImageSet(square, classes, None, None, split, names)
+
+
+def _array_labels(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels and their names from ``(N,)`` or ``(N, 1)`` classes or ``(N, L)`` findings."""
+    if labels.dtype.kind not in "iubUS" or labels.ndim not in (1, 2):
+        raise ValueError(
+            "labels must be (N,) or (N, 1) classes, integers or strings, or (N, L) findings of 0 and 1, "
+            f"got shape {labels.shape} {labels.dtype}: convert with .astype(np.int64) or .astype(np.uint8)"
+        )
+    if labels.ndim == 1 or labels.shape[1] == 1:
+        return number_classes(labels.reshape(-1))
+    if labels.dtype.kind in "US" or not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            f"labels of shape {labels.shape} are findings and must be 0 or 1, got {np.unique(labels)[:5]}: "
+            "give classes as one number an image"
+        )
+    return labels.astype(np.uint8), tuple(f"finding {i}" for i in range(labels.shape[1]))

@@ -1,0 +1,38 @@
+"""Records: what every run's JSON holds about its making, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.provenance import cpu_model, provenance
+from examples.pretrain.checkpoint import write_whole
+
+__all__ = ["device_model", "provenance", "rounded", "write_record"]
+
+
+def device_model(device: str) -> str:
+    """Return the model of the CPU or GPU that `device` names; the same seed on another model is another run."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
+
+
+def write_record(path: Path, record: dict[str, Any], *, allow_nan: bool = True) -> None:
+    """Write a record as JSON, one line an entry.
+
+    Raises:
+        ValueError: ``allow_nan`` is False and a figure is not finite. Nothing is written then.
+    """
+    lines = ",\n".join(f' "{key}": {json.dumps(value, allow_nan=allow_nan)}' for key, value in record.items())
+    write_whole(path, ("{\n" + lines + "\n}\n").encode())
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """Return nested dicts and lists with their floats rounded."""
+    if isinstance(value, dict):
+        return {key: rounded(part, digits) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part, digits) for part in value]
+    return round(value, digits) if isinstance(value, float) else value

@@ -1,0 +1,148 @@
+"""Pictures of a run: curves, code maps over images, and the patches that chose the most-used codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples.pretrain.data import ImageSet
+from examples.pretrain.log import Row
+
+matplotlib.use("agg")
+
+INK = "#333333"
+
+
+PANELS = {
+    "loss and its parts": ("loss", "alignment_", "refinement"),
+    "spread of the target, 0 (collapsed) to 1": ("target_spread",),
+    "perplexity of the codes": ("perplexity_",),
+    "AUC of the kNN probe": ("knn_auc",),
+}
+"""Columns of the log in each panel of the curves, by their first letters."""
+
+
+def curves(runs: dict[str, list[Row]], path: Path) -> None:
+    """Draw the columns in `PANELS` by epoch; a panel without data is left out.
+
+    Args:
+        runs: the rows of each method's log.
+        path: of the picture.
+    """
+    panels = {
+        title: {method: [name for name in rows[-1] if name.startswith(prefixes)] for method, rows in runs.items()}
+        for title, prefixes in PANELS.items()
+    }
+    panels = {title: columns for title, columns in panels.items() if any(columns.values())}
+    figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
+    styles = ("-", "--", ":", "-.")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for color, (method, names) in enumerate(columns.items()):
+            for number, name in enumerate(names):
+                seen = [(row["epoch"], row[name]) for row in runs[method] if name in row]
+                label = f"{method}: {name}" if len(names) > 1 else method
+                axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count: int = 8) -> None:
+    """Draw images above their code maps, one row a scale; equal colours within a row are equal codes.
+
+    Args:
+        data: the images.
+        indices: code indices `(N, H, W)` by scale.
+        path: of the picture.
+        count: number of images.
+    """
+    which = _varied(data, count)
+    figure = Figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
+    grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
+    for axes, image in zip(grid[0], which, strict=True):
+        _show(axes, data.images[image])
+        axes.set_title(_label(data, image), fontsize=7, color=INK)
+        if data.masks is not None and data.masks[image].any():
+            axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
+    # Shuffled hues: neighbouring code numbers are not related.
+    size = 1 + max(int(codes.max()) for codes in indices.values())
+    hues = np.random.default_rng(0).permutation(size) / size
+    palette = matplotlib.colormaps["hsv"](hues)
+    for row, (scale, codes) in zip(grid[1:], indices.items(), strict=True):
+        for axes, image in zip(row, which, strict=True):
+            axes.imshow(palette[codes[image]], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{scale}\n{codes.shape[1]} x {codes.shape[2]}", fontsize=8, color=INK)
+    figure.savefig(path, dpi=120)
+
+
+def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
+    """Draw the places of different images that chose each of the most-used codes of one scale, one row a code.
+
+    Args:
+        data: the images.
+        indices: code indices `(N, H, W)`.
+        path: of the picture.
+        codes: number of codes.
+        patches: number of places for each code.
+    """
+    used, counts = np.unique(indices, return_counts=True)
+    used = used[np.argsort(-counts, kind="stable")][:codes]
+    size, places = data.images.shape[1], indices.shape[1]
+    side = max(size // places * 3, 8)  # the cell and its neighbours
+    padding = [(side, side), (side, side)] + [(0, 0)] * (data.images.ndim - 3)
+    pitch = side + max(side // 12, 1)
+    # One picture: a grid of axes takes seconds to lay out.
+    mosaic = np.ones((pitch * len(used), pitch * patches, *data.images.shape[3:]), np.float32)
+    rng = np.random.default_rng(0)
+    for row, code in enumerate(used):
+        where = rng.permutation(np.argwhere(indices == code))
+        _, first = np.unique(where[:, 0], return_index=True)  # different images
+        for column, (image, y, x) in enumerate(where[np.sort(first)][:patches]):
+            top, left = (int((at + 0.5) * size / places - side / 2) + side for at in (y, x))
+            patch = np.pad(data.images[image], padding, mode="edge")[top : top + side, left : left + side]
+            at = np.s_[pitch * row : pitch * row + side, pitch * column : pitch * column + side]
+            mosaic[at] = patch / np.iinfo(patch.dtype).max
+    figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]
+    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=7)
+    axes.set(xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle("places that chose the same code (number, share of all places)", fontsize=8, color=INK)
+    figure.savefig(path, dpi=120)
+
+
+def _show(axes, image: np.ndarray) -> None:
+    full = np.iinfo(image.dtype).max
+    axes.imshow(image / full, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _label(data: ImageSet, image: int) -> str:
+    if data.labels is None:
+        return ""
+    names = data.label_names
+    label = data.labels[image]
+    if data.labels.ndim == 1:
+        return names[label] if names else str(label)
+    return ", ".join(name for name, there in zip(names, label, strict=False) if there) or "no finding"
+
+
+def _varied(data: ImageSet, count: int) -> list[int]:
+    """Return the first images of each label, in turns."""
+    if data.labels is None:
+        return list(range(min(count, len(data))))
+    keys = [tuple(np.atleast_1d(label)) for label in data.labels.tolist()]
+    queues = [[i for i, key in enumerate(keys) if key == label] for label in sorted(set(keys))]
+    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
+    return sorted(turns[:count], key=lambda i: keys[i])

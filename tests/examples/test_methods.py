@@ -1,0 +1,206 @@
+"""The contract that all methods keep, and laws of each: DiSSECT is BYOL plus a target, SimSiam its formula."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.methods import METHODS, default_options
+from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.simsiam import SimSiamOptions
+from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.train import Run
+from tests.examples.tiny import BYOL, DISSECT, ENCODER, pretraining, tiny_method
+from tests.laws import assert_same_bits
+
+
+def views_of_noise(count=2, batch=8):
+    return [torch.randn(batch, 1, 32, 32) for _ in range(count)]
+
+
+def test_a_resnet18_has_the_papers_maps():
+    encoder = Encoder(1, EncoderOptions()).eval()
+    with torch.no_grad():
+        features, maps = encoder(torch.zeros(1, 1, 224, 224))
+    assert features.shape == (1, 512)
+    assert [tuple(m.shape) for m in maps] == [(1, 128, 28, 28), (1, 256, 14, 14), (1, 512, 7, 7)]
+
+
+# ---- every method ----
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("views", [2, 3])
+def test_every_method_keeps_the_contract(name, views):
+    method = tiny_method(name)
+    step = method(views_of_noise(views))
+    assert step.loss.shape == ()
+    assert torch.isfinite(step.loss)
+    assert all(part.shape == () for part in step.parts.values())
+    step.loss.backward()
+    assert method.encoder.resnet.conv1.weight.grad.abs().sum() > 0
+    method.after_step()
+    assert list(method(views_of_noise(views)).parts) == list(step.parts)
+    assert all(isinstance(value, float | int) for value in method.figures().values())
+    assert method.exports()["encoder"] is method.encoder
+    assert isinstance(default_options()[name], METHODS[name].Options)
+
+
+@pytest.mark.parametrize("name", ["byol", "dissect"])
+def test_the_teacher_gets_no_gradient_and_follows_after_a_step(name):
+    method = tiny_method(name)
+    byol = method if name == "byol" else method.byol
+    method(views_of_noise()).loss.backward()
+    assert all(parameter.grad is None for parameter in byol.teacher.parameters())
+    before = byol.teacher.module.projector[0].weight.clone()
+    with torch.no_grad():
+        byol.student.embedder.projector[0].weight.add_(1.0)
+    method.after_step()
+    torch.testing.assert_close(byol.teacher.module.projector[0].weight, before + (1 - 0.9))
+    assert method.figures()["teacher_momentum"] > 0.9
+
+
+# ---- DiSSECT ----
+
+
+@pytest.mark.parametrize(("weights", "same"), [((1.0, 0.0), True), ((0.5, 0.5), False)])
+def test_the_student_is_byols_without_weight_on_the_refined_target(tmp_path, weights, same):
+    """The quantised branch takes no gradient into the student and draws nothing from its generators."""
+    phantoms = make_phantoms(48, 32, seed=0)
+    states = []
+    for config in (pretraining("byol"), pretraining("dissect", target_weights=weights)):
+        run = Run(phantoms, config, tmp_path / config.method)
+        run.train(until=1, quiet=True)
+        states.append((run.method if config.method == "byol" else run.method.byol).student.state_dict())
+    if same:
+        assert_same_bits(*states)
+    else:
+        name = "embedder.encoder.resnet.conv1.weight"
+        assert not torch.equal(states[0][name], states[1][name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        replace(DISSECT, operator="channel", refinement="align", projection="learned"),
+        replace(DISSECT, ema="batch_mean", metric="cosine"),
+        replace(DISSECT, shared_codebook=True, byol=replace(BYOL, buffers="own")),
+    ],
+    ids=["align-learned", "eq-1-cosine", "shared-own"],
+)
+def test_options_of_dissect_combine(options):
+    method = tiny_method("dissect", options)
+    step = method(views_of_noise())
+    step.loss.backward()
+    assert torch.isfinite(step.loss)
+    assert method.encoder.resnet.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("source", ["teacher", "student"])
+def test_codes_are_those_of_the_quantised_maps(source):
+    method = tiny_method("dissect", replace(DISSECT, quantize=source))
+    method(views_of_noise())
+    method.eval()
+    images = torch.randn(3, 1, 32, 32)
+    encoder = method.encoder if source == "student" else method.byol.teacher.module.encoder
+    assert method.target_encoder is encoder
+    expected = method.quantizer(encoder(images)[1]).indices
+    assert_same_bits(method.codes(images), dict(zip(ENCODER.scales, expected, strict=True)))
+
+
+# ---- SimSiam ----
+
+
+def simsiam():
+    return tiny_method("simsiam")
+
+
+def test_simsiam_has_the_layers_of_the_reference():
+    """facebookresearch/simsiam: no biases but the last, the projector's last BatchNorm without scale and shift."""
+    student = METHODS["simsiam"](Encoder(1, EncoderOptions()), SimSiamOptions(), total_steps=1, seed=0).student
+
+    def shapes(module):
+        return [
+            (type(each).__name__, [tuple(p.shape) for p in each.parameters()])
+            for each in module
+            if not isinstance(each, nn.ReLU)
+        ]
+
+    assert shapes(student.embedder.projector) == [
+        ("Linear", [(512, 512)]), ("BatchNorm1d", [(512,), (512,)]),
+        ("Linear", [(512, 512)]), ("BatchNorm1d", [(512,), (512,)]),
+        ("Linear", [(2048, 512)]), ("BatchNorm1d", []),
+    ]  # fmt: skip
+    assert shapes(student.predictor) == [
+        ("Linear", [(512, 2048)]), ("BatchNorm1d", [(512,), (512,)]), ("Linear", [(2048, 512), (2048,)]),
+    ]  # fmt: skip
+
+
+def test_simsiam_is_minus_one_where_the_prediction_is_the_target():
+    method = simsiam()
+    method.student.predictor = nn.Identity()
+    view = torch.randn(8, 1, 32, 32)
+    assert method([view, view]).loss.item() == pytest.approx(-1, abs=1e-6)
+    assert -1 < method(views_of_noise()).loss.item() < 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_simsiam_is_the_slow_formula(count):
+    """In numpy and float64: -p z / (|p| |z|), image by image, over all ordered pairs of different views."""
+    method = simsiam()
+    views = views_of_noise(count)
+    seen = [copy.deepcopy(method.student)(view) for view in views]
+    p, z = ([getattr(each, name).detach().double().numpy() for each in seen] for name in ("prediction", "embedding"))
+    values = []
+    for a, b in itertools.product(range(count), repeat=2):
+        if a != b:
+            for row, target in zip(p[a], z[b], strict=True):
+                values.append(-(row @ target) / np.sqrt((row @ row) * (target @ target)))
+    assert method(views).loss.item() == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_simsiams_targets_get_no_gradient():
+    """The gradient is that of the loss with the targets as constants, and another one without the stop."""
+    views = views_of_noise()
+    method = simsiam()
+    constants = [copy.deepcopy(method.student)(view).embedding.detach() for view in views]
+    gradients = {}
+    for name in ("method", "constant", "through"):
+        twin = copy.deepcopy(method)
+        if name == "method":
+            loss = twin(views).loss
+        else:
+            seen = [twin.student(view) for view in views]
+            targets = constants if name == "constant" else [each.embedding for each in seen]
+            cosine = nn.CosineSimilarity(dim=1)
+            loss = -(cosine(seen[0].prediction, targets[1]).mean() + cosine(seen[1].prediction, targets[0]).mean()) / 2
+        loss.backward()
+        gradients[name] = twin.encoder.resnet.conv1.weight.grad
+    torch.testing.assert_close(gradients["method"], gradients["constant"])
+    assert (gradients["method"] - gradients["through"]).abs().max() > 1e-3 * gradients["method"].abs().max()
+
+
+def test_a_step_of_simsiam_lowers_its_loss():
+    method = simsiam()
+    views = views_of_noise(batch=16)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
+    losses = []
+    for _ in range(6):
+        step = method(views)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_defaults_are_the_papers():
+    options = DiSSECTOptions()
+    assert (options.codebook_size, options.byol.dim, options.byol.hidden_dim) == (2048, 128, 2048)
+    assert (options.byol.momentum, options.byol.final_momentum, options.codebook_decay) == (0.996, 1.0, 0.99)
+    assert options.target_weights == (0.5, 0.5)

@@ -1,0 +1,315 @@
+"""Each protocol against a law of its own, on images where the answer is known; encoders stay as they were."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import mutual_info_score
+from torch import nn
+
+from examples.pretrain.augment import Augmentation, to_float
+from examples.pretrain.data import ImageSet
+from examples.pretrain.encoder import Encoder
+from examples.pretrain.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
+from examples.pretrain.protocols.knn import knn_auc
+from examples.pretrain.protocols.labels import label_subset, macro_auc
+from examples.pretrain.protocols.linear import fit, linear_probe
+from examples.pretrain.train import Run
+from tests.examples.tiny import ENCODER, pretraining
+
+SETTINGS = Settings(shares=(0.3, 1.0), mask_shares=(0.4, 1.0), subsets=2, steps=3, clusters=16)
+
+
+def toy(seed: int = 0, count: int = 160) -> ImageSet:
+    """A bright blob of 8 x 8 somewhere, or none: the label says whether, the mask where."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (count, 32, 32))
+    labels = (np.arange(count) % 2)[:, None]
+    masks = np.zeros((count, 32, 32), np.uint8)
+    for i in np.flatnonzero(labels[:, 0]):
+        y, x = rng.integers(0, 24, 2)
+        masks[i, y : y + 8, x : x + 8] = 1
+    return ImageSet((images + 150 * masks).astype(np.uint8), labels.astype(np.uint8), None, masks, None, ("blob",))
+
+
+def subject_on(data: ImageSet, folder: Path, *, name: str = "byol") -> Subject:
+    train, test = data.subset(slice(0, 120)), data.subset(slice(120, None))
+    views = Augmentation(crop_scale=(0.8, 1.0), flip=0.0)
+    run = Run(train, replace(pretraining(name), augmentation=views), folder)
+    return Subject(name, 0, run, run.method.encoder, train, test, (train, test))
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_fine_tuning_learns_and_does_not_change_the_encoder(tmp_path):
+    """Bright on the left or on the right: two classes that a few steps tell apart."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 2
+    images = rng.integers(0, 60, (160, 32, 32))
+    images[labels == 1, :, :16] += 150
+    images[labels == 0, :, 16:] += 150
+    subject = subject_on(ImageSet(images.astype(np.uint8), labels=labels), tmp_path)
+    before = state(subject.encoder)
+    assert finetune.finetuned(subject, subject.train, replace(SETTINGS, steps=40), 0) > 0.9
+    assert unchanged(subject.encoder, before)
+    nonsense = replace(subject.train, labels=np.random.default_rng(1).permutation(subject.train.labels))
+    assert finetune.finetuned(subject, nonsense, replace(SETTINGS, steps=40), 0) < 0.9
+
+
+def test_batches_hold_every_image_once_before_any_twice():
+    torch.manual_seed(0)
+    seen = torch.cat(list(finetune.batches(10, replace(SETTINGS, steps=7, batch_size=4))))
+    assert seen.shape == (28,)
+    assert seen[:10].sort().values.tolist() == seen[10:20].sort().values.tolist() == list(range(10))
+    assert [len(batch) for batch in finetune.batches(3, replace(SETTINGS, steps=2))] == [3, 3]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_segmentation_finds_the_blob_and_does_not_change_the_encoder(frozen, tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    before = state(subject.encoder)
+    settings = replace(SETTINGS, steps=60, mask_lr=5e-3, batch_size=32)
+    net = segment.trained(subject, subject.train, 1, settings, 0, frozen=frozen)
+    assert unchanged(subject.encoder, before)
+    assert unchanged(net.encoder, before) is frozen  # BatchNorm's statistics too
+    assert segment.dice(subject, net, subject.test, 1)[0] > 0.7
+    # Images without a mask do not count, and where none has one there is nothing to average.
+    empty = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0] == 0))
+    full = subject.test.subset(np.flatnonzero(subject.test.labels[:, 0]))
+    assert segment.dice(subject, net, subject.test, 1) == pytest.approx(segment.dice(subject, net, full, 1))
+    assert "to test on" in segment.lacking_masks(replace(subject, masked=(subject.train, empty)))
+
+
+def test_segmentation_finds_rare_masks(tmp_path):
+    """Three pixels by three in every fourth image are two thousandths of all pixels, yet most of them are found."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((160, 32, 32), np.uint8)
+    for i in range(0, 160, 4):
+        y, x = rng.integers(2, 27, 2)
+        masks[i, y : y + 3, x : x + 3] = 1
+    images = (rng.integers(0, 60, masks.shape) + 150 * masks).astype(np.uint8)
+    subject = subject_on(ImageSet(images, masks=masks), tmp_path)
+    net = segment.trained(subject, subject.train, 1, replace(SETTINGS, steps=60, batch_size=32), 0, frozen=True)
+    assert segment.dice(subject, net, subject.test, 1)[0] > 0.4
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_the_decoder_fits_every_stem(stride):
+    encoder = Encoder(1, replace(ENCODER, stem_stride=stride))
+    net = segment.Segmenter(encoder, 2, frozen=False)
+    images = torch.rand(2, 1, 64, 64)
+    assert net(images).shape == (2, 2, 64, 64)
+    sizes = [each.shape[2] for each in encoder.pyramid(images)]
+    assert [a / b for a, b in itertools.pairwise(sizes)] == [2.0] * (len(sizes) - 1)
+    assert [each.shape[1] for each in encoder.pyramid(images)] == encoder.pyramid_channels
+    net(images).sum().backward()
+    assert encoder.resnet.conv1.weight.grad.abs().sum() > 0
+
+
+def test_dice_is_twice_the_overlap_over_the_sum(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    net = segment.Segmenter(subject.encoder, 1, frozen=True).eval()
+    with torch.no_grad():
+        guess = segment.predicted(subject, net, subject.test.images).bool().numpy()[:, 0]
+    truth = subject.test.masks > 0
+    per_image = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(guess, truth, strict=True) if b.any()]
+    assert segment.dice(subject, net, subject.test, 1)[0] == pytest.approx(np.mean(per_image), abs=1e-6)
+
+
+def test_the_probe_as_one_linear_map_equals_the_pipeline(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    net = localise.Probed(subject)
+    features = [
+        subject.run.encode(to_float(side.images), subject.encoder).numpy() for side in (subject.train, subject.test)
+    ]
+    expected = fit(features[0], subject.train.labels[:, 0]).decision_function(features[1])
+    with torch.no_grad():
+        found = net(subject.run.normalize(to_float(subject.test.images)))[:, 0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_grad_cam_highlights_the_blob(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    tuned = replace(SETTINGS, steps=60, mask_lr=5e-3)
+    net = segment.trained(subject, subject.train, 1, tuned, 0, frozen=False)
+    seeing = replace(subject, encoder=net.encoder)
+    scores = localise.measure(seeing, SETTINGS)
+    assert scores["blob, by chance"][0] == pytest.approx(100 * 64 / 1024)
+    assert max(value[0] for name, value in scores.items() if "layer" in name) > 2 * 6.25
+
+
+def test_energy_is_the_share_inside_and_zero_for_an_empty_map():
+    cam = np.zeros((3, 4, 4))
+    cam[0, :2] = 1.0
+    cam[1, 0, 0] = 3.0
+    mask = np.zeros((3, 4, 4), np.uint8)
+    mask[:, 0] = 1
+    assert localise.energy(cam, mask).tolist() == [0.5, 1.0, 0.0]  # the empty map points nowhere
+
+
+class Places(nn.Module):
+    """A map that holds the row of each cell and noise; pooled features of no use."""
+
+    scales = ("layer2",)
+
+    def forward(self, images):
+        rows = torch.linspace(-1, 1, 8)[None, None, :, None].expand(len(images), 1, 8, 8)
+        noise = torch.randn(len(images), 1, 8, 8)
+        return images.mean((2, 3)), [torch.cat([rows, noise], 1)]
+
+
+def test_anatomy_explains_the_row_and_not_the_column_of_row_features(tmp_path):
+    subject = replace(subject_on(toy(), tmp_path), encoder=Places())
+    scores = anatomy.measure(subject, SETTINGS)
+    assert scores["layer2, row"][0] > 99.9
+    assert abs(scores["layer2, column"][0]) < 3
+    corners = anatomy.tint(np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]))
+    distances = np.abs(corners[:, None] - corners[None]).sum(-1)[np.triu_indices(4, 1)]
+    assert distances.min() > 0.5  # four corners, four colours
+
+
+def test_bits_is_mutual_information_minus_chance():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (10, 4, 4))
+    assert codes.entropy(truth) == pytest.approx(stats.entropy(np.bincount(truth.ravel()), base=2))
+    assert codes.bits(np.zeros_like(truth), truth) == pytest.approx(0, abs=1e-12)
+    # Less what shuffled codes tell, on average: nothing is left of noise, however many codes there are.
+    many = rng.integers(0, 64, truth.shape)
+    plain = mutual_info_score(many.ravel(), truth.ravel()) / np.log(2)
+    chance = [mutual_info_score(rng.permutation(many.ravel()), truth.ravel()) / np.log(2) for _ in range(300)]
+    assert codes.bits(many, truth) == pytest.approx(plain - np.mean(chance), abs=0.02)
+    assert plain > 0.3
+    assert abs(np.mean([codes.bits(rng.integers(0, 64, truth.shape), truth) for _ in range(50)])) < 0.02
+
+
+def test_information_beyond_place_is_zero_for_codes_of_the_row(tmp_path, monkeypatch):
+    """Codes that are the row of a cell know a mask that is always at the bottom, and nothing beyond its place."""
+    data = toy()
+    data.masks[:] = 0
+    data.masks[:, 16:] = 1
+    subject = subject_on(data, tmp_path)
+
+    def rows(known, asked, count, seed):
+        return np.broadcast_to(np.arange(asked.shape[2])[None, :, None], (len(asked), *asked.shape[2:]))
+
+    monkeypatch.setattr(codes, "kmeans", rows)
+    scores = codes.measure(subject, SETTINGS)
+    assert scores["layer2, k-means"][0] == pytest.approx(scores["layer2, entropy"][0], abs=0.02)
+    assert scores["layer2, k-means beyond place"][0] == pytest.approx(0, abs=1e-9)
+
+
+@given(count=st.integers(2, 40), seed=st.integers(0, 10))
+def test_a_derangement_has_no_fixed_point(count, seed):
+    order = codes.derangement(count, np.random.default_rng(seed))
+    assert sorted(order) == list(range(count))
+    assert not (order == np.arange(count)).any()
+
+
+def test_covered_has_three_levels():
+    masks = np.zeros((1, 4, 4), np.uint8)
+    masks[0, :2, 2:] = 2  # any bit counts
+    masks[0, 2:, 0] = 1
+    assert codes.covered(masks, (2, 2)).tolist() == [[[0, 2], [1, 0]]]
+
+
+def test_constant_findings_are_left_out(tmp_path):
+    """Of three findings one is in no training image and one in all: the third alone counts."""
+    toys = toy()
+    findings = np.concatenate([toys.labels, np.zeros_like(toys.labels), np.ones_like(toys.labels)], 1)
+    findings[120:, 1] = 1 - toys.labels[120:, 0]
+    masks = toys.masks.copy()
+    masks[:, 0, 0] |= 4  # a bit for every finding; the second is in no test image
+    masks[:2, 0, 0] |= 2
+    data = ImageSet(toys.images, findings, None, masks, None, ("blob", "nowhere", "everywhere"))
+    subject = subject_on(data, tmp_path)
+    alone = replace(
+        subject,
+        train=replace(subject.train, labels=findings[:120, :1]),
+        test=replace(subject.test, labels=findings[120:, :1]),
+    )
+    for name in ("linear", "finetune"):
+        assert PROTOCOLS[name].lacking(subject) is None
+    assert (
+        PROTOCOLS["linear"].measure(subject, SETTINGS)["100%"] == PROTOCOLS["linear"].measure(alone, SETTINGS)["100%"]
+    )
+    assert np.isfinite(np.concatenate(list(PROTOCOLS["finetune"].measure(subject, SETTINGS).values()))).all()
+    assert PROTOCOLS["localise"].lacking(subject) is None
+    assert {name.partition(",")[0] for name in localise.measure(subject, SETTINGS)} == {"blob"}
+    assert PROTOCOLS["segment-frozen"].lacking(subject) == "every kind of mask among the images to test on"
+    never = replace(subject, train=replace(subject.train, labels=np.zeros_like(findings[:120])))
+    assert PROTOCOLS["linear"].lacking(never) == PROTOCOLS["finetune"].lacking(never)
+    assert "a probe can learn" in PROTOCOLS["localise"].lacking(never)
+
+
+# ---- probes ----
+
+
+def test_label_subsets_hold_every_class_and_repeat_with_the_seed():
+    labels = np.repeat([0, 1, 2], [900, 80, 20])
+    for seed in range(20):
+        index = label_subset(labels, 0.02, seed)
+        assert len(index) == 20
+        assert np.bincount(labels[index], minlength=3).min() >= 2
+        assert (index == label_subset(labels, 0.02, seed)).all()
+    findings = np.stack([labels == 2, labels == 1], axis=1).astype(np.uint8)
+    drawn = findings[label_subset(findings, 0.02, 0)]
+    assert (drawn.sum(0) >= 2).all()
+    with pytest.raises(ValueError, match="too rare"):
+        label_subset(np.repeat([0, 1], [999, 1]), 0.02, 0)
+
+
+def test_the_linear_probe_separates_signal_from_noise():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    signal = np.eye(3)[labels] + 0.3 * rng.standard_normal((600, 3))
+    noise = rng.standard_normal((600, 3))
+    for features, low, high in ((signal, 0.95, 1.0), (noise, 0.4, 0.6)):
+        scores = linear_probe((features[:400], labels[:400]), (features[400:], labels[400:]))
+        assert low <= np.mean(scores[1.0]) <= high
+        assert len(scores[0.01]) == 3
+
+
+def test_a_class_missing_on_one_side_is_left_out():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((90, 4)), np.arange(90) % 3
+    features[np.arange(90), labels] += 3
+    two = labels[60:] < 2
+    found = linear_probe((features[:60], labels[:60]), (features[60:][two], labels[60:][two]), (1.0,))
+    assert found[1.0][0] > 0.9  # the third class has no test image
+    known = labels[:60] < 2
+    found = linear_probe((features[:60][known], labels[:60][known]), (features[60:], labels[60:]), (1.0,))
+    assert found[1.0][0] > 0.7  # nor training image
+
+
+def test_the_knn_probe_separates_signal_from_noise():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 3
+    signal = np.eye(3)[labels] + 0.3 * rng.standard_normal((400, 3))
+    noise = rng.standard_normal((400, 3))
+    sides = [(features[:300], labels[:300]) for features in (signal, noise)]
+    tests = [(features[300:], labels[300:]) for features in (signal, noise)]
+    assert knn_auc(sides[0], tests[0]) > 0.95
+    assert 0.35 < knn_auc(sides[1], tests[1]) < 0.65
+    # Findings instead of classes, one of which nobody in the training set has.
+    findings = np.stack([labels == 0, labels == 1, np.arange(400) > 350], 1).astype(np.uint8)
+    assert knn_auc((signal[:300], findings[:300]), (signal[300:], findings[300:])) > 0.75
+
+
+def test_macro_auc_is_the_mean_over_findings():
+    labels = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
+    scores = np.array([[0.9, 0.1, 0.1], [0.8, 0.2, 0.2], [0.7, 0.3, 0.3], [0.1, 0.4, 0.4]])
+    assert macro_auc(labels, scores) == 0.75  # of the first; the others have one value only
+    with pytest.raises(ValueError, match="no finding has both values"):
+        macro_auc(labels[:, 1:], scores[:, 1:])

@@ -1,0 +1,32 @@
+"""The smallest settings that exercise everything: a narrow encoder, 16 codes, three epochs of three steps."""
+
+from dataclasses import replace
+from typing import Any
+
+from examples.pretrain.augment import Augmentation
+from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.methods import METHODS
+from examples.pretrain.methods.byol import BYOLOptions
+from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.simsiam import SimSiamOptions
+from examples.pretrain.optimization import Optimization
+from examples.pretrain.train import Pretraining
+
+ENCODER = EncoderOptions(width=4, stem_stride=2)
+BYOL = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
+DISSECT = DiSSECTOptions(byol=BYOL, codebook_size=16)
+OPTIONS: dict[str, Any] = {"byol": BYOL, "dissect": DISSECT, "simsiam": SimSiamOptions(dim=8, bottleneck=4)}
+QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)
+
+
+def pretraining(method: str = "dissect", optimization: Optimization = QUICK, **changes: Any) -> Pretraining:
+    """Return tiny settings; `changes` are the method's own options."""
+    options = replace(OPTIONS[method], **changes)
+    return Pretraining(method, options, ENCODER, Augmentation(), optimization)
+
+
+def tiny_method(name: str, options: Any = None, encoder: EncoderOptions = ENCODER, total_steps: int = 10) -> Any:
+    """Return a tiny method for grey images."""
+    return METHODS[name](
+        Encoder(1, encoder), OPTIONS[name] if options is None else options, total_steps=total_steps, seed=0
+    )
