@@ -1,4 +1,4 @@
-"""look_up against the textbook's formulas, and its gradient against finite differences."""
+"""``look_up`` against straight-through codes and the commitment loss, and its gradient against finite differences."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def setting(n, k, d, dtype=torch.float64, seed=0):
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     st.integers(0, 2**20),
 )
-def test_is_the_textbook(n, k, d, dtype, seed):
+def test_equals_straight_through_and_commitment_loss(n, k, d, dtype, seed):
     x, indices, codes = setting(n, k, d, dtype, seed)
     codes = codes.to(torch.promote_types(dtype, torch.float32))
     x.requires_grad_()
@@ -68,7 +68,7 @@ def test_codes_may_change_before_the_backward_pass():
     torch.testing.assert_close(x.grad, wanted)
 
 
-def test_masked_and_unknown():
+def test_masked_tokens_get_zeros_and_tokens_without_a_code_nan():
     x, indices, codes = setting(4, 4, 3)
     x[1] = 0.0
     indices[1], indices[2] = -1, -1
@@ -80,23 +80,20 @@ def test_masked_and_unknown():
     assert error.isnan()
 
 
-def test_more_than_a_tile_and_any_strides():
-    x, indices, codes = setting(9000, 50, 64, torch.float32)
-    strided = torch.stack([x, x], 1).reshape(-1, 64)[::2]
-    for tokens in (strided, x.T.contiguous().T):
-        tokens = tokens.detach().requires_grad_()
-        assert not tokens.is_contiguous()
-        quantized, error = look_up(tokens, indices, codes)
-        assert torch.equal(quantized, codes[indices])
-        expected = (x.double() - codes.double()[indices]).square().sum()
-        torch.testing.assert_close(error.double(), expected, rtol=1e-6, atol=0)
-        (quantized.sum() + error).backward()
-        torch.testing.assert_close(tokens.grad, 1 + 2 * (x - codes[indices]), rtol=1e-5, atol=1e-5)
+def test_tiles_do_not_matter():
+    x, indices, codes = setting(9000, 50, 64, torch.float32)  # three tiles, the last of them not full
+    x.requires_grad_()
+    quantized, error = look_up(x, indices, codes)
+    assert torch.equal(quantized, codes[indices])
+    expected = (x.double() - codes.double()[indices]).square().sum()
+    torch.testing.assert_close(error.double(), expected, rtol=1e-6, atol=0)
+    (quantized.sum() + error).backward()
+    torch.testing.assert_close(x.grad, 1 + 2 * (x - codes[indices]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [0, 7])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_are_proper_operators(n, dtype):
+def test_pass_torchs_operator_checks(n, dtype):
     x, indices, codes = setting(n, 4, 3, dtype)
     arguments = (x, indices, codes.float())
     torch.library.opcheck(torch.ops.vqssl.look_up.default, arguments)
@@ -105,7 +102,7 @@ def test_are_proper_operators(n, dtype):
     torch.library.opcheck(torch.ops.vqssl.look_up_backward.default, (*gradient, x.detach(), *arguments[1:]))
 
 
-def test_holds_no_more_than_it_returns():
+def test_holds_nothing_of_the_tokens_size_but_its_result():
     x, indices, codes = setting(200_000, 8, 16, torch.float32)
     gradient = torch.ones_like(x), torch.tensor(1.0)
     for op, arguments in ((kernels.look_up, ()), (kernels.look_up_backward, gradient)):
