@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in a few minutes: benchmarks/gpu_all.sh [FOLDER for the results].
-# Goes on after a part that fails, and fails at the end. $PYTHON is the interpreter (default python3); it needs torch with
-# CUDA, triton, einops, numpy, and for the peers vector-quantize-pytorch, flash-kmeans, monai, hypothesis and pytest.
+# Run all checks and benchmarks that need a GPU, in a few minutes: benchmarks/gpu_all.sh [FOLDER for the results].
+# A part that fails does not stop the others; the script then exits with 1. $PYTHON is the interpreter (default python3).
+# It needs torch with CUDA, triton, einops, numpy, tqdm and matplotlib; for the comparisons vector-quantize-pytorch,
+# flash-kmeans and monai.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -22,7 +23,7 @@ if command -v compute-sanitizer >/dev/null; then
     part 120 memcheck compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m benchmarks.gpu_check --small
     part 120 racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m benchmarks.gpu_check --small
 else
-    failed+=("compute-sanitizer is not here")
+    failed+=("compute-sanitizer is not installed")
 fi
 part 60 band "$python" -m tests.reliability.band cuda
 part 120 tune "$python" -m benchmarks.tune
@@ -51,7 +52,7 @@ x, codes = torch.randn(100352, 128, device="cuda"), torch.randn(2048, 128, devic
 nearest_codeword(x, codes), nearest_codeword(x, codes)
 torch.cuda.synchronize()'
 else
-    failed+=("ncu is not here")
+    failed+=("ncu is not installed")
 fi
 part 30 report "$python" -m benchmarks.report
 [ "$results" = benchmarks/results ] || cp benchmarks/RESULTS.md benchmarks/results/cuda.* "$results" || true

@@ -1,7 +1,7 @@
 """States of version 2, of version 1 and of other libraries load, and training goes on as when they were written.
 
-Version 0.1.0 (state version 2) wrote the files in `tests/states/`: a state, the tokens that followed, and what that version
-made of them.
+Version 0.1.0 (state version 2) wrote the files in `tests/states/`: a state, the tokens that followed, and the result of
+that version.
 """
 
 from pathlib import Path

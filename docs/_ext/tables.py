@@ -17,57 +17,40 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.records import Record, by_device, load  # noqa: E402
-from examples.pretrain import ablation_report, evaluation_report  # noqa: E402
-from examples.pretrain.protocols import PROTOCOLS  # noqa: E402
+from examples.pretrain.reports import evaluation, sweep  # noqa: E402
 from tests.reliability import report as reliability  # noqa: E402
 
 FOLDER = "_generated"
 
 
-def sweep(records: list[Record], picture: Path) -> str:
+def sweep_table(records: list[Record], picture: Path) -> str:
     """Return the table of a sweep; draw each variant's AUC with few labels."""
-    found = by_variant(records)
-    ablation_report.draw(found, picture)
-    return ablation_report.table(found)
+    found = sweep.by_variant(records)
+    sweep.draw(found, picture)
+    return sweep.table(found)
 
 
-def again(records: list[Record], picture: Path) -> str:
+def again_table(records: list[Record], picture: Path) -> str:
     """Return the table of variants that were run again with other seeds."""
-    return ablation_report.again(by_variant(records))
+    return sweep.again(sweep.by_variant(records))
 
 
-def by_variant(records: list[Record]) -> ablation_report.Records:
-    """Return records by variant and seed."""
-    found: ablation_report.Records = {}
-    for record in records:
-        found.setdefault(record["variant"], {})[record["seed"]] = record
-    return found
-
-
-def evaluation(records: list[Record], picture: Path) -> str:
+def evaluation_tables(records: list[Record], picture: Path) -> str:
     """Return the tables of an evaluation, one a protocol; draw scores by share of labels and masks."""
-    tables = evaluation_report.tables_of(records)
-    evaluation_report.shares_picture(tables, picture)
-    parts = [evaluation_report.NOTE, *evaluation_report.drawn(records)]
-    for name, table in tables.items():
-        digits = 3 if name == "codes" else 1
-        parts.append(f"**{PROTOCOLS[name].title}**\n\n{evaluation_report.table_of(table, digits)}")
-    gap = evaluation_report.gap_of(tables.get("linear", {}), tables.get("finetune", {}))
-    if gap:
-        parts.append(f"**Linear probe minus fine-tuning (points)**\n\n{gap}")
-    return "\n\n".join(parts)
+    evaluation.draw_shares(records, picture)
+    return evaluation.tables(records)
 
 
 Maker = Callable[[list[Record], Path], str]
 """Return the markdown of runs of one CPU or GPU model, and may draw a picture."""
 PAGES: dict[str, tuple[Maker, str, str]] = {
-    "sweep-kermany-32": (sweep, "sweep-kermany-32", "AUC with 1% and 5% of the labels, a dot a seed"),
-    "again-kermany-32": (again, "sweep-kermany-32", ""),
-    "sweep-kermany-64": (sweep, "sweep-kermany-64", "AUC at 64 px with 1% and 5% of the labels, a dot a seed"),
-    "sweep-pneumoniamnist": (sweep, "sweep-pneumoniamnist", "AUC with 1% and 5% of the labels, a dot a seed"),
-    "evaluation-kermany-32": (evaluation, "evaluation-kermany-32", "AUC and Dice by share of labels and masks"),
-    "evaluation-kermany-64": (evaluation, "evaluation-kermany-64", "AUC by share of labels"),
-    "evaluation-phantoms": (evaluation, "evaluation-phantoms", "AUC and Dice by share of labels and masks"),
+    "sweep-kermany-32": (sweep_table, "sweep-kermany-32", "AUC with 1% and 5% of the labels, a dot a seed"),
+    "again-kermany-32": (again_table, "sweep-kermany-32", ""),
+    "sweep-kermany-64": (sweep_table, "sweep-kermany-64", "AUC at 64 px with 1% and 5% of the labels, a dot a seed"),
+    "sweep-pneumoniamnist": (sweep_table, "sweep-pneumoniamnist", "AUC with 1% and 5% of the labels, a dot a seed"),
+    "evaluation-kermany-32": (evaluation_tables, "evaluation-kermany-32", "AUC and Dice by share of labels and masks"),
+    "evaluation-kermany-64": (evaluation_tables, "evaluation-kermany-64", "AUC by share of labels"),
+    "evaluation-phantoms": (evaluation_tables, "evaluation-phantoms", "AUC and Dice by share of labels and masks"),
 }
 """By the name of what a page includes: how it is made, of which records, and what its picture shows."""
 
@@ -76,24 +59,21 @@ def part(name: str, records: list[Record], folder: Path) -> str:
     """Return one part of a page: a table for each CPU or GPU model, since runs are only compared within one model."""
     make, source, caption = PAGES[name]
     texts = []
-    for number, (device, runs) in enumerate(by_device(records).items(), 1):
+    for number, runs in enumerate(by_device(records).values(), 1):
         picture = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
         picture.unlink(missing_ok=True)
         text = make(runs, picture)
         if text:
-            texts += [text.rstrip("\n"), origin(source, device, runs)]
+            texts += [text.rstrip("\n"), origin(source, runs)]
         if picture.exists():
             texts.append(f"![{caption}](/{FOLDER}/{picture.name})")
     return "\n\n".join(texts) + "\n"
 
 
-def origin(source: str, device: str | None, runs: list[Record]) -> str:
-    """Return a line that says of which records, versions and CPU or GPU model a table is."""
+def origin(source: str, runs: list[Record]) -> str:
+    """Return a line that says of which records and versions a table is."""
     versions = " and ".join(sorted({record["versions"]["vqssl"] for record in runs}))
-    model = f"all on {device}."
-    if device is None:
-        model = "the CPU model was not recorded, so the table may mix models."
-    return f"*{len(runs)} records of `benchmarks/results/{source}.jsonl`, made by vqssl {versions}; {model}*"
+    return f"*{len(runs)} records of `benchmarks/results/{source}.jsonl`, made by vqssl {versions}.*"
 
 
 def write(folder: Path) -> list[Path]:

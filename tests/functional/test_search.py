@@ -1,6 +1,6 @@
-"""The public search: what it refuses, and that leading shapes, strides and gradients are as promised.
+"""The public search: leading shapes, precisions, gradients and what it refuses.
 
-The search itself is held to its rule in tests/kernels.
+tests/kernels holds the search itself to its rule.
 """
 
 import pytest
@@ -8,7 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vqssl
+from vqssl import kernels
 from vqssl.functional import nearest_codeword
+from vqssl.functional.search import resolve_precision
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -20,7 +23,7 @@ def setting(seed, *shape, codes=7, dim=4):
 
 
 def slow_nearest(token, codes, metric):
-    """By Python's own arithmetic; the first of equals."""
+    """Return the index of the nearest code by Python's own arithmetic, the first of equals."""
     if metric == "euclidean":
         distances = [sum((a - b) ** 2 for a, b in zip(token, code, strict=True)) for code in codes]
     else:
@@ -39,7 +42,7 @@ def test_any_leading_shape(metric, seed, shape, codes, dim):
     assert indices.shape == tuple(shape)
     expected = [slow_nearest(token, codebook.tolist(), metric) for token in x.reshape(-1, dim).tolist()]
     if dim == 1 and metric == "cosine":
-        # There are two directions, and ties by rounding: the sign is all that can be asked for.
+        # There are two directions, and rounding decides among equal ones: only the sign is determined.
         found = codebook[indices.reshape(-1), 0].sign()
         torch.testing.assert_close(found, codebook[torch.tensor(expected, dtype=torch.int64), 0].sign())
     else:
@@ -54,24 +57,49 @@ def test_cosine_is_euclidean_of_unit_vectors(seed):
 
 
 @given(seed=seeds, dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
-def test_half_precision_is_searched_as_the_values_it_holds(seed, dtype):
+def test_half_precision_gives_the_answer_of_its_values_in_float64(seed, dtype):
     x, codebook = (t.to(dtype) for t in setting(seed, 20))
     assert nearest_codeword(x, codebook).equal(nearest_codeword(x.double(), codebook.double()))
 
 
-def test_no_gradient_passes():
+def test_passes_no_gradient():
     x, codebook = (t.requires_grad_() for t in setting(0, 5))
-    assert not nearest_codeword(x, codebook).requires_grad
+    indices = nearest_codeword(x, codebook)
+    assert not indices.requires_grad
+    assert indices.grad_fn is None
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_what_is_not_finite_gets_no_code_and_is_none(metric):
-    x, codebook = setting(0, 6)
-    x[1, 0], x[2, 3], x[4, 1] = torch.nan, torch.inf, -torch.inf
-    codebook[3, 1] = torch.nan
-    indices = nearest_codeword(x, codebook, metric)
-    assert (indices == -1).tolist() == [False, True, True, False, True, False]
-    assert (indices != 3).all()
+@pytest.mark.parametrize("precision", [*kernels.PRECISIONS, "torch"])
+def test_every_precision_is_exact_on_a_cpu(precision):
+    x, codes = torch.randn(50, 4), torch.randn(9, 4)
+    assert nearest_codeword(x, codes, precision=precision).equal(nearest_codeword(x, codes))
+    ours, exact = (vqssl.EMACodebook(codebook_size=9, dim=4, precision=name) for name in (precision, "exact"))
+    assert ours(x).indices.equal(exact(x).indices)
+
+
+@pytest.mark.parametrize(("switch", "expected"), [("highest", "exact"), ("high", "tf32"), ("medium", "bf16")])
+def test_precision_torch_follows_the_matmul_precision(switch, expected):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(switch)
+        assert resolve_precision("torch") == expected
+        assert resolve_precision("exact") == "exact"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nearest_codeword(torch.randn(5, 4), torch.randn(9, 4), precision="fp8"),
+        lambda: vqssl.EMACodebook(codebook_size=9, dim=4, precision="fp8"),
+    ],
+)
+def test_refuses_unknown_precision(build):
+    with pytest.raises(
+        ValueError, match="precision must be one of 'exact', 'tf32', 'fp16', 'bf16', 'torch', got 'fp8'"
+    ):
+        build()
 
 
 @pytest.mark.parametrize(
@@ -85,12 +113,12 @@ def test_what_is_not_finite_gets_no_code_and_is_none(metric):
         (ValueError, r"one width D .* and \(4, 3\)", torch.zeros(2, 4), torch.zeros(4, 3), "euclidean"),
         (ValueError, r"one width D .* and \(4, 3\)", torch.tensor(1.0), torch.zeros(4, 3), "euclidean"),
         (ValueError, "at least one code", torch.zeros(2, 3), torch.zeros(0, 3), "euclidean"),
-        (ValueError, "at least one code", torch.zeros(2, 0), torch.zeros(4, 0), "euclidean"),
-        (ValueError, "at least one code", torch.zeros(2, 3), torch.zeros(3), "euclidean"),
+        (ValueError, "at least one entry", torch.zeros(2, 0), torch.zeros(4, 0), "euclidean"),
+        (ValueError, r"codebook must be \(K, D\)", torch.zeros(2, 3), torch.zeros(3), "euclidean"),
         (ValueError, "at least one code", torch.zeros(2, 3), torch.zeros(1, 4, 3), "euclidean"),
         (ValueError, "on one device", torch.zeros(2, 3), torch.zeros(4, 3, device="meta"), "euclidean"),
     ],
 )
-def test_refuses(error, says, x, codebook, metric):
+def test_refuses_wrong_arguments(error, says, x, codebook, metric):
     with pytest.raises(error, match=says):
         nearest_codeword(x, codebook, metric)

@@ -1,6 +1,6 @@
-"""Compile the Triton kernels for a GPU that is not there, and read what the compiler says of them.
+"""Compile the Triton kernels for GPUs that are not at hand, and read the compiler's report.
 
-`python -m tests.kernels.ahead_of_time` prints a line for each architecture and width.
+`python -m tests.kernels.ahead_of_time [WIDTH...]` prints a line for each architecture, width and look.
 """
 
 import re
@@ -15,32 +15,37 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vqssl.kernels import nearest_triton, tuning
+from vqssl.kernels import code_sums_triton
+from vqssl.kernels.nearest import looks_triton, prepare_triton, search_triton, tuning
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 POINTERS = {
-    "codes": "*fp32", "constant": "*fp32", "centre": "*fp32", "bounds": "*fp32", "found": "*i64", "rows": "*i64",
-    "open_rows": "*i64", "left": "*i64", "count": "*i64", "x": "*fp32", "high": "*fp16", "low": "*fp16",
-    "indices": "*i64", "sums": "*fp32", "counts": "*i64", "order": "*i64", "first": "*i64",
+    "codes": "*fp32", "constant": "*fp32", "centre": "*fp32", "bounds": "*fp32", "indices": "*i64", "rows": "*i64",
+    "open_rows": "*i64", "open_count": "*i64", "count": "*i64", "x": "*fp32", "high": "*fp16", "low": "*fp16",
+    "sums": "*fp32", "counts": "*i64", "order": "*i64", "first": "*i64",
 }  # fmt: skip
 
 
 class Report(NamedTuple):
+    """What the compiler says of a kernel."""
+
     registers: int
     spilled: int
-    """Bytes of local memory a thread."""
+    """Bytes of local memory per thread."""
     shared: int
-    """Bytes of shared memory a block."""
+    """Bytes of shared memory per block."""
     sass: str
+    """The machine code."""
 
     def instructions(self) -> Counter[str]:
+        """Count the instructions of each kind."""
         found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", self.sass, re.MULTILINE)
         return Counter(found)
 
 
 def compile_for(kernel, capability, constants, config=None, **types):
-    """`kernel` as it is launched with contiguous float32 tokens, rows and widths being multiples of 16."""
+    """Compile `kernel` as it is launched with contiguous float32 tokens, rows and widths being multiples of 16."""
     constants = {"stride_d": 1, "code_stride_d": 1, **constants}
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
@@ -64,28 +69,31 @@ def compile_for(kernel, capability, constants, config=None, **types):
 
 
 def looks(capability, dim):
-    """First and closer look, in the configurations that `dim` gets there, for 2048 codes."""
+    """Compile the first and the closer look for 2048 codes, in the configurations that `dim` gets there."""
     found = {}
-    for name, kernel in (("first", nearest_triton._first_look), ("closer", nearest_triton._closer_look)):
-        config = tuning.choose(capability, dim, split=name == "closer")
+    for name, kernel, product in (
+        ("first", looks_triton.first_look, "half"),
+        ("closer", looks_triton.closer_look, "split"),
+    ):
+        config = tuning.choose(capability, dim, product)
         constants = {"COSINE": False, "CHUNKS": -(-dim // config.block_d), **config.blocks()}
-        constants |= {"EXACT": True, "BITS": nearest_triton.block_bits(2048, config)}
+        constants |= {"EXACT": True, "BITS": search_triton.block_bits(2048, config)}
         found[name] = compile_for(kernel, capability, constants, config), config
     return found
 
 
 def others(capability):
-    """The small kernels."""
-    found = {
-        "last": compile_for(nearest_triton._last_look, capability, {"COSINE": False, "BLOCK_K": 32, "BLOCK_D": 64}),
-        "centre": compile_for(nearest_triton._centre, capability, {"COSINE": False, "SAMPLE": 256, "BLOCK_D": 32}),
-        "round": compile_for(
-            nearest_triton._round_codes,
-            capability,
-            {"COSINE": False, "SPLIT": True, "CHUNKS": 1, "BLOCK_K": 16, "BLOCK_D": 128},
-        ),
+    """Compile the other kernels."""
+    rounding = {"COSINE": False, "SPLIT": True, "CHUNKS": 1, "BLOCK_K": 16, "BLOCK_D": 128}
+    sums = {"BLOCK_N": 16, "BLOCK_D": 128}
+    kernels = {
+        "last": (looks_triton.last_look, {"COSINE": False, "BLOCK_K": 32, "BLOCK_D": 64}),
+        "centre": (prepare_triton.sample_centre, {"COSINE": False, "SAMPLE": 256, "BLOCK_D": 32}),
+        "round": (prepare_triton.round_codes, rounding),
+        "add tokens": (code_sums_triton.add_tokens, sums),
+        "sum runs": (code_sums_triton.sum_runs, sums),
     }
-    return found
+    return {name: compile_for(kernel, capability, constants) for name, (kernel, constants) in kernels.items()}
 
 
 if __name__ == "__main__":

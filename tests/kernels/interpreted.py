@@ -1,6 +1,6 @@
 """The Triton kernels against float64, in Triton's interpreter: run by test_triton.py, in a process of its own.
 
-The interpreter has to be asked for before triton is first imported (TRITON_INTERPRET=1).
+Triton reads TRITON_INTERPRET=1 when it is first imported.
 """
 
 import math
@@ -9,21 +9,20 @@ import os
 import pytest
 import torch
 
-from tests.kernels.test_code_sums import slow
-from tests.kernels.test_nearest import KINDS, material
+from tests.kernels.material import KINDS, LAYOUTS, code_sums_by_loop, material, of_layout
 from vqssl.kernels import nearest_reference
 from vqssl.kernels.code_sums_triton import code_sums_triton
-from vqssl.kernels.nearest_triton import nearest_codeword_triton
+from vqssl.kernels.nearest.search_triton import nearest_codeword_triton, search_triton
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by tests/kernels/test_triton.py"
 
-# numpy's word on infinities and NaN that the kernels compare on purpose.
+# numpy warns of infinities and NaN, which the kernels compare on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
-    """Whatever is not written before it is read shows, and whatever is read beyond its end."""
+    """Fill new memory, and some beyond its end, with NaN: a read before a write, or beyond the end, then shows."""
     empty = torch.empty
 
     def poisoned(*size, **options):
@@ -35,30 +34,16 @@ def _poison(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned)
 
 
-@pytest.fixture
-def open_rows(monkeypatch):
-    """How many rows the first look and the closer look left open."""
-    zeros, seen = torch.zeros, []
-
-    def remembered(*size, **options):
-        made = zeros(*size, **options)
-        if options.get("dtype") == torch.int64 and size == (2,):
-            seen.append(made)
-        return made
-
-    monkeypatch.setattr(torch, "zeros", remembered)
-    return seen
-
-
 def check(x, codes, metric="euclidean"):
-    found = nearest_codeword_triton(x, codes, metric)
+    """Assert that the kernels agree with the reference; return the indices and how many rows each look left open."""
+    found, left_open = search_triton(x, codes, metric)
     assert found.dtype == torch.int64
     expected = torch.cat([nearest_reference(part, codes, metric) for part in x.split(64)])
     wrong = (found != expected).nonzero().flatten().tolist()
     for row in wrong:  # only a difference in the last bit of float64 sums excuses another answer
         a, b = (exact_score(x[row], codes[index], metric) for index in (found[row], expected[row]))
         assert abs(a - b) <= 1e-15 * float(x[row].double().square().sum() + codes.double().square().sum(-1).max())
-    return found
+    return found, left_open.tolist()
 
 
 def exact_score(token, code, metric):
@@ -70,65 +55,65 @@ def exact_score(token, code, metric):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_material(kind, dtype, metric):
+def test_equals_float64_on_every_kind_of_material(kind, dtype, metric):
     check(*material(kind, 33, 70, 20, dtype), metric)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (63, 1, 60), (257, 65, 129), (1, 1000, 60), (63, 2049, 16)])
-def test_odd_sizes(n, k, d, metric):
+def test_equals_float64_at_odd_sizes(n, k, d, metric):
     check(*material("random", n, k, d, torch.float32), metric)
 
 
 @pytest.mark.parametrize("d", [256, 300, 1030])
-def test_wide_tokens_in_one_piece_and_in_several(d):
+def test_equals_float64_for_wide_tokens_in_one_piece_and_in_several(d):
     check(*material("random", 20, 70, d, torch.float32))
 
 
-def test_no_rows():
+def test_no_tokens():
     assert nearest_codeword_triton(torch.empty(0, 4), torch.randn(3, 4), "euclidean").shape == (0,)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_junk_in_tokens_and_codes(metric):
+def test_nonfinite_tokens_get_minus_one_and_nonfinite_codes_are_never_chosen(metric):
     x, codes = material("random", 70, 70, 5, torch.float32)
     x[3, 1], x[40, 4], x[69, 0] = torch.nan, torch.inf, -torch.inf
     codes[0, 0], codes[50, 2] = torch.nan, torch.inf
-    found = check(x, codes, metric)
+    found, _ = check(x, codes, metric)
     assert found[[3, 40, 69]].tolist() == [-1, -1, -1]
     assert nearest_codeword_triton(x, torch.full((70, 5), torch.nan), metric).tolist() == [-1] * 70
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e25, 1e37])
-def test_scales_that_leave_fp16(scale, metric):
+def test_equals_float64_at_scales_beyond_fp16(scale, metric):
     check(torch.randn(20, 7) * scale, torch.randn(40, 7) * scale, metric)
     check(torch.randn(20, 7), torch.randn(40, 7) * scale, metric)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_one_code_far_beyond_the_sample(metric):
-    """The scale comes from a sample of the codes, which this one is not in."""
+def test_equals_float64_with_one_code_far_beyond_the_sample(metric):
+    """The scale comes from a sample of the codes, and this one is not in it."""
     x, codes = material("random", 20, 600, 5, torch.float32)
     codes[301] *= 1e30
     check(torch.cat([x, codes[301:302]]), codes, metric)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_strides(metric):
-    base = torch.randn(140, 140)
-    check(base[:6, :50].T, base[6:12, :40].T, metric)
-    check(base[::2, ::20], base[1::2, 1::20], metric)
-    check(base[:50, :1].expand(50, 7), base[:40, 1:8].flip(0), metric)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter_to_the_search(layout, metric):
+    x, codes = of_layout(layout, 50, 7), of_layout(layout, 40, 7, seed=1)
+    found, _ = check(x, codes, metric)
+    assert torch.equal(found, nearest_codeword_triton(x.contiguous(), codes.contiguous(), metric))
 
 
 def test_offsets_beyond_32_bits():
-    """Rows 2^30 entries apart: 4 GB of addresses, of which few are touched, and none by the poison."""
+    """Rows 2^30 entries apart: 4 GB of addresses, of which few are touched, and none filled with NaN."""
     far = torch.zeros(0, dtype=torch.float16).new_empty(2**31 + 64).as_strided((3, 8), (2**30, 1))
     far.copy_(torch.randn(3, 8))
     codes = torch.randn(16, 8)
-    assert torch.equal(check(far, codes), check(far.clone(), codes))
-    assert torch.equal(check(codes, far), check(codes, far.clone()))
+    assert torch.equal(check(far, codes)[0], check(far.clone(), codes)[0])
+    assert torch.equal(check(codes, far)[0], check(codes, far.clone())[0])
     for x in (far, far.clone()):
         counts, sums = code_sums_triton(x, torch.tensor([1, 0, 1]), 2)
         assert counts.tolist() == [1, 2]
@@ -136,7 +121,7 @@ def test_offsets_beyond_32_bits():
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_rounded_precision(precision):
+def test_rounded_precision_is_close_to_the_best(precision):
     x, codes = material("random", 100, 130, 16, torch.float32)
     found = nearest_codeword_triton(x, codes, "euclidean", precision)
     best = nearest_reference(x, codes)
@@ -151,45 +136,52 @@ def test_rounded_precision(precision):
     assert nearest_codeword_triton(x, codes, "euclidean", precision)[7] == -1
 
 
-def test_each_look_has_its_share(open_rows):
-    """Right answers alone would not show that the tensor cores' ones were ever trusted."""
+def test_each_look_certifies_most_of_its_rows():
+    """Right answers alone would not show that the scores of the tensor cores were ever trusted."""
     x, codes = material("random", 512, 256, 64, torch.float32)
-    check(x, codes)
-    first, closer = open_rows[-1].tolist()
+    _, (first, closer) = check(x, codes)
     assert 0 < first < 100  # a few percent
     assert closer <= 2
-    check(x[:64], codes[torch.arange(256) % 128])  # every winner is a tie
-    assert open_rows[-1].tolist() == [64, 64]
+    _, left_open = check(x[:64], codes[torch.arange(256) % 128])  # every winner is a tie
+    assert left_open == [64, 64]
 
 
 @pytest.mark.parametrize("d", [1, 5, 16, 33])
-def test_narrow_tokens_are_certified(open_rows, d):
+def test_first_look_certifies_narrow_tokens(d):
     """Lengths are summed in pieces of 32: what stands beyond a narrow centre must not be in them."""
-    x, codes = torch.randn(128, d), torch.randn(3, d)
-    check(x, codes)
-    assert open_rows[-1][0] < 16
+    _, (first, _) = check(torch.randn(128, d), torch.randn(3, d))
+    assert first < 16
 
 
-def test_a_large_common_mean_is_taken_out(open_rows):
-    x, codes = material("far mean", 256, 128, 64, torch.float32)
-    check(x, codes)
-    assert open_rows[-1][0] < 64
+def test_first_look_certifies_tokens_with_a_large_common_mean():
+    _, (first, _) = check(*material("far mean", 256, 128, 64, torch.float32))
+    assert first < 64
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("n", "k", "d"), [(0, 3, 4), (1, 1, 1), (200, 7, 5), (70, 40, 130)])
-def test_code_sums(n, k, d, dtype, deterministic):
+def test_code_sums_equal_the_loop_over_tokens(n, k, d, dtype, deterministic):
     x, indices = torch.randn(n, d).to(dtype), torch.randint(-1, k, (n,))
     x[indices < 0] = torch.nan
-    expected_counts, expected_sums = slow(x, indices, k)
+    check_code_sums(x, indices, k, deterministic)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter_to_code_sums(layout, deterministic):
+    check_code_sums(of_layout(layout, 50, 7), torch.arange(100)[::2] % 7, 7, deterministic)
+
+
+def check_code_sums(x, indices, size, deterministic):
+    """Assert that the kernels agree with the loop over tokens."""
+    expected_counts, expected_sums = code_sums_by_loop(x, indices, size)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic)
     try:
-        for tokens in (x, x.T.contiguous().T):
-            counts, sums = code_sums_triton(tokens, indices, k)
-            assert counts.dtype == sums.dtype == torch.float32
-            assert counts.tolist() == expected_counts
-            torch.testing.assert_close(sums.double(), expected_sums, rtol=1e-5, atol=1e-4)
+        counts, sums = code_sums_triton(x, indices, size)
     finally:
         torch.use_deterministic_algorithms(before)
+    assert counts.dtype == sums.dtype == torch.float32
+    assert counts.tolist() == expected_counts
+    torch.testing.assert_close(sums.double(), expected_sums, rtol=1e-5, atol=1e-4)

@@ -1,20 +1,12 @@
-"""code_sums against a loop over tokens in float64."""
+"""``code_sums`` against a loop over tokens in float64."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kernels.material import code_sums_by_loop
 from vqssl import kernels
-
-
-def slow(x, indices, size):
-    counts, sums = [0] * size, torch.zeros(size, x.shape[1], dtype=torch.float64)
-    for row, k in zip(x.double(), indices.tolist(), strict=True):
-        if k >= 0:
-            counts[k] += 1
-            sums[k] += row
-    return counts, sums
 
 
 @given(
@@ -22,21 +14,16 @@ def slow(x, indices, size):
     st.integers(1, 12),
     st.integers(1, 6),
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    st.sampled_from(["plain", "transposed", "strided"]),
     st.sampled_from([float("nan"), float("inf"), 1.0]),
     st.integers(0, 2**20),
 )
-def test_is_the_loop(n, size, dim, dtype, layout, ignored, seed):
+def test_equals_the_loop_over_tokens(n, size, dim, dtype, ignored, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, dim, generator=generator).to(dtype)
-    if layout == "transposed":
-        x = x.T.contiguous().T
-    elif layout == "strided":
-        x = torch.stack([x, x], 1).reshape(-1, dim)[::2]
     indices = torch.randint(-1, size, (n,), generator=generator)
     x[indices < 0] = ignored
     counts, sums = kernels.code_sums(x, indices, size)
-    expected_counts, expected_sums = slow(x, indices, size)
+    expected_counts, expected_sums = code_sums_by_loop(x, indices, size)
     assert counts.tolist() == expected_counts
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert counts.dtype == sums.dtype == wide
@@ -45,19 +32,19 @@ def test_is_the_loop(n, size, dim, dtype, layout, ignored, seed):
     torch.testing.assert_close(sums.double(), expected_sums, rtol=tolerance, atol=tolerance)
 
 
-def test_half_tokens_are_not_summed_in_half():
+def test_half_precision_tokens_are_summed_in_float32():
     x = torch.ones(5000, 1, dtype=torch.float16)  # float16 stops counting at 2048
     counts, sums = kernels.code_sums(x, torch.zeros(5000, dtype=torch.int64), 1)
     assert counts.item() == sums.item() == 5000
 
 
-def test_counts_beyond_what_float32_counts_one_by_one():
+def test_counts_are_exact_beyond_the_integers_of_float32():
     n = 2**24 + 4
     counts, _ = kernels.code_sums(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), 1)
     assert counts.item() == n
 
 
-def test_junk_stays_with_its_code():
+def test_nan_affects_only_the_sum_of_its_own_code():
     x = torch.tensor([[1.0], [float("nan")], [2.0]])
     counts, sums = kernels.code_sums(x, torch.tensor([0, 1, 0]), 3)
     assert counts.tolist() == [2, 1, 0]
@@ -77,6 +64,6 @@ def test_equal_input_gives_equal_bits():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [0, 9])
-def test_is_a_proper_operator(dtype, n):
+def test_passes_torchs_operator_checks(dtype, n):
     x, indices = torch.randn(n, 3).to(dtype), torch.randint(-1, 4, (n,))
     torch.library.opcheck(torch.ops.vqssl.code_sums.default, (x, indices, 4))

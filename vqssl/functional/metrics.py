@@ -1,18 +1,16 @@
 """Metrics: the form in which tokens and codes are compared."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
 from vqssl.functional.vectors import unit
+from vqssl.kernels import MetricName
 
 __all__ = ["METRICS", "Metric", "MetricName", "euclidean", "search_metric"]
 
 Metric = Callable[[Tensor], Tensor]
 """``(*batch, D) -> (*batch, D)``: maps tokens and codes alike; the code nearest by euclidean distance wins."""
-
-MetricName = Literal["euclidean", "cosine"]
 
 
 def euclidean(x: Tensor) -> Tensor:

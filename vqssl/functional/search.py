@@ -1,4 +1,4 @@
-"""The public face of the nearest-codeword search: validated, for tokens of any leading shape."""
+"""The nearest-codeword search for users: checked, for tokens of any leading shape."""
 
 from typing import Literal
 
@@ -17,34 +17,34 @@ PrecisionName = Literal["exact", "tf32", "fp16", "bf16", "torch"]
 def nearest_codeword(
     x: Tensor, codebook: Tensor, metric: MetricName | Metric = "euclidean", *, precision: PrecisionName = "exact"
 ) -> Tensor:
-    r"""Index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
+    r"""Return the index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2 \quad\text{or}\quad
         k_i = \arg\max_j \frac{\langle z_i, e_j \rangle}{\lVert z_i \rVert \lVert e_j \rVert}
 
-    The answer is exact unless a ``precision`` is named: it is the nearest code in float64 to the values as they were
-    given, whatever their dtype and whatever precision torch's matrix products are set to. The lowest index wins ties,
-    also between equal codes.
-    The ``N x K`` matrix of distances is never held. No gradient passes. In a model exported to ONNX it becomes ONNX's
-    own operators: float32 scores, not certified, and the matrix is held.
+    By default the answer is exact: the code that is nearest in float64 to the values as given. It depends neither on
+    their dtype nor on the precision that torch's matrix products are set to. The lowest index wins ties, also between
+    equal codes. The ``N x K`` matrix of distances is never held, and no gradient passes.
+
+    A model exported to ONNX searches by ONNX's own operators: in float32, not exact, and it holds the matrix.
 
     Args:
         x: tokens ``(*batch, D)``, float16, bfloat16, float32 or float64, of any strides; ``*batch`` may be empty.
-        codebook: codes ``(K, D)``, floating, K >= 1.
+        codebook: codes ``(K, D)``, floating, K >= 1 and D >= 1.
         metric: ``"euclidean"``, ``"cosine"``, or a function ``(*batch, D) -> (*batch, D)`` that maps tokens and codes
             to the form in which euclidean distance compares them.
-        precision: ``"exact"``; or ``"tf32"``, ``"fp16"``, ``"bf16"``: the search may compare scores of tokens and codes
-            rounded to that format, which on a GPU saves the check that makes it exact, and is worse for some tokens; or
-            ``"torch"``: what :func:`torch.get_float32_matmul_precision` says, highest (exact), high (tf32), medium
-            (bf16). On a CPU all are exact.
+        precision: ``"exact"``; or ``"tf32"``, ``"fp16"`` or ``"bf16"``, which allow a GPU to compare scores of tokens
+            and codes rounded to that format: faster, and wrong for some tokens; or ``"torch"``, which follows
+            :func:`torch.get_float32_matmul_precision`: highest is exact, high is tf32, medium is bf16. On a CPU all
+            of them are exact.
 
     Returns:
-        ``(*batch,)`` int64. A token with NaN or an infinity has no nearest code and gets -1: a value that no look-up
-        accepts silently, and that, unlike an exception, costs no wait for the device. Codes with NaN or an infinity are
-        never chosen.
+        ``(*batch,)`` int64. A token with NaN or an infinity has no nearest code and gets -1: unlike an exception, this
+        does not synchronise with the device. (Do not index with -1: ``codebook[-1]`` is the last code.) A code with NaN
+        or an infinity is never chosen.
 
     Raises:
-        TypeError: ``x`` or ``codebook`` is no floating tensor.
+        TypeError: ``x`` or ``codebook`` is not a floating tensor.
         ValueError: the widths differ, ``codebook`` is not ``(K, D)`` with K >= 1 and D >= 1, the devices differ,
             or the metric or the precision is unknown.
 
@@ -64,7 +64,7 @@ def nearest_codeword(
     if x.ndim < 1 or x.shape[-1] != codebook.shape[1]:
         raise ValueError(
             f"x and codebook must have one width D in their last axis, got shapes {tuple(x.shape)} and "
-            f"{tuple(codebook.shape)}: maps with channels first have to be rearranged, 'b c ... -> b ... c'"
+            f"{tuple(codebook.shape)}"
         )
     if x.device != codebook.device:
         raise ValueError(
@@ -76,7 +76,7 @@ def nearest_codeword(
 
 
 def search(x: Tensor, codebook: Tensor, metric: MetricName, precision: PrecisionName) -> Tensor:
-    """:func:`nearest_codeword` without the checks; in plain torch while a model is being exported to ONNX."""
+    """Compute :func:`nearest_codeword` without the checks, by standard operators during an export to ONNX."""
     flat, codes = x.detach().reshape(-1, x.shape[-1]), codebook.detach()
     if torch.onnx.is_in_onnx_export():
         found = kernels.nearest_codeword_plain(flat, codes, metric)
@@ -86,14 +86,14 @@ def search(x: Tensor, codebook: Tensor, metric: MetricName, precision: Precision
 
 
 def check_precision(precision: str) -> None:
-    """Raise unless ``precision`` is a known name."""
+    """Raise ValueError if ``precision`` is not a name that :func:`nearest_codeword` takes."""
     names = (*kernels.PRECISIONS, "torch")
     if precision not in names:
         raise ValueError(f"precision must be one of {', '.join(map(repr, names))}, got {precision!r}")
 
 
 def resolve_precision(precision: str) -> str:
-    """Return the precision that ``"torch"`` stands for now; other names stand for themselves."""
+    """Return the precision that ``"torch"`` stands for at present; return other names as they are."""
     if precision != "torch":
         return precision
     return {"highest": "exact", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]

@@ -1,4 +1,4 @@
-"""Which backend runs an operator on CUDA tensors: Triton's kernels where they can be had, plain torch elsewhere."""
+"""The choice between Triton's kernels and PyTorch for CUDA tensors."""
 
 import contextlib
 import importlib
@@ -8,49 +8,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["by_triton"]
+__all__ = ["run_triton", "unusable_modules"]
 
-# Modules that turned out not to run here: asked once, warned of once.
 _unusable: set[str] = set()
 
 
-def by_triton(module: str, function: str, *arguments: Any) -> Any | None:
-    """What ``vqssl.kernels.MODULE.FUNCTION`` returns, or None where Triton is missing or cannot compile it.
+def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
+    """Call a function that launches Triton kernels; return None if Triton is missing or cannot compile them.
 
-    The kernels' modules are imported here, at the first call, so that ``import vqssl`` needs no Triton.
+    The module is imported here, at the first call, so that ``import vqssl`` does not need Triton. A failure is
+    remembered: later calls return None at once.
+
+    Args:
+        module: full name of the module that holds the kernels.
+        function: the function's name in it.
+        arguments: passed on; the first CUDA tensor among them determines the device.
+
+    Returns:
+        What the function returns, or None: the caller then computes the same in PyTorch.
+
+    Warns:
+        RuntimeWarning: at the first failure of each module.
     """
     if module in _unusable:
         return None
     try:
-        kernel = getattr(importlib.import_module(f"vqssl.kernels.{module}"), function)
+        kernel = getattr(importlib.import_module(module), function)
     except ImportError as error:
-        _give_up(module, error)
+        _mark_unusable(module, error)
         return None
     try:
         with _device_of(arguments):
             return kernel(*arguments)
     except Exception as error:
-        # Compilation errors only, of any version's class: whatever else goes wrong is the caller's to see.
+        # Only failures to compile, of whichever class this version of Triton has; other errors are the caller's to see.
         if not type(error).__module__.startswith("triton."):
             raise
-        _give_up(module, error)
+        _mark_unusable(module, error)
         return None
 
 
+def unusable_modules() -> frozenset[str]:
+    """Return the full names of the modules whose Triton kernels failed in this process."""
+    return frozenset(_unusable)
+
+
 def _device_of(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, whichever device its arguments are on."""
+    """Return a context in which the arguments' device is the current one, on which Triton launches."""
     for argument in arguments:
         if isinstance(argument, Tensor) and argument.is_cuda:
             return torch.cuda.device(argument.device)
     return contextlib.nullcontext()
 
 
-def _give_up(module: str, error: Exception) -> None:
+def _mark_unusable(module: str, error: Exception) -> None:
+    """Remember that a module failed, and warn."""
     _unusable.add(module)
     warnings.warn(
-        f"vqssl: plain torch takes the place of the GPU kernel {module}, which cannot be used here "
-        f"({type(error).__name__}: {error}); the results are the same, later and with more memory. Install the Triton "
-        "that belongs to your torch",
+        f"vqssl: the GPU kernels of {module} cannot be used here ({type(error).__name__}: {error}); falling back to "
+        "PyTorch: same results, slower, more memory. Install the Triton version that your PyTorch requires",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,29 +1,36 @@
-"""Counts and sums per code: the statistics of an EMA codebook, without a one-hot matrix."""
+"""The operator ``vqssl::code_sums``: counts and sums of tokens per code, without a one-hot matrix.
+
+These are the statistics of an EMA codebook. CUDA tensors go to Triton kernels (``code_sums_triton.py``), unless Triton
+cannot run or the tokens are float64.
+"""
 
 import torch
 from torch import Tensor
 
-from vqssl.kernels.backends import by_triton
+from vqssl.kernels.backends import run_triton
+
+__all__ = ["code_sums"]
 
 
 @torch.library.custom_op("vqssl::code_sums", mutates_args=())
 def code_sums(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """``(N, D), (N,) int64 -> (K,), (K, D)``: how many tokens chose each code, and their sum.
+    """Count the tokens of each code and sum them: ``(N, D), (N,) int64 -> (K,), (K, D)``.
 
-    Tokens of index -1 count nowhere, whatever they hold. Sums are float32, or float64 for float64 tokens. Equal input
-    gives equal bits on a CPU, where tokens are added in their order, and elsewhere under
+    Both results are float32, or float64 for float64 tokens. Tokens of index -1 are ignored, whatever they hold. Equal
+    input gives equal bits on a CPU, which adds tokens in their order, and elsewhere under
     ``torch.use_deterministic_algorithms(True)``.
     """
-    return _by_index(x, indices, num_codes)
+    return _code_sums_torch(x, indices, num_codes)
 
 
-def _by_index(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+def _code_sums_torch(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Compute :func:`code_sums` by ``index_add_``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # Ignored tokens go to a row of their own, which is dropped: a NaN there is never multiplied by anything.
-    slot = torch.where(indices < 0, num_codes, indices)
-    sums = x.new_zeros((num_codes + 1, x.shape[1]), dtype=dtype).index_add_(0, slot, x.to(dtype))
-    # Counted in integers: float32 stops counting at 2^24.
-    counts = slot.new_zeros(num_codes + 1).index_add_(0, slot, torch.ones_like(slot))
+    # Ignored tokens go to an extra row, which is dropped: so their NaN is never multiplied by anything.
+    row = torch.where(indices < 0, num_codes, indices)
+    sums = x.new_zeros((num_codes + 1, x.shape[1]), dtype=dtype).index_add_(0, row, x.to(dtype))
+    # Counted in integers: in float32, adding 1 to 2^24 changes nothing.
+    counts = row.new_zeros(num_codes + 1).index_add_(0, row, torch.ones_like(row))
     return counts[:num_codes].to(dtype), sums[:num_codes]
 
 
@@ -31,8 +38,8 @@ def _by_index(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tenso
 def _(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     found = None
     if x.dtype != torch.float64:
-        found = by_triton("code_sums_triton", "code_sums_triton", x, indices, num_codes)
-    return _by_index(x, indices, num_codes) if found is None else found
+        found = run_triton("vqssl.kernels.code_sums_triton", "code_sums_triton", x, indices, num_codes)
+    return _code_sums_torch(x, indices, num_codes) if found is None else found
 
 
 @code_sums.register_fake

@@ -1,19 +1,19 @@
-"""Counts and sums per code on CUDA: tokens added where they belong by atomics, or in order, by sorted runs."""
+"""Counts and sums of tokens per code on CUDA, by Triton kernels: by atomic additions, or in order, by sorted runs."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["code_sums_triton"]
+__all__ = ["add_tokens", "code_sums_triton", "sum_runs"]
 
 
 def code_sums_triton(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """``(N, D), (N,) int64 in [-1, K) -> (K,), (K, D)`` float32, as :func:`vqssl.kernels.code_sums`.
+    """Count the tokens of each code and sum them: ``(N, D), (N,) int64 in [-1, K) -> (K,), (K, D)`` float32.
 
-    Atomics add in whatever order they come, so that sums differ in the last bit between runs. Under
-    ``torch.use_deterministic_algorithms(True)`` the tokens are sorted by code instead, and each code's run is added in
-    the tokens' order.
+    Computes what :func:`vqssl.kernels.code_sums` says. The order of atomic additions varies, so that sums differ in the
+    last bit from run to run. Under ``torch.use_deterministic_algorithms(True)`` the tokens are sorted by code instead,
+    and the run of each code is summed in the tokens' order.
     """
     rows, width = x.shape
     counts = torch.zeros(num_codes, dtype=torch.int64, device=x.device)
@@ -21,38 +21,39 @@ def code_sums_triton(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor
         ordered, order = indices.sort(stable=True)
         first = torch.searchsorted(ordered, torch.arange(num_codes + 1, device=x.device))
         sums = torch.empty((num_codes, width), dtype=torch.float32, device=x.device)
-        _sum_runs[(num_codes, triton.cdiv(width, 128))](
+        sum_runs[(num_codes, triton.cdiv(width, 128))](
             x, order, first, sums, width, *x.stride(), BLOCK_N=16, BLOCK_D=128
         )
         return first.diff().to(torch.float32), sums
     sums = torch.zeros((num_codes, width), dtype=torch.float32, device=x.device)
     if rows > 0:
-        _add_tokens[(triton.cdiv(rows, 16), triton.cdiv(width, 128))](
+        add_tokens[(triton.cdiv(rows, 16), triton.cdiv(width, 128))](
             x, indices, counts, sums, rows, width, *x.stride(), BLOCK_N=16, BLOCK_D=128
         )
     return counts.to(torch.float32), sums
 
 
 @triton.jit
-def _add_tokens(
+def add_tokens(
     x, indices, counts, sums, N, D, stride_n, stride_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
+    """Add a tile of tokens to the sums and counts of their codes."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     code = tl.load(indices + row, mask=row < N, other=-1)
     counted = code >= 0
-    there = counted[:, None] & (d < D)[None, :]
-    token = tl.load(x + row[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d, mask=there, other=0.0)
-    tl.atomic_add(sums + code[:, None] * D + d[None, :], token.to(tl.float32), mask=there, sem="relaxed")
+    inside = counted[:, None] & (d < D)[None, :]
+    token = tl.load(x + row[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0)
+    tl.atomic_add(sums + code[:, None] * D + d[None, :], token.to(tl.float32), mask=inside, sem="relaxed")
     if tl.program_id(1) == 0:
         tl.atomic_add(counts + code, tl.full((BLOCK_N,), 1, tl.int64), mask=counted, sem="relaxed")
 
 
 @triton.jit
-def _sum_runs(
+def sum_runs(
     x, order, first, sums, D, stride_n, stride_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
-    """One program a code and piece of its width: the rows of its run, summed in a fixed order."""
+    """Sum the rows of one code's run in a fixed order; one program for each code and piece of its width."""
     code = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin, end = tl.load(first + code), tl.load(first + code + 1)
@@ -60,7 +61,7 @@ def _sum_runs(
     for start in range(begin, end, BLOCK_N):
         place = start + tl.arange(0, BLOCK_N)
         row = tl.load(order + place, mask=place < end, other=0)
-        there = (place < end)[:, None] & (d < D)[None, :]
-        token = tl.load(x + row[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d, mask=there, other=0.0)
+        inside = (place < end)[:, None] & (d < D)[None, :]
+        token = tl.load(x + row[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0)
         total += tl.sum(token.to(tl.float32), 0)
     tl.store(sums + code * D + d, total, mask=d < D)

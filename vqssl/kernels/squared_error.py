@@ -3,18 +3,19 @@
 On a CPU both run in tiles that stay in the cache, so that nothing of the tokens' size is held besides the gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqssl.kernels.vmap import unbatched
 from vqssl.kernels.workspace import workspace
 
-__all__ = ["squared_error", "squared_error_backward", "squared_error_plain", "unbatched"]
+__all__ = ["squared_error", "squared_error_backward", "squared_error_plain"]
 
-# Entries of a tile on a CPU, 1 MB of float32: it is still in the cache when it is read again.
-_TILE = 2**18
+TILE = 2**18
+"""Entries of a tile on a CPU: 1 MB of float32, still in the cache when it is read again."""
 
 
 @torch.library.custom_op("vqssl::squared_error", mutates_args=())
@@ -75,16 +76,9 @@ def squared_error_plain(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
     return (x - torch.nn.functional.embedding(indices, codes)).square().sum()
 
 
-def unbatched(size: int, in_dims: Sequence[int | None], arguments: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yield the arguments of each member of a vmap in turn: the kernels fill the machine with one member."""
-    for member in range(size):
-        yield [
-            value if dim is None else value.select(dim, member) for dim, value in zip(in_dims, arguments, strict=True)
-        ]
-
-
 def _tiles(x: Tensor) -> Iterator[slice]:
+    """Yield slices of rows, each a tile; on other devices than a CPU, all rows at once."""
     rows, width = x.shape
-    step = max(1, _TILE // width) if x.device.type == "cpu" else max(1, rows)
+    step = max(1, TILE // width) if x.device.type == "cpu" else max(1, rows)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -1,4 +1,4 @@
-"""Memory that a thread keeps between calls of the kernels on a CPU."""
+"""Scratch memory of the operators on a CPU, which each thread keeps between calls."""
 
 import math
 import threading
@@ -8,30 +8,33 @@ from torch import Tensor
 
 __all__ = ["workspace"]
 
-# Entries of the largest buffer that is kept: 16 MB of float32.
-_KEPT = 2**22
+MAX_KEPT = 2**22
+"""Entries of the largest buffer that is kept: 16 MB of float32."""
 
 
-class _Kept(threading.local):
+class _Buffers(threading.local):
+    """The buffers of the current thread, by name and dtype."""
+
     def __init__(self) -> None:
-        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.by_name: dict[tuple[str, torch.dtype], Tensor] = {}
 
 
-_kept = _Kept()
+_buffers = _Buffers()
 
 
 def workspace(name: str, dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
-    """Uninitialised memory, valid until this thread asks for the same name again.
+    """Return uninitialised memory that stays valid until this thread calls with the same name and dtype again.
 
-    On a CPU the system hands out fresh memory page by page as it is first written: for tokens of width 64 that takes
-    half as long as the matrix product. So buffers of up to 16 MB are kept; larger ones, and those on other devices,
-    whose allocators keep memory themselves, are made anew.
+    On a CPU the operating system provides fresh memory page by page, as it is first written. For tokens of width 64
+    that takes half as long as the matrix product. So buffers of up to 16 MB are kept. Larger ones are allocated at each
+    call, and so are those on other devices, whose allocators keep memory themselves.
     """
     size = math.prod(shape)
-    if device.type != "cpu" or size > _KEPT:
+    if device.type != "cpu" or size > MAX_KEPT:
         return torch.empty(shape, dtype=dtype, device=device)
-    buffer = _kept.buffers.get((name, dtype))
+    buffer = _buffers.by_name.get((name, dtype))
     if buffer is None or buffer.numel() < size:
-        with torch.inference_mode(False):  # or nobody could write to it outside of inference mode
-            buffer = _kept.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            buffer = _buffers.by_name[name, dtype] = torch.empty(size, dtype=dtype)
     return buffer[:size].view(shape)

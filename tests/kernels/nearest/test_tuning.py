@@ -1,0 +1,37 @@
+"""Block sizes of the Triton kernels: the rule, and the user's file."""
+
+import pytest
+
+from vqssl.kernels.nearest import tuning
+
+
+@pytest.fixture
+def user_file(tmp_path, monkeypatch):
+    """Return a function that writes the user's file, a new one each time."""
+
+    def write(name, text):
+        monkeypatch.setenv("VQSSL_TUNING", str(tmp_path / name))
+        (tmp_path / name).write_text(text)
+
+    monkeypatch.setenv("VQSSL_TUNING", str(tmp_path / "missing.json"))
+    return write
+
+
+def test_without_a_file_the_first_candidate_is_chosen(user_file):
+    assert tuning.choose((9, 0), 128, "half") == tuning.candidates((9, 0), 128, "half")[0]
+
+
+def test_unknown_architecture_has_the_least_shared_memory():
+    assert tuning.shared_memory((7, 5)) == 99 * 1024
+
+
+def test_measured_configuration_wins(user_file):
+    user_file("measured.json", '{"sm_90/128/half": [64, 32, 128, 4, 2]}')
+    assert tuning.choose((9, 0), 128, "half") == (64, 32, 128, 4, 2)
+    assert tuning.choose((9, 0), 64, "half") == tuning.candidates((9, 0), 64, "half")[0]
+    assert tuning.choose((9, 0), 128, "split") == tuning.candidates((9, 0), 128, "split")[0]
+
+
+def test_broken_file_is_ignored(user_file):
+    user_file("broken.json", "{")
+    assert tuning.choose((9, 0), 128, "half") == tuning.candidates((9, 0), 128, "half")[0]
