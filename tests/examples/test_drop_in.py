@@ -116,7 +116,7 @@ def results(request):
     return {line["script"]: line for line in lines}, errors
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", WITH_LIBRARIES)
 def test_script_with_library_trains_all_parts(results, name):
     found, errors = results

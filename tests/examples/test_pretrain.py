@@ -129,7 +129,7 @@ def test_every_method_has_flags_of_its_own():
     assert config.pretraining("byol").options == config.options["byol"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_short_run_on_real_radiographs_learns(real_data, tmp_path):
     """The loss falls, no codebook collapses, and the probe on 1% and 5% of labels beats the random encoder's.
 

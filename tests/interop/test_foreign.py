@@ -13,7 +13,7 @@ def passed(request):
     return printed.split(), errors
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_check_passes_with_the_library_itself(passed, check):
     names, errors = passed

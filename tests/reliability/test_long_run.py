@@ -9,7 +9,7 @@ from tests.reliability import long_run
 from tests.reliability.material import Net, gradients, images
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_thousand_steps_leak_no_memory_and_leave_no_dead_codes():
     record = long_run.run(1000, looks=10)
     first, last = record["live tensors after the first tenth and at the end"]

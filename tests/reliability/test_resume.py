@@ -25,7 +25,7 @@ from tests.laws import assert_same_bits
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_sigkill_at_any_moment_loses_nothing():
     command = [sys.executable, "-m", "tests.reliability.kills", "--kills", "12", "--seed", "1", "--trial"]
@@ -75,7 +75,7 @@ def kill_after(process, folder, epoch):
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks by it")
 def test_the_example_runs_on_ranks_and_resumes_on_another_number(tmp_path):
     reached = []

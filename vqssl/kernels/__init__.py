@@ -4,8 +4,8 @@
 PyTorch: compiled and exported graphs can hold them, and all but ``code_sums`` also run under :func:`torch.vmap`. The
 others are plain functions of tensors.
 
-They validate nothing: :mod:`vqssl.functional` does. They record no gradient: ``squared_error_backward`` computes that of
-``squared_error``, and :mod:`vqssl.functional` connects the two.
+They validate nothing: :mod:`vqssl.functional` does. They record no gradient: ``squared_error_backward`` computes that
+of ``squared_error``, and :mod:`vqssl.functional` connects the two.
 
 They change none of their arguments. Two things outlive a call: scratch memory on a CPU, for each thread
 (``workspace.py``), and which Triton kernels failed (``backends.py``).
