@@ -104,7 +104,7 @@ def test_each_floor_imports_only_from_below(module, path):
         ("vqssl.kernels.nearest", False, "from vqssl.types import Quantized"),
         ("vqssl.kernels.nearest", False, "def late():\n    from ..functional import ema"),
         ("vqssl.functional", True, "from ..codebook import EMACodebook"),
-        ("vqssl.functional.ema", False, "import vqssl.revival"),
+        ("vqssl.functional.ema_rules", False, "import vqssl.revival"),
         ("vqssl.revival", False, "from .codebook import EMACodebook"),
         ("vqssl.codebook", False, "from . import multiscale"),
         ("vqssl.fusion", False, "from vqssl.codebook import EMACodebook"),
@@ -123,7 +123,7 @@ def test_the_check_sees_a_violation(module, is_package, source):
     [
         ("vqssl.kernels", True, "from .nearest import nearest_codeword"),
         ("vqssl.kernels.nearest", False, "from . import nearest_triton\nimport torch"),
-        ("vqssl.functional.ema", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
+        ("vqssl.functional.ema_rules", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
         ("vqssl.multiscale", False, "from .codebook import EMACodebook\nfrom vqssl import functional, types"),
         ("vqssl.interop.states", False, "from ..multiscale import MultiScaleQuantizer\nimport vqssl.health"),
     ],

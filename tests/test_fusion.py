@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from tests.laws import assert_same_bits, state_of
 from vqssl import SERFFusion
 from vqssl.functional import OPERATORS, SERFOperator, pooled_codes, spatial_attention, spatial_attention_weights
-from vqssl.functional.serf import OperatorName
+from vqssl.functional.serf_operators import OperatorName
 from vqssl.types import MultiScaleQuantized, Quantized
 
 DIM = 4

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import vqssl.teacher
 from vqssl import MomentumTeacher
 from vqssl.functional import BUFFER_POLICIES, cosine_momentum
-from vqssl.functional.buffer_policies import BufferPolicyName
+from vqssl.functional.teacher_buffers import BufferPolicyName
 
 POLICIES = tuple(BUFFER_POLICIES)
 

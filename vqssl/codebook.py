@@ -29,7 +29,7 @@ from vqssl.checks import (
 )
 from vqssl.distributed import Grouped, gather_pool
 from vqssl.functional.commitment import commitment_loss
-from vqssl.functional.ema import EMA_RULES, CodebookState, EMAName, EMARule
+from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARule
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
 from vqssl.functional.metrics import METRICS, Metric, MetricName, search_metric
 from vqssl.functional.random import random_normal

@@ -16,7 +16,13 @@ from vqssl.checks import (
     check_positive_int,
     check_state_fits,
 )
-from vqssl.functional.serf import OPERATORS, OperatorName, SERFOperator, masked_mean, spatial_attention_weights
+from vqssl.functional.serf_operators import (
+    OPERATORS,
+    OperatorName,
+    SERFOperator,
+    masked_mean,
+    spatial_attention_weights,
+)
 from vqssl.types import MultiScaleQuantized
 
 __all__ = ["SERFFusion"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vqssl.checks import by_name, check_device, check_floating, check_range, policy_name
+from vqssl.functional.cross_view import cross_view_loss
 from vqssl.functional.refinement import REFINEMENTS, Refinement, RefinementName
-from vqssl.functional.views import cross_view_loss
 from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
 
 __all__ = ["DiSSECTObjective"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqssl.checks import check_range
-from vqssl.functional.ema import CodebookState
+from vqssl.functional.ema_rules import CodebookState
 
 __all__ = ["BatchRevival", "NoRevival", "Revival"]
 

@@ -20,8 +20,8 @@ from vqssl.distributed import (
     reshard_,
     was_sharded,
 )
-from vqssl.functional.buffer_policies import BUFFER_POLICIES, BufferPolicy, BufferPolicyName
 from vqssl.functional.schedules import cosine_momentum
+from vqssl.functional.teacher_buffers import BUFFER_POLICIES, BufferPolicy, BufferPolicyName
 
 __all__ = ["MomentumTeacher"]
 

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from vqssl import kernels
 from vqssl.checks import can_read_without_sync, check_indices, check_tokens
 from vqssl.distributed import TokenPool, all_reduce_sum, rank_counts, slots
-from vqssl.functional.ema import CodebookState, EMARule
+from vqssl.functional.ema_rules import CodebookState, EMARule
 from vqssl.functional.random import random_positions
 from vqssl.revival import Revival
 

@@ -1,15 +1,14 @@
 """The pure functions behind the modules, in the order in which data meets them."""
 
-from vqssl.functional.buffer_policies import BUFFER_POLICIES, copy_buffer, ema_buffer, own_buffer
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.cosine_regression import cosine_regression_loss
-from vqssl.functional.ema import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
+from vqssl.functional.ema_rules import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
 from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
 from vqssl.functional.metrics import METRICS, euclidean
 from vqssl.functional.refinement import REFINEMENTS, align_refinement, detached_refinement, predict_refinement
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.functional.search import nearest_codeword
-from vqssl.functional.serf import (
+from vqssl.functional.serf_operators import (
     OPERATORS,
     SERFOperator,
     batch_attention,
@@ -20,6 +19,7 @@ from vqssl.functional.serf import (
     spatial_attention,
     spatial_attention_weights,
 )
+from vqssl.functional.teacher_buffers import BUFFER_POLICIES, copy_buffer, ema_buffer, own_buffer
 from vqssl.functional.usage import code_counts, codebook_usage, target_spread
 from vqssl.functional.vectors import unit
 

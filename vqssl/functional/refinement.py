@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqssl.functional.views import same_view_loss
+from vqssl.functional.cross_view import same_view_loss
 
 __all__ = [
     "REFINEMENTS",

@@ -10,7 +10,7 @@ or safetensors' ``load_file``. The package is loaded on first use of ``vqssl.int
 EMACodebook(codebook_size=8, dim=4, decay=0.8, ...)
 """
 
-from vqssl.interop.codebook_state import codebook_prefixes
+from vqssl.interop.codebook_formats import codebook_prefixes
 from vqssl.interop.encodec import codebook_from_encodec, codebook_to_encodec
 from vqssl.interop.lightly import load_lightly_teacher_, momentum_state_from_lightly
 from vqssl.interop.resnet import resnet_state_dict

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqssl.codebook import EMACodebook
 from vqssl.initialization import KMeansInit
-from vqssl.interop.codebook_state import CodebookFormat, build_codebook
+from vqssl.interop.codebook_formats import CodebookFormat, build_codebook
 from vqssl.interop.state_dicts import check_state
 
 __all__ = ["codebook_from_encodec", "codebook_to_encodec"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from vqssl.codebook import EMACodebook
 from vqssl.functional.metrics import MetricName
 from vqssl.initialization import KMeansInit
-from vqssl.interop.codebook_state import CodebookFormat, build_codebook
+from vqssl.interop.codebook_formats import CodebookFormat, build_codebook
 from vqssl.interop.state_dicts import check_state
 
 __all__ = ["codebook_from_vector_quantize_pytorch", "codebook_to_vector_quantize_pytorch"]

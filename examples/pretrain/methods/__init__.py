@@ -1,10 +1,10 @@
-"""Pretraining methods, one a file. To add one: write its file as `contract.py` says, and add its line below."""
+"""Pretraining methods, one a file. To add one: write its file as `interface.py` says, and add its line below."""
 
 from typing import Any
 
 from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.contract import Method, Step
 from examples.pretrain.methods.dissect import DiSSECT
+from examples.pretrain.methods.interface import Method, Step
 from examples.pretrain.methods.simsiam import SimSiam
 
 __all__ = ["METHODS", "Method", "Step", "default_options"]

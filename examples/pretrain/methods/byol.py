@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vqssl
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.methods.contract import Step
+from examples.pretrain.methods.interface import Step
 from examples.pretrain.methods.student import Predicted, Student, mlp
 
 

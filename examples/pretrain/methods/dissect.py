@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL, BYOLOptions
-from examples.pretrain.methods.contract import Step
+from examples.pretrain.methods.interface import Step
 
 PROJECTIONS = {"orthogonal": None, "learned": vqssl.LearnedProjection, "linear": nn.Linear}
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import vqssl
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.methods.contract import Step
+from examples.pretrain.methods.interface import Step
 from examples.pretrain.methods.student import Student
 
 
