@@ -18,10 +18,10 @@ from vqssl.kernels.nearest import search_triton, tuning
 
 def timed(x: Tensor, codes: Tensor, config: tuning.Config, product: tuning.Product) -> float | None:
     """Return the milliseconds of a search with this configuration of one look; None if it does not compile or fit."""
-    look = "closer" if product == "split" else "first"
+    first, closer = (None, config) if product == "split" else (config, None)
 
     def search() -> Tensor:
-        return search_triton.search_triton(x, codes, "euclidean", **{look: config}).indices
+        return search_triton.search_triton(x, codes, "euclidean", first=first, closer=closer).indices
 
     try:
         race = harness.race({"search": search}, 7, "cuda")

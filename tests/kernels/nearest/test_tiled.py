@@ -78,4 +78,4 @@ def test_never_holds_tokens_by_codes(kind, metric):
     assert largest > 0, "the profiler saw no allocation"
     # A matrix of bytes would already be too much. With all rows equal, every one takes the second look.
     assert largest < n * k * 4 / 2
-    assert largest_allocation(torch.cdist, x, codes) >= n * k * 4  # the profiler sees such a matrix where there is one
+    assert largest_allocation(torch.cdist, x, codes) >= n * k * 4  # and the profiler does see such a matrix

@@ -260,7 +260,7 @@ def _candidates(x: Tensor, codes: PreparedCodes, tiles: Tiles) -> tuple[Tensor, 
     grouped = scores.view(len(x), groups, GROUP)
     peaks = grouped.amax(-1)
     threshold = peaks.amax(-1) - _margin(tokens, codes)
-    # Where scores overflowed they exclude no code.
+    # Scores that overflowed exclude no code.
     overflowed = ~torch.isfinite(threshold)
     row, group = (
         ((peaks >= threshold[:, None]) | overflowed[:, None]).logical_and_(finite_rows(x)[:, None]).nonzero().unbind(1)
