@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vqssl.kernels.finite import finite_rows
-from vqssl.kernels.nearest.reference import exact_codes, exact_scores
+from vqssl.kernels.nearest.rule import exact_codes, exact_scores
 from vqssl.kernels.workspace import workspace
 
 __all__ = ["nearest_codeword_tiled"]

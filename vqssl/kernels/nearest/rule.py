@@ -1,4 +1,14 @@
-"""The rule of the search in its slowest form, and the float64 scores that decide close calls."""
+"""The rule that all backends of the search follow, in its slowest form.
+
+- The answer is the code nearest in **float64** to the values as given, whatever the dtype of the input.
+- The lowest index wins ties, also between equal codes.
+- A token with NaN or an infinity has no nearest code: its index is -1. It is reported, not raised: raising would
+  synchronise with the device at every step and break CUDA graphs.
+- A code with NaN or an infinity is never chosen. If no finite code is left, every index is -1.
+
+The metric is ``"euclidean"`` (smallest distance) or ``"cosine"`` (largest inner product with codes of length 1; a zero
+code has similarity 0 with every token).
+"""
 
 import torch
 from torch import Tensor
