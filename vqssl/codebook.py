@@ -522,26 +522,19 @@ class EMACodebook(Grouped, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
     ) -> None:
-        # Decided by what is there: files such as safetensors keep no version.
+        # Files that keep no versions, such as safetensors, count as version 1: what is there stays.
+        version = local_metadata.get("version", 1)
         if prefix + "embed" in state_dict:
-            for name, value in self._missing_from(state_dict, prefix).items():
-                state_dict[prefix + name] = value
+            if version < 2:  # codes, counts and sums alone, or another library's: a trained codebook
+                uncounted = self.rng.new_tensor(UNCOUNTED_DRAWS)
+                state_dict.setdefault(prefix + "initialized", torch.ones_like(self.initialized))
+                state_dict.setdefault(prefix + "rng", torch.stack([self.rng[0].detach(), uncounted]))
+            if version < 3 and isinstance(state_dict.get(prefix + "rng"), Tensor):
+                draws = state_dict[prefix + "rng"].reshape(-1)[-1]
+                # Version 2 counted two draws before the first update.
+                updates = torch.where(draws < 0, -1, (draws - 2).clamp_min(0))
+                state_dict.setdefault(prefix + "num_updates", updates)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
-
-    def _missing_from(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Return what a state of version 1 or 2 lacks, or one of another library: it is that of a trained codebook."""
-        missing: dict[str, Tensor] = {}
-        if prefix + "initialized" not in state_dict:
-            missing["initialized"] = torch.ones_like(self.initialized)
-        if prefix + "rng" not in state_dict:
-            # Draws were not counted. Below zero none repeats, and none is taken for the draws of a count from 0.
-            missing["rng"] = torch.stack([self.rng[0].detach(), self.rng.new_tensor(UNCOUNTED_DRAWS)])
-        if prefix + "num_updates" not in state_dict:
-            draws = state_dict.get(prefix + "rng", missing.get("rng"))
-            # Version 2 counted two draws before the first update.
-            counted = torch.as_tensor(draws)[1]
-            missing["num_updates"] = torch.where(counted < 0, -1, (counted - 2).clamp_min(0))
-        return missing
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .half() and .bfloat16() cast the rest of a model; statistics that add a hundredth a step need float32.
@@ -560,7 +553,7 @@ class EMACodebook(Grouped, nn.Module):
 
 
 UNCOUNTED_DRAWS = -(2**62)
-"""Draw counter of a state that was saved without one."""
+"""Draw counter of a state that was saved without one: below zero, so that no draw repeats."""
 
 
 def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> None:

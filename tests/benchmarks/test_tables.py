@@ -34,11 +34,11 @@ def test_runs_of_two_models_are_two_tables(tables, tmp_path):
     kept = records.load("sweep-kermany-64")
     other = [{**record, "device": "another CPU"} for record in kept if record["seed"] < 2]
     part = tables.part("sweep-kermany-64", kept + other, tmp_path)
-    assert part.count("| variant | seeds |") == 2
+    assert part.count("| variant | runs |") == 2
     assert "| byol | 3 |" in part
     assert "| byol | 2 |" in part
-    assert "the CPU model was not recorded, so the table may mix models" in part
-    assert "all on another CPU." in part
+    assert "Device model: unknown (15 runs), so that differences may mix models." in part
+    assert "Device model: another CPU." in part
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
