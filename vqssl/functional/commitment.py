@@ -34,7 +34,7 @@ def commitment_loss(
         then with a gradient of zeros. NaN where a token that counts has no code.
 
     Raises:
-        TypeError: an input is no floating tensor, the mask is not boolean, or the indices are no integers.
+        TypeError: an input is not a floating tensor, the mask is not boolean, or the indices are not integers.
         ValueError: the shapes or the devices differ.
 
     >>> import torch

@@ -22,7 +22,7 @@ def cosine_regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
         Scalar, float32 (float64 for float64 input): the mean over the batch, 0 (same direction) to 4 (opposite).
 
     Raises:
-        TypeError: an input is no floating tensor.
+        TypeError: an input is not a floating tensor.
         ValueError: the shapes or the devices differ, or the batch is empty.
 
     >>> import torch

@@ -40,7 +40,7 @@ def straight_through(
         ``(*batch, D)`` in the dtype of ``x``.
 
     Raises:
-        TypeError: an input is no floating tensor, the indices are no integers, or the mask is not boolean.
+        TypeError: an input is not a floating tensor, the indices are not integers, or the mask is not boolean.
         ValueError: the shapes or the devices differ, or a mask came without indices.
 
     >>> import torch
@@ -106,7 +106,7 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
         ``(*batch, D)`` in the dtype of ``x``.
 
     Raises:
-        TypeError: an input is no floating tensor.
+        TypeError: an input is not a floating tensor.
         ValueError: the shapes or the devices differ.
 
     >>> import torch

@@ -80,9 +80,9 @@ def codebook_to_encodec(
 ) -> dict[str, Tensor]:
     """Return the state of a euclidean codebook as encodec holds it.
 
-    What was read by :func:`codebook_from_encodec` comes back bit for bit, given ``like`` where the state was of another
-    dtype than float32 or float64. What their format cannot hold is our generator, and all that is no state here
-    either: decay, eps, revival.
+    What :func:`codebook_from_encodec` read comes back bit for bit; give ``like`` if the state had another dtype than
+    float32 or float64. Their format does not hold our generator, nor what is not in our state either: decay, eps,
+    revival.
 
     Args:
         codebook: one.
@@ -94,7 +94,7 @@ def codebook_to_encodec(
         With ``like``: all that is in it, these replaced.
 
     Raises:
-        TypeError: ``codebook`` is no EMACodebook, ``like`` no state dict.
+        TypeError: ``codebook`` is not an EMACodebook, or ``like`` not a state dict.
         ValueError: the metric is cosine, which encodec has not; no room in ``like``, or several codebooks and no
             ``prefix``; values beyond the dtype of ``like``.
 
