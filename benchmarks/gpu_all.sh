@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-results=${1:-benchmarks/results}
+results=${1:-runs/gpu}
 mkdir -p "$results"
 failed=()
 
@@ -54,8 +54,16 @@ torch.cuda.synchronize()'
 else
     failed+=("ncu is not installed")
 fi
+# The runs become records, of which the report and the documentation make their tables.
+for file in runs/benchmarks/cuda.*.json; do
+    [ -e "$file" ] || continue
+    name=${file#runs/benchmarks/cuda.}
+    part 30 "add-${name%.json}" "$python" -m benchmarks.records add "${name%.json}" "$file" --replace
+done
+[ ! -e runs/reliability/cuda.band.json ] ||
+    part 30 add-band "$python" -m benchmarks.records add reliability runs/reliability/cuda.band.json --replace
 part 30 report "$python" -m benchmarks.report
-[ "$results" = benchmarks/results ] || cp benchmarks/RESULTS.md benchmarks/results/cuda.* "$results" || true
+cp benchmarks/RESULTS.md "$results" || true
 if [ ${#failed[@]} -gt 0 ]; then
     printf '\nfailed: %s\n' "${failed[*]}"
     exit 1

@@ -3,7 +3,7 @@
 # the frozen encoders. benchmarks/gpu_science.sh IMAGES.zip ABOUT.npz [FOLDER for runs and results [OPTION of the example...]]
 #     benchmarks/gpu_science.sh kermany_cxr_224.zip kermany_cxr_64.npz runs/224 --optimization.epochs 100
 # The same command continues after an interruption. $MASKS (kermany_v7_lungseg_128.npz) adds lungs and codes, $SEEDS ("0")
-# more runs; $DEVICE is cuda, $PYTHON an interpreter with the project's extra `examples`.
+# more runs; $DEVICE is cuda, $PYTHON an interpreter with the packages of .ci/requirements/examples.txt.
 set -euo pipefail
 root=$(dirname "${BASH_SOURCE[0]}")/..
 : "${2:?give IMAGES.zip ABOUT.npz [FOLDER [OPTION...]]}"
