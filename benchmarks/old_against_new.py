@@ -37,19 +37,18 @@ CASES = (
 
 # Runs in both versions: it uses what both have.
 WORKER = """
-import ctypes, gc, json, sys, time
+import json, sys, time
 import torch, vqssl
 def peak():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-def rest():
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    open("/proc/self/clear_refs", "w").write("5")
-    for line in open("/proc/self/status"):
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
+    state["x"].grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    running = most = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        running += event.nbytes()
+        most = max(most, running)
+    return most / 2**20
 state = {}
 def build(tokens, codes, width, metric, dtype, masked):
     torch.manual_seed(0)
@@ -79,10 +78,7 @@ for line in sys.stdin:
         step()
         answer = 1e3 * (time.process_time() - start)
     else:
-        state["x"].grad = None
-        before = rest()
-        step()
-        answer = peak() - before
+        answer = peak()
     print(json.dumps(answer), flush=True)
 """
 
@@ -125,7 +121,7 @@ def compare(old: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
             order.shuffle(names)
             for name in names:
                 times[name].append(workers[name].ask("time"))
-        memory = {name: float(np.median([worker.ask("memory") for _ in range(5)])) for name, worker in workers.items()}
+        memory = {name: worker.ask("memory") for name, worker in workers.items()}
         for worker in workers.values():
             worker.process.kill()
         ratio = np.array(times["new"]) / np.array(times["old"])

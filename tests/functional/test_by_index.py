@@ -110,6 +110,9 @@ def test_operators_are_registered_properly(n, dtype):
     torch.library.opcheck(torch.ops.vqssl.squared_error.default, (x, *arguments))
     torch.library.opcheck(torch.ops.vqssl.squared_error.default, (x.requires_grad_(), *arguments))
     torch.library.opcheck(torch.ops.vqssl.squared_error_backward.default, (torch.tensor(0.5), x.detach(), *arguments))
+    masked = (torch.where(torch.arange(n) % 2 == 0, indices, -1), codes.float(), True)
+    torch.library.opcheck(torch.ops.vqssl.squared_error.default, (x, *masked))
+    torch.library.opcheck(torch.ops.vqssl.squared_error_backward.default, (torch.tensor(0.5), x.detach(), *masked))
 
 
 def test_operators_hold_no_more_than_they_return():

@@ -55,8 +55,8 @@ def commitment_loss(
         difference = x.to(dtype) - quantized.detach().to(dtype)
         squared = (difference if mask is None else torch.where(mask[..., None], difference, 0.0)).square().sum()
     else:
-        tokens = x if mask is None else torch.where(mask[..., None], x, 0.0)
-        squared = _squared_error(tokens, *rows_of_table(quantized, indices, mask, dtype))
+        table, rows = rows_of_table(quantized, indices, None, dtype)
+        squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
     count = max(x.numel(), 1) if mask is None else (mask.sum() * x.shape[-1]).clamp_min(1)
     return weight * squared / count
 
@@ -64,26 +64,32 @@ def commitment_loss(
 _CURE = "look the codes up with the indices of these very tokens"
 
 
-def _squared_error(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+def _squared_error(x: Tensor, rows: Tensor, table: Tensor, masked: bool) -> Tensor:
     if torch.onnx.is_in_onnx_export():
-        return kernels.squared_error_plain(x, rows, table)
+        return kernels.squared_error_plain(x, rows, table, masked)
     if torch.compiler.is_compiling():
-        return kernels.squared_error(x, rows, table)
+        return kernels.squared_error(x, rows, table, masked)
     apply: Callable[..., Tensor] = _SquaredError.apply
-    return apply(x, rows, table)
+    return apply(x, rows, table, masked)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
     # Codes and indices instead of the codes of all tokens: K x D and N numbers instead of N x D.
-    ctx.save_for_backward(*inputs)
-    ctx.save_for_forward(*inputs)
+    *tensors, ctx.masked = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _residual(x: Tensor, rows: Tensor, table: Tensor, masked: bool) -> Tensor:
+    residual = x - table[rows.clamp_min(0)]
+    return torch.where((rows >= 0)[..., None], residual, 0.0) if masked else residual
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     x, rows, table = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is wanted
-        return (2 * grad * (x - table[rows])).to(x.dtype), None, None
-    return kernels.squared_error_backward(grad, x, rows, table), None, None
+        return (2 * grad * _residual(x, rows, table, ctx.masked)).to(x.dtype), None, None, None
+    return kernels.squared_error_backward(grad, x, rows, table, ctx.masked), None, None, None
 
 
 class _SquaredError(torch.autograd.Function):
@@ -92,8 +98,8 @@ class _SquaredError(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, rows: Tensor, table: Tensor) -> Tensor:
-        return kernels.squared_error(x, rows, table)
+    def forward(x: Tensor, rows: Tensor, table: Tensor, masked: bool) -> Tensor:
+        return kernels.squared_error(x, rows, table, masked)
 
     setup_context = staticmethod(_keep)
     backward = staticmethod(_backward)
@@ -101,7 +107,7 @@ class _SquaredError(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor, *_: None) -> Tensor:
         x, rows, table = ctx.saved_tensors
-        return (2 * (x - table[rows]) * x_tangent).sum()
+        return (2 * _residual(x, rows, table, ctx.masked) * x_tangent).sum()
 
 
 # And in the form that a compiled or exported graph keeps.

@@ -19,35 +19,34 @@ TILE = 2**18
 
 
 @torch.library.custom_op("vqssl::squared_error", mutates_args=())
-def squared_error(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+def squared_error(x: Tensor, indices: Tensor, codes: Tensor, masked: bool = False) -> Tensor:
     """Return ``((x - codes[indices]) ** 2).sum()`` in the dtype of the codes.
 
     Args:
         x: tokens ``(*batch, D)``.
         indices: ``(*batch,)`` int64 from 0 to K - 1; not checked.
         codes: ``(K, D)``.
+        masked: True if an index may be -1: such a token does not count, whatever it holds.
     """
     x, indices = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
     errors = [codes.new_zeros(())]
     for rows in _tiles(x):
-        residual = workspace("residual", codes.dtype, x.device, *x[rows].shape)
-        torch.index_select(codes, 0, indices[rows], out=residual)
-        errors.append(torch.sub(x[rows], residual, out=residual).square_().sum())
+        errors.append(_residual(x[rows], indices[rows], codes, masked).square_().sum())
     return torch.stack(errors).sum()
 
 
 @squared_error.register_fake
-def _(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+def _(x: Tensor, indices: Tensor, codes: Tensor, masked: bool = False) -> Tensor:
     return codes.new_empty(())
 
 
 @squared_error.register_vmap
-def _(info: Any, in_dims: Any, *arguments: Tensor) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
     return torch.stack([squared_error(*each) for each in unbatched(info.batch_size, in_dims, arguments)]), 0
 
 
 @torch.library.custom_op("vqssl::squared_error_backward", mutates_args=())
-def squared_error_backward(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+def squared_error_backward(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor, masked: bool = False) -> Tensor:
     """Return ``2 grad (x - codes[indices])``, ``(*batch, D)`` in the dtype of ``x``, for a scalar ``grad``.
 
     The result is a tensor of its own, not a view: autograd then adds other gradients of the tokens to it in place.
@@ -55,25 +54,32 @@ def squared_error_backward(grad: Tensor, x: Tensor, indices: Tensor, codes: Tens
     result = x.new_empty(x.shape)
     x, indices, flat = x.reshape(-1, x.shape[-1]), indices.reshape(-1), result.view(-1, x.shape[-1])
     for rows in _tiles(x):
-        residual = workspace("residual", codes.dtype, x.device, *x[rows].shape)
-        torch.index_select(codes, 0, indices[rows], out=residual)
-        torch.mul(torch.sub(x[rows], residual, out=residual), 2 * grad, out=flat[rows])
+        torch.mul(_residual(x[rows], indices[rows], codes, masked), 2 * grad, out=flat[rows])
     return result
 
 
 @squared_error_backward.register_fake
-def _(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+def _(grad: Tensor, x: Tensor, indices: Tensor, codes: Tensor, masked: bool = False) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @squared_error_backward.register_vmap
-def _(info: Any, in_dims: Any, *arguments: Tensor) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
     return torch.stack([squared_error_backward(*each) for each in unbatched(info.batch_size, in_dims, arguments)]), 0
 
 
-def squared_error_plain(x: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
+def squared_error_plain(x: Tensor, indices: Tensor, codes: Tensor, masked: bool = False) -> Tensor:
     """Return what :func:`squared_error` returns, in operators that can be exported."""
-    return (x - torch.nn.functional.embedding(indices, codes)).square().sum()
+    residual = x - torch.nn.functional.embedding(indices.clamp_min(0), codes)
+    return (torch.where((indices >= 0)[..., None], residual, 0.0) if masked else residual).square().sum()
+
+
+def _residual(x: Tensor, indices: Tensor, codes: Tensor, masked: bool) -> Tensor:
+    """Return ``x - codes[indices]``, zeros where masked, in memory that the next call overwrites."""
+    residual = workspace("residual", codes.dtype, x.device, *x.shape)
+    torch.index_select(codes, 0, indices.clamp_min(0) if masked else indices, out=residual)
+    torch.sub(x, residual, out=residual)
+    return residual.masked_fill_((indices < 0)[:, None], 0.0) if masked else residual
 
 
 def _tiles(x: Tensor) -> Iterator[slice]:
