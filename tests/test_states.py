@@ -1,7 +1,7 @@
 """States of version 3, 2 and 1 and of other libraries load, and training continues as when they were written.
 
-The files in `tests/states/` were written by version 0.1.0 (state version 2): a state, the tokens that followed, and what
-that version made of them.
+Version 0.1.0 (state version 2) wrote the files in `tests/states/`: a state, the tokens that followed, and what that
+version made of them.
 """
 
 from pathlib import Path

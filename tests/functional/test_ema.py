@@ -38,7 +38,7 @@ def count_weighted_loop(state, counts, sums, decay, eps):
 
 
 def batch_mean_loop(state, counts, sums, decay, eps):
-    """Return the state after a step of Eq. 1, code by code; counts as in the conventional rule, sums = counts x codes."""
+    """Return the state after a step of Eq. 1; counts as in the conventional rule, sums = counts x codes."""
     embed = state.embed.clone()
     n = state.cluster_size.clone()
     for k in range(len(embed)):
