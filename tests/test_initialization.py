@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.laws import IGNORE_RANDOM_CODES, assert_same_bits, correlation, state_of
 from vqssl import EMACodebook, KMeansInit, RandomInit, SampleInit
 from vqssl.distributed import gather_pool
+from vqssl.functional import METRICS
 
 
 def first_codes(x, size, mask=None, **options):
@@ -104,16 +105,18 @@ def test_k_means_never_increases_the_distortion(metric, seed):
     assert steps[-1] < 0.98 * steps[0]
 
 
-def test_k_means_equals_lloyds_iteration():
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", correlation])
+def test_k_means_equals_lloyds_iteration_in_the_compared_form(metric):
     x = torch.randn(200, 3)
-    centres = first_codes(x, 6).double()  # k-means starts from the sample
+    as_compared = METRICS.get(metric, metric)
+    tokens = as_compared(x.double())
+    centres = first_codes(x, 6, metric=metric).double()  # k-means starts from the sample
     for _ in range(3):
-        nearest = torch.cdist(x.double(), centres).argmin(1)
-        centres = torch.stack(
-            [x[nearest == k].double().mean(0) if (nearest == k).any() else centres[k] for k in range(6)]
-        )
-    found = first_codes(x, 6, initialization=KMeansInit(3))
-    torch.testing.assert_close(found.double(), centres, rtol=1e-5, atol=1e-5)
+        nearest = torch.cdist(tokens, as_compared(centres)).argmin(1)
+        means = [tokens[nearest == k].mean(0) if (nearest == k).any() else centres[k] for k in range(6)]
+        centres = torch.stack(means)
+    found = first_codes(x, 6, metric=metric, initialization=KMeansInit(3))
+    torch.testing.assert_close(found.double(), as_compared(centres), rtol=1e-5, atol=1e-5)
 
 
 def test_k_means_keeps_a_centre_that_no_token_chose():
