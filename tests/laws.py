@@ -57,7 +57,7 @@ def correlation(x):
 
 
 class Material:
-    """What the laws are tested on. `make(**options)` returns a quantiser in training mode, short memory, revival on.
+    """Quantisers and batches for the laws; `make(**options)` returns a quantiser in training mode, with a revival.
 
     `shapes` are the leading shapes of the maps, tokens last; a quantiser with channels first overrides `from_tokens`
     and `to_tokens`.
@@ -69,7 +69,7 @@ class Material:
     widths: tuple[int, ...] | None = None
     """Channels of each map where they are not `dim`."""
     options: ClassVar[dict[str, object]] = {}
-    """What `make` builds with by default."""
+    """Options that `make` takes by default."""
     bitwise = True
     """False where a matrix product before the codes may round differently for another number of rows."""
 

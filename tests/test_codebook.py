@@ -72,7 +72,7 @@ class TestCosine(CosineMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
 
 
 class TestMetricGivenAsFunction(CodebookMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
-    """By k-means, so that every part that compares tokens and codes calls the function."""
+    """With k-means, so that each part that compares tokens and codes calls the function."""
 
     options = {"metric": correlation, "initialization": KMeansInit(iterations=2)}  # noqa: RUF012
 

@@ -97,7 +97,7 @@ class TestLearned(LearnedMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
 
 @pytest.mark.thorough
 class TestGraphsOfLearned(LearnedMaterial, GraphLaws):
-    """And of a shared codebook. TestProjected has the default graphs."""
+    """Graphs of learned projections and a shared codebook. TestProjected has the default graphs."""
 
 
 # ---- equality with codebooks called by hand ----
