@@ -1,9 +1,10 @@
-"""Two ranks against one process on the joined batch, over gloo: real processes, started once for all checks.
+"""Two ranks equal one process on the joined batch, over gloo: real processes, started once for all tests.
 
-The ranks run every case and hand back what they saw; the tests compare. A rank that hangs in a collective that the
-other never enters ends in gloo's timeout, and the tests fail.
+The ranks run every case and save what they saw; the tests compare. A rank that waits in a collective which the other
+never enters ends in gloo's timeout, and the tests fail.
 """
 
+import contextlib
 import datetime
 import functools
 
@@ -12,20 +13,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.laws import assert_differs, assert_same_bits, state_of
-from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer
+from tests.laws import assert_differs, assert_same_bits, correlation, state_of
+from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, update_codebooks
 
 RANKS = 2
-STEPS = 20
+STEPS = 12
 DIM = 4
 TIMEOUT = datetime.timedelta(seconds=60)
 
 
-# ---- material: the same on every rank, without the global generator ----
+# ---- batches, without the global generator ----
 
 
 def tokens(rank, step, count, dim=DIM, dtype=torch.float32):
-    """Clusters that move on every few steps, so that codes die."""
+    """Return clustered tokens whose clusters move on every few steps, so that codes die."""
     generator = torch.Generator().manual_seed(10_000 * rank + step)
     centres = 3 * torch.randn(6, dim, generator=torch.Generator().manual_seed(step // 4), dtype=torch.float64)
     choice = torch.randint(6, (count,), generator=generator)
@@ -37,7 +38,7 @@ def equal_batches(rank, step, dtype):
 
 
 def uneven_batches(rank, step, dtype):
-    """Other counts on each rank and at each step; a rank with nothing, by turns; once neither has anything."""
+    """Return another count on each rank and at each step: none on one rank in turn, and once none on both."""
     count = [30 + 7 * rank, 11 + 40 * rank, 0 if rank else 64, 64 if rank else 0, 0][step % 5]
     return tokens(rank, step, count, dtype=dtype), None
 
@@ -53,7 +54,7 @@ def masked_batches(rank, step, dtype):
     return x, mask
 
 
-def junk_batches(rank, step, dtype):
+def batches_with_nan_and_infinities(rank, step, dtype):
     x = tokens(rank, step, 50, dtype=dtype)
     x[rank :: 3 + rank, step % DIM] = [float("nan"), float("inf")][step % 2]
     if step % 4 == 3 and rank == 0:
@@ -65,7 +66,7 @@ BATCHES = {
     "equal": equal_batches,
     "uneven": uneven_batches,
     "masked": masked_batches,
-    "junk": junk_batches,
+    "not finite": batches_with_nan_and_infinities,
 }
 OPTIONS = {
     "k-means": {"initialization": KMeansInit(5)},
@@ -74,9 +75,11 @@ OPTIONS = {
     "batch mean": {"ema": "batch_mean"},
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Every kind of batch with every option in float64, where only a wrong sum can differ; float32 with the default.
-CASES = [(batches, options, "float64") for batches in BATCHES for options in OPTIONS]
-CASES += [(batches, "k-means", "float32") for batches in BATCHES]
+# In float64, where only a wrong sum can differ. The first codes depend on the kind of batch; metric and EMA rule do not
+# see it. Float32 once, with a codebook that was built before the ranks met.
+CASES = [(batches, options, "float64") for batches in BATCHES for options in ("k-means", "sample")]
+CASES += [("masked", "cosine k-means", "float64"), ("not finite", "cosine k-means", "float64")]
+CASES += [("uneven", "batch mean", "float64"), ("equal", "k-means", "float32")]
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}  # sums are added in another order
 
 
@@ -96,14 +99,82 @@ def run(codebook, batch_of, steps=STEPS):
     return seen
 
 
+# ---- several codebooks in one update ----
+
+SEVERAL: tuple[dict[str, object], ...] = (
+    {},
+    {"metric": "cosine", "ema": "batch_mean", "seed": 1},
+    {"revival": None, "seed": 2},
+    {"metric": correlation, "seed": 3},
+)
+"""Options of each. The third needs no replacement candidates; the last is frozen in turn."""
+
+
+@contextlib.contextmanager
+def counted_all_reduces():
+    """Collect the number of values in every all-reduce within the block."""
+    seen, original = [], dist.all_reduce
+
+    def all_reduce(tensor, *arguments, **options):
+        seen.append(tensor.numel())
+        return original(tensor, *arguments, **options)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield seen
+    finally:
+        dist.all_reduce = original
+
+
+def make_several(groups=(None, None, None, None)):
+    return [
+        make_codebook("sample", "float64", process_group=group, **options)
+        for options, group in zip(SEVERAL, groups, strict=True)
+    ]
+
+
+def run_several(codebooks, batch_of):
+    """Update all in one call a step, each with tokens of its own; return states, indices and all-reduces by step."""
+    seen = []
+    for step in range(STEPS):
+        codebooks[-1].freeze(step % 4 == 3)
+        batches = [batch_of(number, step) for number in range(len(codebooks))]
+        for codebook, (x, mask) in zip(codebooks, batches, strict=True):
+            codebook.initialize_(x, mask)
+        indices = [codebook.quantize(*batch).indices for codebook, batch in zip(codebooks, batches, strict=True)]
+        with counted_all_reduces() as sizes:
+            update_codebooks(codebooks, [x for x, _ in batches], indices)
+        seen.append(([state_of(codebook) for codebook in codebooks], indices, sizes))
+    return seen
+
+
+def batch_of_several(rank, number, step):
+    """Return a batch of another kind for each codebook and step."""
+    kinds = [equal_batches, uneven_batches, masked_batches]
+    return with_mask(*kinds[(number + step) % len(kinds)](rank, step + 50 * number, torch.float64))
+
+
+def with_mask(x, mask):
+    return x, torch.ones(len(x), dtype=torch.bool) if mask is None else mask
+
+
+def joined_several(number, step):
+    parts = [batch_of_several(rank, number, step) for rank in range(RANKS)]
+    return torch.cat([x for x, _ in parts]), torch.cat([mask for _, mask in parts])
+
+
 # ---- pyramids ----
 
 SHAPES = [(5, 3), (7,)]
-FORMS = {"apart": {}, "shared": {"shared": True}, "shared without draws": {"shared": True, "revival": None}}
+FORMS = {
+    "one a scale": {},
+    "shared": {"shared": True},
+    "shared without draws": {"shared": True, "revival": None},
+}
 
 
 def features(rank, step):
-    """Two maps with as many images as the step and the rank say, channels last; the second scale has a mask."""
+    """Return two maps, channels last, and masks; step and rank decide the number of images."""
     images = [2, 3, 1 + 2 * rank, 0 if rank else 4][step % 4]
     maps = [
         tokens(rank + 20 * (scale + 1), step, images * torch.Size(shape).numel(), dtype=torch.float64).reshape(
@@ -148,31 +219,34 @@ def too_few(rank, step):
 
 
 def work(rank, folder):
-    """What one rank does; saved for the tests to compare."""
+    """Run all cases on one rank, and save the results to `folder`."""
     torch.set_num_threads(1)
-    # Built before there are ranks: they must be found at call time.
-    early = make_codebook("k-means", "float32")
+    early = make_codebook("k-means", "float32")  # before there are ranks: they are looked up at call time
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS, timeout=TIMEOUT
     )
-    found = {"early": run(early, lambda step: equal_batches(rank, step, torch.float32))}
+    found = {}
     for batches, options, dtype in CASES:
+        codebook = early if dtype == "float32" else make_codebook(options, dtype)
         batch_of = functools.partial(BATCHES[batches], rank, dtype=DTYPES[dtype])
-        found[batches, options, dtype] = run(make_codebook(options, dtype), batch_of)
+        found[batches, options, dtype] = run(codebook, batch_of)
+    found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
 
-    # Alone in a group of its own, each rank goes its own way.
+    # In a group of its own each rank has codes of its own.
     own = [dist.new_group([r]) for r in range(RANKS)]
     alone = make_codebook("k-means", "float32", process_group=own[rank])
     found["alone"] = run(alone, lambda step: equal_batches(rank, step, torch.float32))
-    # In a group of all, they go together.
-    together = make_codebook("k-means", "float32", process_group=dist.new_group(list(range(RANKS))))
+    everyone = dist.new_group(list(range(RANKS)))
+    together = make_codebook("k-means", "float32", process_group=everyone)
     found["together"] = run(together, lambda step: equal_batches(rank, step, torch.float32))
+    grouped = make_several([None, own[rank], everyone, None])
+    found["several in groups"] = run_several(grouped, functools.partial(batch_of_several, rank))
     foreign = make_codebook("k-means", "float32", process_group=own[1 - rank])
     found["foreign"] = refusal(lambda: foreign(tokens(rank, 0, 40)))
 
-    # A refusal is the same on all ranks, and leaves them able to go on: 8 tokens for 10 codes; 16 are enough.
+    # 8 tokens for 10 codes; 16 are enough.
     few = make_codebook("k-means", "float32")
     before = state_of(few)
     found["few"] = refusal(lambda: few(*too_few(rank, 0)))
@@ -187,7 +261,9 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.start_processes(work, args=(str(folder),), nprocs=RANKS, join=False, start_method="spawn")
+    # A server imports what the first forward pass needs, once; the ranks are its forks.
+    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", __name__])
+    context = mp.start_processes(work, args=(str(folder),), nprocs=RANKS, join=False, start_method="forkserver")
     try:
         deadline = datetime.datetime.now() + datetime.timedelta(seconds=240)
         while not context.join(timeout=5):
@@ -199,14 +275,14 @@ def ranks(tmp_path_factory):
 
 
 def assert_ranks_agree(ranks, case):
-    """Bit for bit, at every step."""
+    """Assert that all ranks have the same state, bit for bit, at every step."""
     for (_, _, first), *others in zip(*(found[case] for found in ranks), strict=True):
         for _, _, state in others:
             assert_same_bits(state, first)
 
 
 def assert_is_one_process(ranks, case, single, tolerance):
-    """`single` is a run on the joined batches; what the ranks saw are its parts, one after the other."""
+    """Assert that what the ranks saw are the parts, in rank order, of `single`, a run on the joined batches."""
     for step, (quantized, indices, state) in enumerate(single):
         parts = [found[case][step] for found in ranks]
         assert torch.equal(torch.cat([part[1] for part in parts]), indices), f"step {step}"
@@ -224,23 +300,17 @@ def joined(batches, step, dtype):
 
 
 @pytest.mark.parametrize(("batches", "options", "dtype"), CASES)
-def test_ranks_are_one_process(ranks, batches, options, dtype):
+def test_ranks_equal_one_process_on_the_joined_batch(ranks, batches, options, dtype):
     single = run(make_codebook(options, dtype), lambda step: joined(BATCHES[batches], step, DTYPES[dtype]))
     assert_ranks_agree(ranks, (batches, options, dtype))
     assert_is_one_process(ranks, (batches, options, dtype), single, TOLERANCE[dtype])
-    # Revival had work to do, or the equality above says little about it.
+    # Some codes were revived: otherwise equality says little about revival.
     unrevived = make_codebook(options, dtype, revival=None)
     run(unrevived, lambda step: joined(BATCHES[batches], step, DTYPES[dtype]))
     assert_differs(state_of(unrevived), single[-1][2])
 
 
-def test_a_module_built_before_the_ranks_met(ranks):
-    assert_ranks_agree(ranks, "early")
-    single = run(make_codebook("k-means", "float32"), lambda step: joined(equal_batches, step, torch.float32))
-    assert_is_one_process(ranks, "early", single, TOLERANCE["float32"])
-
-
-def test_the_process_group_is_honoured(ranks):
+def test_only_the_ranks_of_the_process_group_share_statistics(ranks):
     for rank, found in enumerate(ranks):
         lone = run(
             make_codebook("k-means", "float32"),
@@ -255,18 +325,67 @@ def test_the_process_group_is_honoured(ranks):
     assert_ranks_agree(ranks, "together")
 
 
-def test_a_group_without_this_rank_is_refused(ranks):
+def test_process_group_without_this_rank_is_refused(ranks):
     for found in ranks:
         assert found["foreign"] is not None
         assert "this process is not in the process_group" in found["foreign"]
 
 
-def test_a_refusal_is_the_same_on_all_ranks(ranks):
+def test_refusal_is_the_same_on_all_ranks_and_training_continues(ranks):
     assert "got 8 valid tokens" in ranks[0]["few"]
     assert ranks[0]["few"] == ranks[1]["few"]
     for found in ranks:
         assert_same_bits(*found["few state"])
     assert_ranks_agree(ranks, "few after")
+
+
+# ---- several codebooks in one update ----
+
+
+def assert_equals_single(ranks, case, number, single):
+    """Assert that codebook `number` has the state of one process, and the ranks the parts of its indices."""
+    for step, (states, indices, _) in enumerate(single):
+        parts = [found[case][step] for found in ranks]
+        assert torch.equal(torch.cat([part[1][number] for part in parts]), indices[number]), f"step {step}"
+        for part in parts[1:]:
+            assert_same_bits(part[0][number], parts[0][0][number])
+        for name, value in states[number].items():
+            torch.testing.assert_close(parts[0][0][number][name], value, rtol=1e-11, atol=1e-11)
+
+
+def test_several_codebooks_in_one_update_equal_one_process(ranks):
+    single = run_several(make_several(), joined_several)
+    for number in range(len(SEVERAL)):
+        assert_equals_single(ranks, "several", number, single)
+    assert all(sizes == [] for _, _, sizes in single)
+    unrevived = make_several()
+    for codebook in unrevived:
+        codebook.revival = NoRevival()
+    last = run_several(unrevived, joined_several)[-1][0]
+    for number in (0, 1, 3):
+        assert_differs(last[number], single[-1][0][number])
+
+
+def test_several_codebooks_share_two_all_reduces(ranks):
+    """One of statistics and counts of valid tokens, one of replacement candidates."""
+    statistics, candidates = 10 * (DIM + 1) + 2 * RANKS, 10 * DIM
+    for found in ranks:
+        for step, (_, _, sizes) in enumerate(found["several"]):
+            frozen = step % 4 == 3
+            assert sizes == [(3 if frozen else 4) * statistics, (2 if frozen else 3) * candidates]
+
+
+def test_codebooks_of_several_process_groups_in_one_update(ranks):
+    """Each equals one process on the joined batch of its group; each group shares two all-reduces."""
+    single = run_several(make_several(), joined_several)
+    for number in (0, 2, 3):
+        assert_equals_single(ranks, "several in groups", number, single)
+    for rank, found in enumerate(ranks):
+        lone = run_several(make_several(), functools.partial(batch_of_several, rank))
+        for (states, _, sizes), (expected, _, _) in zip(found["several in groups"], lone, strict=True):
+            assert_same_bits(states[1], expected[1])
+            # Two of the default group's (0 and 3); one of the second's, whose codebook needs no candidates.
+            assert len(sizes) == 3
 
 
 # ---- pyramids ----
@@ -291,21 +410,18 @@ def assert_pyramids_equal(ranks, form, single):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ranks_agree_on_a_pyramid(ranks, form):
+def test_ranks_have_equal_pyramids(ranks, form):
     assert_ranks_agree(ranks, form)
     assert_differs(ranks[0][form][-1][2], ranks[0][form][0][2])
 
 
-@pytest.mark.parametrize("form", ["apart", "shared without draws"])
-def test_a_pyramid_over_ranks_is_one_process(ranks, form):
+@pytest.mark.parametrize("form", ["one a scale", "shared without draws"])
+def test_pyramid_over_ranks_equals_one_process(ranks, form):
     assert_pyramids_equal(ranks, form, run_pyramid(make_pyramid(form), joined_features))
 
 
-def test_a_shared_pyramid_draws_in_rank_order(ranks):
-    """Tokens are numbered rank by rank and, within a rank, scale by scale; one process has no ranks to go by.
-
-    So the draws of a shared codebook are those of one process that is given the tokens in that order.
-    """
+def test_shared_pyramid_draws_in_the_order_of_ranks_then_scales(ranks):
+    """Tokens are numbered rank by rank, within a rank scale by scale: one process draws alike if given that order."""
     quantizer = make_pyramid("shared")
     codebook = quantizer.codebook(0)
     single = []

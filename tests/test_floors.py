@@ -1,6 +1,7 @@
-"""The house stands: each floor imports only from floors below, and `import vqssl` brings in nothing else."""
+"""Floors: each part imports only from floors below, and `import vqssl` loads little."""
 
 import ast
+import functools
 import inspect
 import json
 import subprocess
@@ -13,45 +14,44 @@ import vqssl
 
 PACKAGE = Path(vqssl.__file__).parent
 
-# What each part of vqssl may import of the others. A part is a module or folder directly under vqssl/; it may
-# always import its own submodules. A new part needs a line here.
-KERNELS = {"kernels"}
+# What each part of vqssl may import of the others, from the ground up. A part is a module or folder directly under
+# vqssl/; it may always import its own submodules. A new part needs a line here.
 MATHS = {"types", "checks", "kernels", "functional", "distributed"}
-BELOW_CODEBOOK = MATHS | {"initialization", "revival", "projection", "update"}
+POLICIES = {"initialization", "revival", "projection"}
+BELOW_CODEBOOK = MATHS | POLICIES | {"update"}
 MAY_IMPORT = {
-    # F0
     "types": set(),
     "checks": set(),
-    # F1: tensors in, tensors out
+    "copying": set(),
+    # Tensors in, tensors out
     "kernels": set(),
-    # F2: pure maths, the distributed calls, and the small policies made of them
-    "functional": {"types", "checks"} | KERNELS,
-    "distributed": {"types", "checks"} | KERNELS,
-    "projection": MATHS,
+    # Pure maths, and the distributed calls
+    "functional": {"types", "checks", "kernels"},
+    "distributed": {"types", "checks", "kernels"},
+    # Policies as objects, and the update of codebooks
     "initialization": MATHS,
     "revival": MATHS,
-    "copying": set(),
+    "projection": MATHS,
     "update": MATHS | {"revival"},
-    # F3
     "codebook": BELOW_CODEBOOK,
-    # F4: each can be dropped alone into someone else's model
+    # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
-    "fusion": BELOW_CODEBOOK,
-    "teacher": BELOW_CODEBOOK | {"copying"},
-    "objective": BELOW_CODEBOOK,
-    "health": BELOW_CODEBOOK | {"codebook"},
+    "fusion": MATHS | POLICIES,
+    "teacher": MATHS | {"copying"},
+    "objective": MATHS,
+    "health": MATHS | POLICIES | {"codebook"},
 }
-# F5
+# State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)
 
 
 def part_of(module: str) -> str:
-    """'vqssl.kernels.nearest' -> 'kernels'; the package itself -> ''."""
+    """Return 'kernels' for 'vqssl.kernels.nearest', '' for the package itself."""
     return module.partition(".")[2].partition(".")[0]
 
 
 def imports_of_vqssl(source: str, module: str, *, is_package: bool) -> list[tuple[int, str]]:
-    """Line and part of every import of vqssl in `source`, also those inside functions."""
+    """Return line and part of every import of vqssl in `source`, also of those inside functions."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -93,7 +93,7 @@ def modules() -> list[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
-def test_each_floor_imports_only_from_below(module, path):
+def test_each_part_imports_only_from_floors_below(module, path):
     found = violations(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
     assert not found, "\n".join(found)
 
@@ -104,8 +104,9 @@ def test_each_floor_imports_only_from_below(module, path):
         ("vqssl.kernels.nearest", False, "from vqssl.types import Quantized"),
         ("vqssl.kernels.nearest", False, "def late():\n    from ..functional import ema"),
         ("vqssl.functional", True, "from ..codebook import EMACodebook"),
-        ("vqssl.functional.ema_rules", False, "import vqssl.revival"),
+        ("vqssl.functional.ema", False, "import vqssl.revival"),
         ("vqssl.revival", False, "from .codebook import EMACodebook"),
+        ("vqssl.update", False, "from vqssl.codebook import EMACodebook"),
         ("vqssl.codebook", False, "from . import multiscale"),
         ("vqssl.fusion", False, "from vqssl.codebook import EMACodebook"),
         ("vqssl.teacher", False, "from vqssl import EMACodebook"),
@@ -114,7 +115,7 @@ def test_each_floor_imports_only_from_below(module, path):
         ("vqssl.attic", False, ""),
     ],
 )
-def test_the_check_sees_a_violation(module, is_package, source):
+def test_check_of_floors_finds_a_violation(module, is_package, source):
     assert len(violations(source, module, is_package=is_package)) == 1
 
 
@@ -123,46 +124,70 @@ def test_the_check_sees_a_violation(module, is_package, source):
     [
         ("vqssl.kernels", True, "from .nearest import nearest_codeword"),
         ("vqssl.kernels.nearest", False, "from . import nearest_triton\nimport torch"),
-        ("vqssl.functional.ema_rules", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
+        ("vqssl.functional.ema", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
+        ("vqssl.codebook", False, "from vqssl.update import update_codebooks"),
         ("vqssl.multiscale", False, "from .codebook import EMACodebook\nfrom vqssl import functional, types"),
         ("vqssl.interop.states", False, "from ..multiscale import MultiScaleQuantizer\nimport vqssl.health"),
     ],
 )
-def test_the_check_sees_no_violation_where_there_is_none(module, is_package, source):
+def test_check_of_floors_accepts_imports_from_below(module, is_package, source):
     assert violations(source, module, is_package=is_package) == []
 
 
-def test_importing_vqssl_imports_only_its_three_dependencies():
-    # In a fresh process: what torch, einops and numpy import (sometimes late) is theirs.
+# ---- what imports load ----
+
+
+@functools.cache
+def modules_loaded() -> dict[str, list[str]]:
+    """Return the modules that each line adds in a fresh process."""
     code = """
 import json, sys
-import einops.layers.torch, numpy, torch, torch._dynamo, torch.library
-before = set(sys.modules)
-import vqssl
-print(json.dumps([name.partition(".")[0] for name in set(sys.modules) - before]))
+loaded, seen = {}, set()
+for line in ("import torch, einops, numpy", "import vqssl", "vqssl.health", "vqssl.interop"):
+    exec(line)
+    loaded[line] = sorted(set(sys.modules) - seen)
+    seen |= set(sys.modules)
+print(json.dumps(loaded))
 """
-    root = str(PACKAGE.parent)
-    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    theirs = {"torch", "einops", "numpy"}
-    ours = set(json.loads(printed)) - set(sys.stdlib_module_names) - theirs
-    assert ours == {"vqssl"}
-
-
-def test_importing_vqssl_does_not_load_torchs_compiler():
-    """It takes many times as long as everything else in the package; who compiles loads it anyway."""
-    code = "import sys, vqssl, torch; print('torch._dynamo' in sys.modules, 'torch._inductor' in sys.modules)"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["False", "False"]
+    return json.loads(printed)
 
 
-def test_every_public_name_resolves_and_is_documented():
+def of_vqssl(line: str) -> set[str]:
+    return {".".join(name.split(".")[:2]) for name in modules_loaded()[line] if name.startswith("vqssl.")}
+
+
+@pytest.mark.parametrize("line", ["import vqssl", "vqssl.health", "vqssl.interop"])
+def test_import_loads_only_torch_einops_and_numpy(line):
+    packages = {name.partition(".")[0] for name in modules_loaded()[line]}
+    # What the three load late is theirs.
+    assert packages - set(sys.stdlib_module_names) - {"torch", "einops", "numpy"} == {"vqssl"}
+
+
+def test_health_and_interop_load_on_first_use():
+    assert not of_vqssl("import vqssl") & {"vqssl.health", "vqssl.interop"}
+    assert "vqssl.codebook" in of_vqssl("import vqssl")
+    assert of_vqssl("vqssl.health") == {"vqssl.health"}
+    assert of_vqssl("vqssl.interop") == {"vqssl.interop"}
+
+
+def test_import_does_not_load_torchs_compiler():
+    """It takes many times as long as all else in the package."""
+    loaded = {name for names in modules_loaded().values() for name in names}
+    assert not loaded & {"torch._dynamo", "torch._inductor"}
+
+
+# ---- public names ----
+
+
+def test_every_public_name_resolves_and_has_a_docstring():
     assert len(vqssl.__all__) == len(set(vqssl.__all__))
     for name in vqssl.__all__:
         thing = getattr(vqssl, name)
         if isinstance(thing, str):
             continue  # __version__
-        # Its own words: not a base class's, not the signature that NamedTuple and dataclass put there.
+        # Not a base class's docstring, nor the signature that NamedTuple and dataclass generate.
         doc = (vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__) or ""
         assert doc.strip(), f"vqssl.{name} has no docstring"
         assert not doc.startswith(f"{name}("), f"vqssl.{name} has only a generated docstring"

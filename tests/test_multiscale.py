@@ -1,12 +1,21 @@
-"""MultiScaleQuantizer: the laws, apart and shared, and against codebooks called by hand."""
-
-from typing import ClassVar
+"""MultiScaleQuantizer: the laws, with one codebook a scale or a shared one, and equality with codebooks by hand."""
 
 import pytest
 import torch
 from torch import nn
 
-from tests.laws import QuantizerLaws, assert_differs, assert_same_bits, state_of
+from tests.laws import (
+    DtypeLaws,
+    GraphLaws,
+    MaskLaws,
+    Material,
+    QuantizerLaws,
+    StateLaws,
+    ValueLaws,
+    assert_differs,
+    assert_same_bits,
+    state_of,
+)
 from vqssl import EMACodebook, KMeansInit, LearnedProjection, MultiScaleQuantizer, OrthogonalProjection
 
 
@@ -14,9 +23,8 @@ def identity(in_channels, dim):
     return nn.Identity()
 
 
-class PyramidLaws(QuantizerLaws):
+class PyramidMaterial(Material):
     shapes = ((3, 4, 5), (3, 7))
-    options: ClassVar[dict[str, object]] = {}
 
     def make(self, **options):
         torch.manual_seed(11)  # of the projections
@@ -34,28 +42,20 @@ class PyramidLaws(QuantizerLaws):
     def unpack(self, tree):
         return list(tree)
 
-    def test_losses_of_the_scales_add_up(self):
-        out = self.trained()(self.batch(7))
-        assert len(out.commitment_losses) == len(self.shapes)
-        assert out.commitment_loss.item() == pytest.approx(sum(loss.item() for loss in out.commitment_losses))
 
-
-class TestApart(PyramidLaws):
+class TestOneCodebookAScale(PyramidMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
     pass
 
 
-class TestShared(PyramidLaws):
+class TestShared(PyramidMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
     options = {"shared": True}  # noqa: RUF012
 
 
-class TestSharedCosineKMeans(PyramidLaws):
+class TestSharedCosineKMeans(PyramidMaterial, StateLaws, MaskLaws):
     options = {"shared": True, "metric": "cosine", "initialization": KMeansInit(3)}  # noqa: RUF012
 
-    def projected(self, module, tokens):
-        return [z / z.norm(dim=-1, keepdim=True) for z in tokens]
 
-
-class TestProjected(PyramidLaws):
+class ProjectedMaterial(PyramidMaterial):
     """Channels first, behind the default projections, whose product may round differently for other row counts."""
 
     options = {"projection": OrthogonalProjection, "channels_last": False}  # noqa: RUF012
@@ -72,14 +72,18 @@ class TestProjected(PyramidLaws):
         return [project(z) for project, z in zip(module.projections, tokens, strict=True)]
 
     def of_codes(self, module, scale, codes):
-        # The rows of W are orthonormal, and the codes so young that the layer norm leaves them in their places.
+        # The rows of W are orthonormal, and after one step the layer norm still leaves the codes where they are.
         return codes @ module.projections[scale].weight
 
     def ready_for(self, module, dtype):
         return module.to(dtype)
 
 
-class TestLearned(TestProjected):
+class TestProjected(ProjectedMaterial, QuantizerLaws):
+    pass
+
+
+class LearnedMaterial(ProjectedMaterial):
     options = {"projection": LearnedProjection, "channels_last": False, "shared": True}  # noqa: RUF012
 
     def of_codes(self, module, scale, codes):
@@ -87,7 +91,16 @@ class TestLearned(TestProjected):
         return torch.linalg.lstsq(linear.weight, (codes - linear.bias).T).solution.T
 
 
-# ---- against codebooks called by hand ----
+class TestLearned(LearnedMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
+    pass
+
+
+@pytest.mark.thorough
+class TestGraphsOfLearned(LearnedMaterial, GraphLaws):
+    """Graphs of learned projections and a shared codebook. TestProjected has the default graphs."""
+
+
+# ---- equality with codebooks called by hand ----
 
 
 def pyramid(step, batch=4):
@@ -97,7 +110,7 @@ def pyramid(step, batch=4):
 
 
 def tokens_of(quantizer, features):
-    """By location, in a loop."""
+    """Return the projected tokens, one image at a time."""
     found = []
     for project, feature in zip(quantizer.projections, features, strict=True):
         rows = [feature[b][:, None].flatten(2).squeeze(1).T for b in range(len(feature))]
@@ -106,7 +119,7 @@ def tokens_of(quantizer, features):
 
 
 def by_hand(quantizer, codebooks, features, masks, shared):
-    """What the quantiser should do, with the public halves of a codebook: outputs as tokens, and the updates."""
+    """Return the results by codebooks alone, and update these."""
     tokens = tokens_of(quantizer, features)
     masks = [
         torch.ones(z.shape[:-1], dtype=torch.bool) if mask is None else mask.flatten(1)
@@ -124,7 +137,7 @@ def by_hand(quantizer, codebooks, features, masks, shared):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_is_its_codebooks(shared, masked):
+def test_equals_its_codebooks_called_by_hand(shared, masked):
     options = {"decay": 0.6, "commitment_weight": 0.5}
     sizes = 9 if shared else [8, 9, 10]
     quantizer = MultiScaleQuantizer([5, 6, 7], codebook_size=sizes, dim=4, shared=shared, seed=3, **options)
@@ -144,11 +157,12 @@ def test_is_its_codebooks(shared, masked):
             assert_same_bits(k.flatten(1), want.indices)
             torch.testing.assert_close(q.flatten(2).mT, want.quantized, rtol=1e-6, atol=1e-6)
             torch.testing.assert_close(loss, want.commitment_loss, rtol=1e-5, atol=0)
+        assert out.commitment_loss.item() == pytest.approx(sum(loss.item() for loss in out.commitment_losses))
         for found, want in zip(quantizer.codebooks, codebooks, strict=True):
             torch.testing.assert_close(state_of(found), state_of(want), rtol=1e-5, atol=1e-6)
 
 
-def test_layouts_agree():
+def test_channels_last_equals_channels_first():
     first = MultiScaleQuantizer([5, 6, 7], codebook_size=8, dim=4)
     last = MultiScaleQuantizer([5, 6, 7], codebook_size=8, dim=4, channels_last=True)
     last.load_state_dict(first.state_dict())
@@ -161,7 +175,7 @@ def test_layouts_agree():
 
 
 def test_construction_depends_on_the_seed_alone():
-    """Ranks that seeded torch differently hold the same maps and codes."""
+    """Ranks with different global seeds hold the same projections and codes."""
     torch.manual_seed(1)
     first = MultiScaleQuantizer([4, 4], codebook_size=8, dim=4)
     torch.manual_seed(2)
@@ -170,7 +184,7 @@ def test_construction_depends_on_the_seed_alone():
     assert not torch.equal(first.projections[0].weight, first.projections[1].weight)
 
 
-def test_scales_draw_differently():
+def test_scales_draw_different_codes():
     quantizer = MultiScaleQuantizer([4, 4], codebook_size=8, dim=4)
     x = torch.randn(2, 4, 6, 6)
     quantizer.projections[1].load_state_dict(quantizer.projections[0].state_dict())
@@ -178,25 +192,24 @@ def test_scales_draw_differently():
     assert not torch.equal(quantizer.codebook(0).embed, quantizer.codebook(1).embed)
 
 
-def test_codebook_of_a_scale():
-    apart = MultiScaleQuantizer([4, 4], codebook_size=[8, 9], dim=4)
-    assert [apart.codebook(s).codebook_size for s in range(2)] == [8, 9]
+def test_codebook_returns_that_of_the_scale_or_the_shared_one():
+    each = MultiScaleQuantizer([4, 4], codebook_size=[8, 9], dim=4)
+    assert [each.codebook(s).codebook_size for s in range(2)] == [8, 9]
     for scale in (-1, 2):
         with pytest.raises(ValueError, match=f"scale must be from 0 to 1, got {scale}"):
-            apart.codebook(scale)
+            each.codebook(scale)
     shared = MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, shared=True)
     assert shared.codebook(0) is shared.codebook(1)
     assert len(shared.codebooks) == 1
 
 
-@pytest.mark.parametrize("junk", [float("nan"), float("inf")])
-@pytest.mark.parametrize("shared", [False, True])
-def test_masked_junk_does_not_reach_the_projection(shared, junk):
+@pytest.mark.parametrize(("shared", "value"), [(False, float("nan")), (True, float("inf"))])
+def test_masked_values_do_not_reach_the_projection(shared, value):
     quantizer = MultiScaleQuantizer([5, 6], codebook_size=8, dim=4, shared=shared, projection=LearnedProjection)
     features = [torch.randn(3, 5, 6), torch.randn(3, 6, 4, 4)]
     masks = [torch.rand(3, 6) < 0.5, torch.rand(3, 4, 4) < 0.5]
     for feature, mask in zip(features, masks, strict=True):
-        feature.movedim(1, -1)[~mask] = junk
+        feature.movedim(1, -1)[~mask] = value
     out = quantizer(features, masks)
     (out.commitment_loss + sum(q.square().sum() for q in out.quantized)).backward()
     for parameter in quantizer.parameters():
@@ -254,23 +267,21 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_name_the_rule_and_leave_the_state(case, shared, steps):
+def test_refusals_name_the_rule_and_leave_the_state(case, shared):
     arguments, error, message = REFUSALS[case]
     quantizer = MultiScaleQuantizer([5, 6], codebook_size=4, dim=3, shared=shared, decay=0.7)
-    for _ in range(steps):
+    for _ in range(2):  # before the first update and after it
+        before = state_of(quantizer)
+        with pytest.raises(error, match=message):
+            quantizer(*arguments)
+        assert_same_bits(state_of(quantizer), before)
         quantizer(GOOD)
-    before = state_of(quantizer)
-    with pytest.raises(error, match=message):
-        quantizer(*arguments)
-    assert_same_bits(state_of(quantizer), before)
-    quantizer(GOOD)
-    assert_differs(state_of(quantizer), before)
+        assert_differs(state_of(quantizer), before)
 
 
-def test_an_initialisation_that_refuses_one_scale_leaves_all():
+def test_initialisation_that_refuses_one_scale_changes_none():
     quantizer = MultiScaleQuantizer([5, 6], codebook_size=10, dim=3, initialization=KMeansInit())
     before = state_of(quantizer)
     with pytest.raises(ValueError, match="k-means needs at least as many tokens as codes, got 9 valid tokens"):
@@ -279,7 +290,7 @@ def test_an_initialisation_that_refuses_one_scale_leaves_all():
 
 
 @pytest.mark.parametrize("change", [{"in_channels": [5, 7]}, {"codebook_size": [4, 8]}, {"dim": 2}])
-def test_a_state_that_fits_one_scale_only_changes_none(change):
+def test_state_that_fits_one_scale_only_changes_none(change):
     sizes = {"in_channels": [5, 6], "codebook_size": [4, 4], "dim": 3}
     quantizer, other = MultiScaleQuantizer(**sizes), MultiScaleQuantizer(**{**sizes, **change}, seed=9)
     before = state_of(quantizer)
@@ -311,7 +322,7 @@ def test_a_state_that_fits_one_scale_only_changes_none(change):
         ({"no_such_option": 1}, TypeError, "no_such_option"),
     ],
 )
-def test_construction_refuses(arguments, error, message):
+def test_constructor_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         MultiScaleQuantizer(**{"in_channels": [5, 6], "codebook_size": 4, "dim": 3, **arguments})
 
@@ -327,16 +338,16 @@ def test_usage_is_that_of_each_codebook(shared):
         assert [a.equal(b) for a, b in zip(usage, expected, strict=True)] == [True] * len(expected)
 
 
-def test_another_layout_is_named_only_where_it_explains_all_maps():
+def test_error_names_the_other_layout_only_if_all_maps_fit_it():
     tokens = MultiScaleQuantizer([5, 6], codebook_size=4, dim=3, channels_last=True)
     with pytest.raises(ValueError, match=r"features\[0\] must be \(B, ..., C\).*write .*channels_last=False"):
         tokens([torch.randn(2, 5, 4), torch.randn(2, 6, 3, 3)])
     with pytest.raises(ValueError, match=r"features\[1\] must be \(B, ..., C\).*channels \[5, 6\] in this order"):
         tokens([torch.randn(2, 4, 5), GOOD[1]])
     maps = MultiScaleQuantizer([5, 6], codebook_size=4, dim=3)
-    with pytest.raises(ValueError, match=r"channels_last=True"):  # the heights are channels by chance
+    with pytest.raises(ValueError, match=r"channels_last=True"):
         maps([torch.randn(2, 6, 9, 5), torch.randn(2, 5, 9, 6)])
-    # A permutation would fit, by chance: nothing but the rule is said.
+    # A permutation would fit, by chance: the error states the rule alone.
     with pytest.raises(ValueError, match=r"channels \[5, 6\] in this order") as caught:
         maps([torch.randn(2, 6, 5, 5), torch.randn(2, 5, 3, 3)])
     assert "channels_last" not in str(caught.value)

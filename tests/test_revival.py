@@ -1,4 +1,4 @@
-"""Dead codes come back as tokens of the batch, with all three buffers, and the threshold has no scale."""
+"""Dead codes become tokens of the batch in all three buffers, and the threshold does not depend on the batch size."""
 
 import copy
 
@@ -14,7 +14,7 @@ FAR = 1000.0
 
 
 def half_dead(metric="euclidean", **options):
-    """A codebook of 10 whose codes 5 to 9 are far from the tokens of `near`, with full counts of 1."""
+    """Return a codebook of 10 whose codes 5 to 9 are far from the tokens of `near`, with counts of 1."""
     codebook = EMACodebook(codebook_size=10, dim=3, metric=metric, **{"decay": 0.5, **options})
     codes = torch.randn(10, 3)
     if metric == "cosine":
@@ -40,7 +40,7 @@ def row_of(codes, x):
 @pytest.mark.parametrize("ema", ["count_weighted", "batch_mean"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_dead_codes_become_tokens(metric, ema, masked):
+def test_dead_codes_become_tokens_of_the_batch(metric, ema, masked):
     codebook = half_dead(metric, ema=ema, revival=BatchRevival(threshold=0.3))
     for _ in range(5):
         x = near()
@@ -64,7 +64,7 @@ def test_dead_codes_become_tokens(metric, ema, masked):
     assert (rows >= 0).all()
     assert len(set(rows.tolist())) == int(dead.sum()), "no token is drawn twice"
 
-    # What lives stays where the update put it.
+    # Other codes are where the update put them.
     assert torch.equal(codebook.embed[~dead], alive.embed[~dead])
     # Counts and sums were scaled by one factor so that the total is what it was.
     torch.testing.assert_close(codebook.cluster_size.sum(), alive.cluster_size.sum(), rtol=1e-6, atol=0)
@@ -87,8 +87,8 @@ def test_revived_codes_survive_the_next_step():
 
 
 @given(st.integers(2, 20), st.integers(2, 30), st.integers(2, 9), st.floats(0, 1), st.integers(0, 2**20))
-def test_the_threshold_has_no_scale(size, tokens, times, threshold, seed):
-    """The same codes die for a batch and for the batch tiled."""
+def test_threshold_does_not_depend_on_the_batch_size(size, tokens, times, threshold, seed):
+    """The same codes are dead for a batch and for the batch repeated."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(size, 2, generator=generator, dtype=torch.float64)
     x = torch.randn(tokens, 2, generator=generator, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_the_threshold_has_no_scale(size, tokens, times, threshold, seed):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_the_ends_of_the_threshold(threshold):
+def test_threshold_0_revives_none_and_1_all_below_the_fair_share(threshold):
     codebook = half_dead(revival=BatchRevival(threshold))
     without = copy.deepcopy(codebook)
     without.revival = NoRevival()
@@ -131,7 +131,7 @@ def test_the_ends_of_the_threshold(threshold):
 
 @pytest.mark.parametrize("revival", [None, NoRevival()])
 def test_without_revival_dead_codes_stay(revival):
-    # Without smoothing too, which draws a forgotten code slowly to zero, and so in the end among the tokens.
+    # Without smoothing, which moves an unused code slowly to zero, and so in the end among the tokens.
     codebook = half_dead(revival=revival, eps=0.0)
     codes = codebook.embed[5:].clone()
     for _ in range(40):
@@ -140,8 +140,8 @@ def test_without_revival_dead_codes_stay(revival):
     torch.testing.assert_close(codebook.embed[5:], codes, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("how", ["eval", "frozen", "empty", "fully masked", "junk"])
-def test_never_then(how):
+@pytest.mark.parametrize("how", ["eval", "frozen", "empty", "fully masked", "not finite"])
+def test_no_revival_without_an_update(how):
     codebook = half_dead(revival=BatchRevival(1.0))
     codebook(near())
     x, mask = near(), None
@@ -160,7 +160,7 @@ def test_never_then(how):
     assert_same_bits(state_of(codebook), before)
 
 
-def test_each_step_draws_anew():
+def test_each_step_draws_other_tokens():
     codebook = half_dead(decay=0.0, revival=BatchRevival(1.0))
     x = near(1000)
     draws = []
@@ -172,7 +172,7 @@ def test_each_step_draws_anew():
     assert all(row >= 0 for draw in draws for row in draw)
 
 
-def test_a_batch_smaller_than_the_dead():
+def test_batch_with_fewer_tokens_than_dead_codes_is_used_repeatedly():
     codebook = half_dead(decay=0.0, revival=BatchRevival(0.5))
     x = near(2)
     codebook(x)
@@ -182,6 +182,6 @@ def test_a_batch_smaller_than_the_dead():
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_threshold_outside_its_range(threshold):
+def test_threshold_outside_0_to_1_is_refused(threshold):
     with pytest.raises(ValueError, match=r"threshold must be from 0 to 1.*fraction of the fair share"):
         BatchRevival(threshold)

@@ -1,4 +1,4 @@
-"""update_codebooks: several codebooks are updated as each alone, and quantisers can be built of public parts."""
+"""update_codebooks and its steps, quantisers made of public parts, policies by name or function, foreign keywords."""
 
 import copy
 
@@ -7,32 +7,80 @@ import torch
 from torch import nn
 
 import vqssl
-from tests.laws import assert_same_bits, state_of
-from vqssl import EMACodebook
+from tests.laws import assert_same_bits, correlation, state_of
+from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer, NoRevival
+from vqssl.distributed import TokenPool, rank_counts
 from vqssl.functional import batch_mean_ema, commitment_loss, count_weighted_ema, straight_through, unit
+from vqssl.update import batch_statistics, ema_step, replacement_candidates, without_overflow, write_back_
 
 
 def trained(metric="euclidean", seed=0, **options):
-    codebook = EMACodebook(codebook_size=6, dim=3, decay=0.7, metric=metric, seed=seed, **options)
+    codebook = EMACodebook(
+        codebook_size=6, dim=3, decay=0.7, metric=metric, seed=seed, revival=BatchRevival(0.9), **options
+    )
     for _ in range(3):
         codebook(torch.randn(40, 3))
     return codebook
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+# ---- several codebooks, and the steps ----
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", correlation])
 @pytest.mark.parametrize("compared", [True, False])
-def test_several_at_once_are_each_alone(metric, compared):
+def test_several_codebooks_in_one_call_equal_each_alone(metric, compared):
     codebooks = [trained(metric, seed) for seed in range(3)]
     codebooks[1].freeze()
-    alone = copy.deepcopy(codebooks)
     tokens = [torch.randn(2, 9, 3) for _ in codebooks]
     indices = [codebook.quantize(x).indices for codebook, x in zip(codebooks, tokens, strict=True)]
-    for codebook, x, k in zip(alone, tokens, indices, strict=True):
+    alone, without_revival = copy.deepcopy(codebooks), copy.deepcopy(codebooks)
+    for codebook, unrevived, x, k in zip(alone, without_revival, tokens, indices, strict=True):
         codebook.update_(x, k)
+        unrevived.revival = NoRevival()
+        unrevived.update_(x, k)
     if compared:
         tokens = [codebook.as_compared(x) for codebook, x in zip(codebooks, tokens, strict=True)]
     vqssl.update_codebooks(codebooks, tokens, indices, compared=compared)
     assert_same_bits([state_of(codebook) for codebook in codebooks], [state_of(codebook) for codebook in alone])
+    assert any(not torch.equal(a.embed, b.embed) for a, b in zip(alone, without_revival, strict=True))
+
+
+def test_steps_by_hand_equal_update_codebooks():
+    codebook = trained()
+    other = copy.deepcopy(codebook)
+    x = torch.randn(5, 3)
+    k = codebook.quantize(x).indices
+    vqssl.update_codebooks([codebook], [x], [k])
+
+    statistics = without_overflow(batch_statistics(x, k, 6))
+    state = ema_step(other, statistics)
+    dead = other.revival.dead(state)
+    assert dead.any()
+    pool = TokenPool(x, k >= 0, rank_counts(statistics.slots))
+    (candidates,) = replacement_candidates(other, pool, dead)
+    write_back_(other, other.revival.replace(state, dead, candidates), torch.tensor(True))
+    assert_same_bits(state_of(other), state_of(codebook))
+
+
+def test_write_back_of_false_changes_nothing():
+    codebook = trained()
+    before = state_of(codebook)
+    write_back_(codebook, codebook.state()._replace(embed=torch.zeros(6, 3)), torch.tensor(False))
+    assert_same_bits(state_of(codebook), before)
+
+
+@pytest.mark.parametrize("metric", ["cosine", unit, correlation])
+def test_code_whose_tokens_cancel_out_keeps_its_place(metric):
+    codebook = EMACodebook(codebook_size=1, dim=3, metric=metric, decay=0.0, eps=0.0, revival=None)
+    codebook.set_codes_(torch.tensor([[1.0, 2.0, -5.0]]))
+    codes = codebook.embed.clone()
+    x = torch.tensor([[1.0, -2.0, 1.0]])
+    codebook(torch.cat([x, -x]))
+    assert torch.equal(codebook.embed, codes)
+    assert codebook.cluster_size.item() == 2
+    assert codebook.num_updates.item() == 1
+    codebook(x)  # and moves again with the next token
+    torch.testing.assert_close(codebook.embed, codebook.as_compared(x))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +90,7 @@ def test_several_at_once_are_each_alone(metric, compared):
         (lambda c, x, k: ([c], [x[:, :2]], [k]), ValueError, r"tokens\[0\] must be \(\*batch, dim\) with dim = 3"),
         (lambda c, x, k: ([c], [x], [k[:3]]), ValueError, r"indices\[0\] must have one entry for each token"),
         (lambda c, x, k: ([c], [x], [x[:, 0]]), TypeError, r"indices\[0\] must be an integer tensor"),
+        (lambda c, x, k: ([c, c], [x, x[:, :2]], [k, k]), ValueError, r"tokens\[1\] must be"),
     ],
 )
 def test_refusals_leave_the_state(arguments, error, message):
@@ -50,6 +99,9 @@ def test_refusals_leave_the_state(arguments, error, message):
     with pytest.raises(error, match=message):
         vqssl.update_codebooks(*arguments(codebook, x, codebook.quantize(x).indices))
     assert_same_bits(state_of(codebook), before)
+
+
+# ---- a quantiser of public parts ----
 
 
 class Residual(nn.Module):
@@ -74,7 +126,7 @@ class Residual(nn.Module):
         return straight_through(x, x.detach() - rest), torch.stack(indices, -1), loss
 
 
-def test_a_residual_quantiser_can_be_built_of_public_names():
+def test_residual_quantiser_can_be_built_of_public_names():
     quantizer = Residual(3, codebook_size=8, dim=4, decay=0.5)
     data = torch.randn(512, 4)
     for _ in range(20):
@@ -93,72 +145,71 @@ def test_a_residual_quantiser_can_be_built_of_public_names():
 # ---- policies: a name or a function ----
 
 
-def test_a_metric_is_a_name_or_a_function():
-    x = torch.randn(50, 3)
-    named, given = (EMACodebook(codebook_size=6, dim=3, metric=metric, decay=0.7) for metric in ("cosine", unit))
-    for _ in range(4):
-        a, b = named(x), given(x)
-        assert torch.equal(a.indices, b.indices)
-        assert torch.equal(a.quantized, b.quantized)
-    assert_same_bits(state_of(named), state_of(given))
+@pytest.mark.parametrize(
+    ("named", "given"),
+    [
+        ({"metric": "cosine"}, {"metric": unit}),
+        ({"ema": "count_weighted"}, {"ema": count_weighted_ema}),
+        ({"ema": "batch_mean"}, {"ema": batch_mean_ema}),
+        ({"estimator": "rotation"}, {"estimator": vqssl.functional.rotation_trick}),
+    ],
+)
+def test_policy_by_name_equals_its_function(named, given):
+    a, b = trained(**named), trained(**given)
+    b.load_state_dict(a.state_dict())
+    for _ in range(3):
+        x = torch.randn(50, 3)
+        assert_same_bits(a(x), b(x))
+    assert_same_bits(state_of(a), state_of(b))
+
+
+def test_nearest_codeword_takes_a_metric_by_name_or_function():
+    x, codes = torch.randn(50, 3), torch.randn(6, 3)
     assert torch.equal(
-        vqssl.functional.nearest_codeword(x, named.embed, unit),
-        vqssl.functional.nearest_codeword(x, named.embed, "cosine"),
+        vqssl.functional.nearest_codeword(x, codes, unit), vqssl.functional.nearest_codeword(x, codes, "cosine")
     )
 
 
-def test_a_metric_of_ones_own_maps_tokens_and_codes():
-    def centred(x):
-        return x - x.mean(-1, keepdim=True)
+def test_metric_and_rule_of_ones_own_are_used_and_named():
+    def counts_alone(state, counts, sums, decay, eps):
+        return state._replace(cluster_size=counts)
 
-    codebook, x = EMACodebook(codebook_size=6, dim=3, metric=centred, decay=0.5), torch.randn(50, 3)
-    for _ in range(3):
-        out = codebook(x)
-    torch.testing.assert_close(codebook.embed.mean(-1), torch.zeros(6), atol=1e-6, rtol=0)
-    assert out.indices.shape == (50,)
-    codebook.eval()
-    shifted = codebook(x + torch.tensor([4.0]))
-    assert (shifted.indices == codebook(x).indices).float().mean() > 0.95  # equal but for rounding
-    assert "metric=centred" in repr(codebook)
-
-
-@pytest.mark.parametrize(("name", "rule"), [("count_weighted", count_weighted_ema), ("batch_mean", batch_mean_ema)])
-def test_an_ema_rule_is_a_name_or_a_function(name, rule):
-    x = torch.randn(50, 3)
-    named, given = (EMACodebook(codebook_size=6, dim=3, ema=ema, decay=0.7) for ema in (name, rule))
-    for _ in range(3):
-        named(x), given(x)
-    assert_same_bits(state_of(named), state_of(given))
+    codebook = trained(metric=correlation, ema=counts_alone)
+    codes, x = codebook.embed.clone(), torch.randn(50, 3)
+    codebook.revival = NoRevival()
+    out = codebook(x)
+    assert torch.equal(out.indices, vqssl.functional.nearest_codeword(x, codes, correlation))
+    assert torch.equal(codebook.cluster_size, torch.bincount(out.indices, minlength=6).float())
+    torch.testing.assert_close(codebook.embed, codes)
+    assert "metric=correlation, ema=counts_alone" in repr(codebook)
 
 
 # ---- keywords of other libraries ----
 
+BY_NAME = r"takes its sizes by name.*got 256, 512: write EMACodebook\(codebook_size=, dim=\)"
+
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("build", "arguments", "options", "message"),
     [
+        (EMACodebook, (256, 512), {}, BY_NAME),
+        (EMACodebook, (256,), {"dim": 4}, "takes its sizes by name"),
+        (MultiScaleQuantizer, ([3], 8, 4), {}, r"takes its sizes by name.*in_channels, codebook_size=, dim="),
+        (EMACodebook, (), {"num_embeddings": 8, "embedding_dim": 4}, "'num_embeddings', .*: write codebook_size="),
+        (EMACodebook, (), {"n_embed": 8, "dim": 4}, "write codebook_size="),
+        (EMACodebook, (), {"codebook_size": 8, "dim": 4, "ema_decay": 0.9}, "write decay="),
+        (EMACodebook, (), {"codebook_size": 8, "dim": 4, "use_cosine_sim": True}, 'write metric="cosine"'),
+        (EMACodebook, (), {"codebook_size": 8, "dim": 16, "codebook_dim": 4}, "write dim="),
         (
-            lambda: EMACodebook(codebook_size=256, dim=512),
-            r"takes its sizes by name.*got 256, 512: write EMACodebook\(codebook_size=, dim=\)",
-        ),
-        (lambda: EMACodebook(codebook_size=256, dim=4), "takes its sizes by name"),
-        (
-            lambda: vqssl.MultiScaleQuantizer([3], codebook_size=8, dim=4),
-            r"takes its sizes by name.*in_channels, codebook_size=, dim=",
-        ),
-        (lambda: EMACodebook(num_embeddings=8, embedding_dim=4), "'num_embeddings', .*: write codebook_size="),
-        (lambda: EMACodebook(n_embed=8, dim=4), "write codebook_size="),
-        (lambda: EMACodebook(codebook_size=8, dim=4, ema_decay=0.9), "write decay="),
-        (lambda: EMACodebook(codebook_size=8, dim=4, use_cosine_sim=True), 'write metric="cosine"'),
-        (lambda: EMACodebook(codebook_size=8, dim=16, codebook_dim=4), "write dim="),
-        (
-            lambda: vqssl.MultiScaleQuantizer([3], codebook_size=8, dim=4, ema_decay=0.9),
+            MultiScaleQuantizer,
+            ([3],),
+            {"codebook_size": 8, "dim": 4, "ema_decay": 0.9},
             "MultiScaleQuantizer has no .*decay=",
         ),
-        (lambda: EMACodebook(codebook_size=8, dim=4, no_such_option=1), "no_such_option"),
-        (lambda: EMACodebook(codebook_size=8), "dim"),
+        (EMACodebook, (), {"codebook_size": 8, "dim": 4, "no_such_option": 1}, "no_such_option"),
+        (EMACodebook, (), {"codebook_size": 8}, "dim"),
     ],
 )
-def test_a_foreign_keyword_or_a_positional_size_is_told_ours(build, message):
+def test_positional_sizes_and_foreign_keywords_get_an_error_that_names_ours(build, arguments, options, message):
     with pytest.raises(TypeError, match=message):
-        build()
+        build(*arguments, **options)

@@ -109,7 +109,9 @@ class EMACodebook(Grouped, nn.Module):
         eps: epsilon of the Laplace smoothing, in tokens.
         metric: ``"euclidean"``; ``"cosine"``, which scales tokens, codes and outputs to length 1; or a function
             ``(*batch, D) -> (*batch, D)`` that maps tokens and codes to the form in which euclidean distance compares
-            them, see :data:`vqssl.functional.METRICS`.
+            them, see :data:`vqssl.functional.METRICS`. It has to leave that form as it is, ``metric(metric(x))`` equal
+            to ``metric(x)``, since codes are mapped again after each update. Outputs have that form. A code whose form
+            would be all zeros keeps its place.
         commitment_weight: beta.
         ema: ``"count_weighted"`` (the conventional rule, default), ``"batch_mean"`` (the paper's Eq. 1), or a function
             with the signature of :func:`vqssl.functional.count_weighted_ema`.
@@ -195,7 +197,7 @@ class EMACodebook(Grouped, nn.Module):
         self.decay = decay
         self.eps = eps
         self.metric = metric
-        self.as_compared = by_name("metric", metric, METRICS)
+        by_name("metric", metric, METRICS)  # refuses an unknown one
         self.commitment_weight = commitment_weight
         self.ema = by_name("ema", ema, EMA_RULES)
         self.initialization = SampleInit() if initialization is None else initialization
@@ -305,6 +307,15 @@ class EMACodebook(Grouped, nn.Module):
         codes = torch.nn.functional.embedding(indices.clamp_min(0), self.embed)
         return torch.where((indices >= 0)[..., None], codes, 0.0)
 
+    def as_compared(self, x: Tensor) -> Tensor:
+        """Return tokens or codes ``(*batch, D)`` in the form in which the metric compares them.
+
+        >>> import torch
+        >>> EMACodebook(codebook_size=8, dim=2, metric="cosine").as_compared(torch.tensor([3.0, 4.0])).tolist()
+        [0.6000000238418579, 0.800000011920929]
+        """
+        return by_name("metric", self.metric, METRICS)(x)
+
     # ---- updates ----
 
     def update_(self, x: Tensor, indices: Tensor) -> None:
@@ -334,7 +345,7 @@ class EMACodebook(Grouped, nn.Module):
         if indices.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
             check_code_range("indices", indices, self.codebook_size)
         finite = kernels.finite_rows(x.detach().reshape(-1, self.dim)).reshape(indices.shape)
-        update_codebooks([self], [x], [torch.where(finite, indices.long(), -1)])
+        update_codebooks([self], [self.as_compared(x)], [torch.where(finite, indices.long(), -1)], compared=True)
 
     def freeze(self, frozen: bool = True) -> Self:
         """Stop updates, initialisation and revival in every mode; ``freeze(False)`` resumes them.
@@ -534,6 +545,10 @@ class EMACodebook(Grouped, nn.Module):
                 # Version 2 counted two draws before the first update.
                 updates = torch.where(draws < 0, -1, (draws - 2).clamp_min(0))
                 state_dict.setdefault(prefix + "num_updates", updates)
+            for name in CodebookState._fields:  # with assign=True the tensors themselves become the state
+                value = state_dict.get(prefix + name)
+                if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+                    state_dict[prefix + name] = value.float()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

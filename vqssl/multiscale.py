@@ -197,6 +197,8 @@ class MultiScaleQuantizer(nn.Module):
         return [self.codebook(scale) for scale in range(len(self.codebooks))]
 
     def _initialize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> None:
+        if not any(codebook.needs_codes for codebook in self._own_codebooks()):
+            return
         if self.shared:
             self.codebook(0).initialize_(self._joined(tokens), _joined_masks(tokens, masks))
             return

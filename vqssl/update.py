@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
-from vqssl.checks import can_read_without_sync, check_indices, check_tokens
+from vqssl.checks import can_read_without_sync, check_code_range, check_device, check_indices, check_tokens
 from vqssl.distributed import TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema_rules import CodebookState, EMARule
 from vqssl.functional.random import random_positions
@@ -83,11 +83,13 @@ def update_codebooks(
         codebooks: C of them, each once.
         tokens: for each codebook ``(*batch, D)``, as given to its ``quantize``.
         indices: for each codebook ``(*batch,)``, as ``quantize`` returned them: -1 where masked or not finite.
-        compared: True if the tokens already are what ``codebook.as_compared`` returns.
+        compared: True if the tokens are what ``codebook.as_compared`` returned, and the indices what the search returned
+            for them.
 
     Raises:
         TypeError: tokens are not floating or indices not integer tensors.
-        ValueError: the three sequences differ in length, or shapes or devices do not fit.
+        ValueError: the three sequences differ in length, shapes or devices do not fit, or (on CPU) an index is out of
+            range.
 
     >>> import torch, vqssl
     >>> codebooks = [vqssl.EMACodebook(codebook_size=8, dim=4, seed=seed) for seed in range(2)]
@@ -98,7 +100,7 @@ def update_codebooks(
     >>> [codebook.num_updates.item() for codebook in codebooks]
     [1, 1]
     """
-    _check(codebooks, tokens, indices)
+    _check(codebooks, tokens, indices, ranges=not compared)
     batches = [
         _Batch(
             codebook,
@@ -282,7 +284,9 @@ def _sum_over_ranks(parts: Sequence[Sequence[Tensor]], group: ProcessGroup | Non
     return [[next(summed) for _ in part] for part in parts]
 
 
-def _check(codebooks: Sequence[Updatable], tokens: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+def _check(
+    codebooks: Sequence[Updatable], tokens: Sequence[Tensor], indices: Sequence[Tensor], *, ranges: bool
+) -> None:
     if not len(codebooks) == len(tokens) == len(indices):
         raise ValueError(
             "codebooks, tokens and indices must have one entry for each codebook, got "
@@ -290,4 +294,7 @@ def _check(codebooks: Sequence[Updatable], tokens: Sequence[Tensor], indices: Se
         )
     for number, (codebook, z, k) in enumerate(zip(codebooks, tokens, indices, strict=True)):
         check_tokens(f"tokens[{number}]", z, codebook.embed.shape[1])
+        check_device(f"tokens[{number}]", z, codebook.embed.device)
         check_indices(f"indices[{number}]", k, z.shape[:-1], codebook.embed.device)
+        if ranges and k.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
+            check_code_range(f"indices[{number}]", k, len(codebook.embed))

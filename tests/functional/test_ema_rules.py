@@ -1,4 +1,4 @@
-"""The EMA rules against float64 loops over codes, and what each conserves."""
+"""The EMA rules equal float64 loops over codes, and what each conserves."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def setting(seed, size=6, dim=3, tokens=20, spread=2):
-    """A state, and the counts and sums of a batch in which at most half the codes are used."""
+    """Return a state, and counts and sums of a batch that uses at most half the codes."""
     generator = torch.Generator().manual_seed(seed)
     cluster_size = torch.rand(size, generator=generator, dtype=torch.float64) * 4 + 0.1
     embed = torch.randn(size, dim, generator=generator, dtype=torch.float64)
@@ -23,7 +23,7 @@ def setting(seed, size=6, dim=3, tokens=20, spread=2):
 
 
 def count_weighted_loop(state, counts, sums, decay, eps):
-    """VQ-VAE, appendix A.1, code by code in Python floats."""
+    """Return the state after a step of VQ-VAE, appendix A.1, code by code in Python floats."""
     size, dim = state.embed.shape
     n = [decay * float(state.cluster_size[k]) + (1 - decay) * float(counts[k]) for k in range(size)]
     total = sum(n)
@@ -38,7 +38,7 @@ def count_weighted_loop(state, counts, sums, decay, eps):
 
 
 def batch_mean_loop(state, counts, sums, decay, eps):
-    """Eq. 1 as published, code by code; counts as in the conventional rule, sums = counts x codes."""
+    """Return the state after a step of Eq. 1; counts as in the conventional rule, sums = counts x codes."""
     embed = state.embed.clone()
     n = state.cluster_size.clone()
     for k in range(len(embed)):
@@ -58,11 +58,11 @@ def test_every_rule_has_its_loop():
 @pytest.mark.parametrize("name", EMA_RULES)
 @given(
     seed=seeds,
-    tokens=st.integers(1, 20),  # nothing at all has a test of its own below
+    tokens=st.integers(1, 20),
     decay=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     eps=st.sampled_from([1e-5, 0.3]),
 )
-def test_rule_is_its_loop(name, seed, tokens, decay, eps):
+def test_rule_equals_its_loop(name, seed, tokens, decay, eps):
     state, counts, sums = setting(seed, tokens=tokens)
     torch.testing.assert_close(
         tuple(EMA_RULES[name](state, counts, sums, decay, eps)),
@@ -73,7 +73,7 @@ def test_rule_is_its_loop(name, seed, tokens, decay, eps):
 
 
 @pytest.mark.parametrize("name", EMA_RULES)
-def test_the_state_before_the_step_is_left_as_it_was(name):
+def test_step_does_not_change_its_input(name):
     state, counts, sums = setting(0)
     before = [t.clone() for t in (*state, counts, sums)]
     EMA_RULES[name](state, counts, sums, 0.9, 1e-5)
@@ -81,16 +81,16 @@ def test_the_state_before_the_step_is_left_as_it_was(name):
 
 
 @pytest.mark.parametrize("name", EMA_RULES)
-def test_counts_are_conserved(name):
-    """The sum of the running counts goes by the same average as the number of tokens."""
+def test_total_count_follows_the_number_of_tokens(name):
+    """The sum of the running counts is the same average of the numbers of tokens."""
     state, counts, sums = setting(1)
     after = EMA_RULES[name](state, counts, sums, 0.9, 1e-5)
     torch.testing.assert_close(after.cluster_size.sum(), 0.9 * state.cluster_size.sum() + 0.1 * counts.sum())
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
-def test_count_weighted_conserves_smoothed_mass(eps):
-    """Smoothing moves weight between codes and makes none: sum of M/e over codes is the sum of N."""
+def test_smoothing_conserves_the_total_count(eps):
+    """The divisors M/e sum to the counts N."""
     state, counts, sums = setting(2)
     after = count_weighted_ema(state, counts, sums, 0.9, eps)
     weights = (after.embed_avg / after.embed)[:, 0]
@@ -98,14 +98,14 @@ def test_count_weighted_conserves_smoothed_mass(eps):
 
 
 @pytest.mark.parametrize("name", EMA_RULES)
-def test_without_smoothing_code_is_sum_over_count(name):
+def test_without_smoothing_a_code_is_sum_over_count(name):
     state, counts, sums = setting(3)
     after = EMA_RULES[name](state, counts, sums, 0.9, 0.0)
     torch.testing.assert_close(after.embed * after.cluster_size[:, None], after.embed_avg, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", EMA_RULES)
-def test_batch_of_the_codes_themselves_moves_nothing(name):
+def test_batch_of_the_codes_themselves_moves_no_code(name):
     state, counts, _ = setting(4)
     after = EMA_RULES[name](state, counts, counts[:, None] * state.embed, 0.9, 0.0)
     torch.testing.assert_close(after.embed, state.embed, rtol=1e-13, atol=1e-13)
@@ -122,8 +122,8 @@ def test_permuting_codes_permutes_the_step(name):
 
 
 @given(seed=seeds)
-def test_without_smoothing_or_memory_unused_codes_stay(seed):
-    """decay = 0 and eps = 0: an unused code weighs nothing, and 0/0 must not become its value."""
+def test_without_smoothing_and_memory_unused_codes_stay(seed):
+    """With decay = 0 and eps = 0 an unused code has count and sum 0; its quotient must not become NaN."""
     state, counts, sums = setting(seed)
     after = count_weighted_ema(state, counts, sums, 0.0, 0.0)
     used = counts > 0
@@ -132,7 +132,7 @@ def test_without_smoothing_or_memory_unused_codes_stay(seed):
     torch.testing.assert_close(after.embed[used], (sums / counts[:, None])[used])
 
 
-def test_a_codebook_that_weighs_nothing_stays():
+def test_codes_stay_where_all_counts_are_zero():
     nothing = torch.zeros(4)
     state = CodebookState(torch.randn(4, 2), nothing, torch.zeros(4, 2))
     for eps in (0.0, 1e-5):
@@ -141,12 +141,12 @@ def test_a_codebook_that_weighs_nothing_stays():
 
 
 @given(seed=seeds, decay=st.sampled_from([0.0, 0.5, 0.99]))
-def test_eq_1_moves_only_used_codes_and_all_alike(seed, decay):
+def test_eq_1_moves_each_used_code_to_its_batch_mean_by_one_share(seed, decay):
     state, counts, sums = setting(seed)
     after = batch_mean_ema(state, counts, sums, decay, 1e-5)
     used = counts > 0
     assert after.embed[~used].equal(state.embed[~used])
-    # How far a code goes does not depend on how many tokens chose it.
+    # The share does not depend on how many tokens chose the code.
     step = after.embed[used] - state.embed[used]
     to_mean = (sums / counts[:, None])[used] - state.embed[used]
     torch.testing.assert_close(step, (1 - decay) * to_mean, rtol=1e-11, atol=1e-12)

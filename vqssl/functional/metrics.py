@@ -10,7 +10,7 @@ from vqssl.kernels import MetricName
 __all__ = ["METRICS", "Metric", "MetricName", "euclidean", "search_metric"]
 
 Metric = Callable[[Tensor], Tensor]
-"""``(*batch, D) -> (*batch, D)``: maps tokens and codes alike; the code nearest by euclidean distance wins."""
+"""``(*batch, D) -> (*batch, D)``, idempotent: maps tokens and codes; the code nearest by euclidean distance wins."""
 
 
 def euclidean(x: Tensor) -> Tensor:
