@@ -83,8 +83,7 @@ def update_codebooks(
         codebooks: C of them, each once.
         tokens: for each codebook ``(*batch, D)``, as given to its ``quantize``.
         indices: for each codebook ``(*batch,)``, as ``quantize`` returned them: -1 where masked or not finite.
-        compared: True if the tokens are what ``codebook.as_compared`` returned, and the indices what the search returned
-            for them.
+        compared: True if the tokens are what ``codebook.as_compared`` returned, and the indices those of the search.
 
     Raises:
         TypeError: tokens are not floating or indices not integer tensors.
