@@ -277,12 +277,3 @@ def test_module_runs_as_a_command(checkpoint):
     assert done.returncode == 0, done.stderr
     assert "verdict: ok" in done.stdout
     assert done.stderr == ""
-
-
-def test_import_loads_no_optional_package():
-    code = "import sys, torch; before = set(sys.modules); import vqssl.health; print(*set(sys.modules) - before)"
-    root = Path(vqssl.__file__).parent.parent
-    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-    new = {name.partition(".")[0] for name in printed.split()}
-    assert "vqssl" in new
-    assert not new & {"rich", "matplotlib", "lightning", "pytorch_lightning", "tensorboard", "safetensors"}
