@@ -54,16 +54,15 @@ torch.cuda.synchronize()'
 else
     failed+=("ncu is not installed")
 fi
-# The runs become records, of which the report and the documentation make their tables.
+# Runs become records by hand; the report and the documentation make their tables of records.
+printf '\nto keep these runs:\n'
 for file in runs/benchmarks/cuda.*.json; do
     [ -e "$file" ] || continue
     name=${file#runs/benchmarks/cuda.}
-    part 30 "add-${name%.json}" "$python" -m benchmarks.records add "${name%.json}" "$file" --replace
+    echo "    python -m benchmarks.records add ${name%.json} $file"
 done
-[ ! -e runs/reliability/cuda.band.json ] ||
-    part 30 add-band "$python" -m benchmarks.records add reliability runs/reliability/cuda.band.json --replace
-part 30 report "$python" -m benchmarks.report
-cp benchmarks/RESULTS.md "$results" || true
+[ ! -e runs/reliability/cuda.band.json ] || echo "    python -m benchmarks.records add reliability runs/reliability/cuda.band.json"
+echo "    python -m benchmarks.report"
 if [ ${#failed[@]} -gt 0 ]; then
     printf '\nfailed: %s\n' "${failed[*]}"
     exit 1

@@ -35,7 +35,7 @@ def report(check: str, wrong: int, **more: Any) -> None:
 
 
 def reference(x: Tensor, codes: Tensor, metric: str) -> Tensor:
-    """Return the answers of float64, in pieces that fit the memory."""
+    """Return the indices in float64, in chunks that fit the memory."""
     size = max(1, 2**27 // codes.numel())
     return torch.cat([kernels.nearest_reference(part, codes, metric) for part in x.split(size)])
 

@@ -1,6 +1,6 @@
 """Time the candidate block sizes on the GPU at hand, and keep the fastest for this user: `python -m benchmarks.tune`.
 
-The search reads the file afterwards (see vqssl.kernels.nearest.tuning). Its answers do not depend on it.
+The search reads the file afterwards (see vqssl.kernels.nearest.tuning). Results do not depend on it.
 """
 
 from __future__ import annotations

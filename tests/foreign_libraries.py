@@ -26,6 +26,8 @@ WANTED = (
     "encodec==0.1.1",
     "vector-quantize-pytorch==0.7.3",
     "lightning==2.6.6",
+    "lightning-utilities==0.15.3",
+    "torchmetrics==1.9.0",
     "transformers==5.24.0",
     "tokenizers==0.23.3",
     "regex==2026.11.19",

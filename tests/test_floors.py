@@ -102,9 +102,9 @@ def test_each_part_imports_only_from_floors_below(module, path):
     ("module", "is_package", "source"),
     [
         ("vqssl.kernels.nearest", False, "from vqssl.types import Quantized"),
-        ("vqssl.kernels.nearest", False, "def late():\n    from ..functional import ema"),
+        ("vqssl.kernels.nearest", False, "def late():\n    from ..functional import ema_rules"),
         ("vqssl.functional", True, "from ..codebook import EMACodebook"),
-        ("vqssl.functional.ema", False, "import vqssl.revival"),
+        ("vqssl.functional.ema_rules", False, "import vqssl.revival"),
         ("vqssl.revival", False, "from .codebook import EMACodebook"),
         ("vqssl.update", False, "from vqssl.codebook import EMACodebook"),
         ("vqssl.codebook", False, "from . import multiscale"),
@@ -123,8 +123,8 @@ def test_check_of_floors_finds_a_violation(module, is_package, source):
     ("module", "is_package", "source"),
     [
         ("vqssl.kernels", True, "from .nearest import nearest_codeword"),
-        ("vqssl.kernels.nearest", False, "from . import nearest_triton\nimport torch"),
-        ("vqssl.functional.ema", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
+        ("vqssl.kernels.nearest", False, "from . import search_triton\nimport torch"),
+        ("vqssl.functional.ema_rules", False, "from ..kernels.nearest import search\nfrom .usage import usage"),
         ("vqssl.codebook", False, "from vqssl.update import update_codebooks"),
         ("vqssl.multiscale", False, "from .codebook import EMACodebook\nfrom vqssl import functional, types"),
         ("vqssl.interop.states", False, "from ..multiscale import MultiScaleQuantizer\nimport vqssl.health"),

@@ -182,3 +182,13 @@ def test_num_updates_counts_updates_since_the_counts_started_at_one():
     assert codebook.num_updates.item() == 1
     codebook.reset_parameters()
     assert codebook.num_updates.item() == 0
+
+
+@pytest.mark.parametrize("name", ["version1_euclidean", "version2_euclidean_trained"])
+def test_older_state_is_assigned_to_a_module_on_the_meta_device(name):
+    kept = read(name)
+    with torch.device("meta"):
+        codebook = build(kept["options"])
+    codebook.load_state_dict(kept["state"], assign=True)
+    assert {tensor.device.type for tensor in codebook.state_dict().values()} == {"cpu"}
+    assert_continues_as_before(codebook, kept)

@@ -57,7 +57,7 @@ def test_steps_by_hand_equal_update_codebooks():
     dead = other.revival.dead(state)
     assert dead.any()
     pool = TokenPool(x, k >= 0, rank_counts(statistics.slots))
-    (candidates,) = replacement_candidates(other, pool, dead)
+    candidates = replacement_candidates(other, pool, dead)
     write_back_(other, other.revival.replace(state, dead, candidates), torch.tensor(True))
     assert_same_bits(state_of(other), state_of(codebook))
 
@@ -213,3 +213,42 @@ BY_NAME = r"takes its sizes by name.*got 256, 512: write EMACodebook\(codebook_s
 def test_positional_sizes_and_foreign_keywords_get_an_error_that_names_ours(build, arguments, options, message):
     with pytest.raises(TypeError, match=message):
         build(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_indices_of_any_integer_dtype_update_alike(dtype):
+    one = trained()
+    other, x = copy.deepcopy(one), torch.randn(20, 3)
+    indices = one.quantize(x).indices
+    vqssl.update_codebooks([one], [x], [indices])
+    vqssl.update_codebooks([other], [x], [indices.to(dtype)])
+    assert_same_bits(state_of(other), state_of(one))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ema": lambda state, n, s, decay, eps: tuple(state)}, TypeError, "ema must return a CodebookState"),
+        (
+            {"ema": lambda state, n, s, decay, eps: state._replace(embed=s.T)},
+            TypeError,
+            "ema must return a CodebookState",
+        ),
+        ({"estimator": lambda x, q: q.sum()}, ValueError, r"estimator must return a tensor of the tokens' shape"),
+        ({"estimator": lambda x, q: None}, ValueError, r"estimator must return .*got NoneType"),
+        ({"metric": lambda x: x[..., :2]}, ValueError, r"metric must return a tensor of the tokens' shape"),
+    ],
+)
+def test_a_policy_that_returns_something_else_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        EMACodebook(codebook_size=6, dim=3, **options)(torch.randn(9, 3))
+
+
+def test_a_metric_keeps_the_dtype_of_tokens():
+    codebook = EMACodebook(codebook_size=6, dim=3, metric=lambda x: x.float() / 1.0)
+    assert codebook(torch.randn(9, 3, dtype=torch.float16)).quantized.dtype == torch.float16
+
+
+def test_a_number_for_in_channels_is_told_to_be_a_sequence():
+    with pytest.raises(TypeError, match=r"in_channels must be a sequence.*write \[16\]"):
+        vqssl.MultiScaleQuantizer(16, codebook_size=8, dim=4)

@@ -95,6 +95,8 @@ def check_codes_at(name: str, x: Tensor, codebook_name: str, codebook: Tensor, i
         )
     check_indices("indices", indices, x.shape[:-1], x.device)
     check_device(codebook_name, codebook, x.device, name)
+    if indices.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
+        check_code_range("indices", indices, len(codebook))
 
 
 def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
@@ -169,7 +171,10 @@ def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
     """
     if indices.numel() == 0 or indices.device.type == "meta" or torch.compiler.is_compiling():
         return
-    low, high = (int(bound) for bound in indices.aminmax())
+    try:
+        low, high = (int(bound) for bound in indices.aminmax())
+    except RuntimeError:  # under torch.func.vmap there is no one value to read
+        return
     if low < -1 or high >= codebook_size:
         raise ValueError(
             f"{name} must be from -1 (masked) to {codebook_size - 1} (codebook_size - 1), got {low} to {high}: "
@@ -212,13 +217,14 @@ Parameters = ParamSpec("Parameters")
 
 
 def names_foreign_keywords(
-    ours: Mapping[str, str], *, by_name: str = ""
+    ours: Mapping[str, str], *, sizes_by_name: str, positional: int = 0
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
     """Decorate an ``__init__`` so that another library's keyword, or a positional size, gets an error that names ours.
 
     Args:
         ours: what to write instead, by the other library's keyword.
-        by_name: what to write instead of positional arguments after the first; "" where these are Python's to refuse.
+        sizes_by_name: what to write instead of more positional arguments.
+        positional: how many arguments may be positional.
     """
 
     def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -228,10 +234,10 @@ def names_foreign_keywords(
             for name in kwargs:
                 if name in ours:
                     raise TypeError(f"{owner} has no argument {name!r}, which another library has: write {ours[name]}")
-            if by_name and sum(isinstance(value, int) for value in args[1:]):
+            if any(isinstance(value, int) for value in args[1 + positional :]):
                 raise TypeError(
                     f"{owner} takes its sizes by name, since libraries differ in their order, got "
-                    f"{', '.join(map(repr, args[1:]))}: write {by_name}"
+                    f"{', '.join(map(repr, args[1:]))}: write {sizes_by_name}"
                 )
             init(*args, **kwargs)
 

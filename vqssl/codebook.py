@@ -59,36 +59,32 @@ class CodebookOptions(TypedDict):
 
 
 FOREIGN_KEYWORDS = {
-    # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq
-    "num_embeddings": "codebook_size=",
-    "n_embed": "codebook_size=",
-    "n_e": "codebook_size=",
-    "bins": "codebook_size=",
-    "num_codes": "codebook_size=",
-    "embedding_dim": "dim=",
-    "codebook_dim": "dim=, and project the tokens to it before",
-    "e_dim": "dim=",
-    "dimension": "dim=",
+    # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
+    **dict.fromkeys(
+        ("num_embeddings", "n_embeddings", "num_embed", "n_embed", "n_e", "num_codes", "num_vars", "bins"),
+        "codebook_size=",
+    ),
+    **dict.fromkeys(("embedding_dim", "embed_dim", "e_dim", "code_dim", "vq_dim", "feature_size", "dimension"), "dim="),
+    **dict.fromkeys(("commitment_cost", "commit_cost", "beta"), "commitment_weight="),
+    "codebook_dim": "dim=, the width of the codes; the projection to it is a module of your own",
     "ema_decay": "decay=",
-    "gamma": "decay=",
+    "gamma": "decay= if it weighs the old statistics, commitment_weight= if it weighs the loss",
     "epsilon": "eps=",
-    "beta": "commitment_weight=",
-    "commitment_cost": "commitment_weight=",
-    "use_cosine_sim": 'metric="cosine"',
-    "threshold_ema_dead_code": "revival=BatchRevival(threshold=), a fraction of the fair share",
-    "kmeans_init": "initialization=KMeansInit()",
+    "use_cosine_sim": 'metric="cosine" if it is True, nothing if it is False',
+    "l2_norm": 'metric="cosine" if it is True, nothing if it is False',
+    "threshold_ema_dead_code": "revival=BatchRevival(threshold=), a fraction of the fair share; revival=None for 0",
+    "kmeans_init": "initialization=KMeansInit() if it is True, nothing if it is False",
     "kmeans_iters": "initialization=KMeansInit(iterations=)",
-    "rotation_trick": 'estimator="rotation"',
-    "freeze_codebook": "codebook.freeze()",
-    "ema_update": "codebook.freeze() where the codes are to stay",
-    "heads": "one codebook, with tokens (*batch, heads, dim)",
-    "accept_image_fmap": "MultiScaleQuantizer, or move the channels to the last axis",
+    "rotation_trick": 'estimator="rotation" if it is True, nothing if it is False',
+    "freeze_codebook": ".freeze() behind the constructor if it is True, nothing if it is False",
+    "ema_update": ".freeze() behind the constructor if it is False, nothing if it is True",
+    "accept_image_fmap": "tokens with their width last, einops.rearrange(x, 'b c ... -> b ... c')",
     "sync_codebook": "process_group=; ranks are found at call time",
 }
 
 
 class EMACodebook(Grouped, nn.Module):
-    r"""A codebook that replaces each token by the nearest of K codes, and moves the codes after the tokens.
+    r"""A codebook that replaces each token by the nearest of K codes, and moves the codes towards the tokens.
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2, \qquad q_i = e_{k_i}, \qquad
         L = \beta \cdot \mathrm{mean}\,(z - \mathrm{sg}[q])^2
@@ -162,7 +158,7 @@ class EMACodebook(Grouped, nn.Module):
     num_updates: Tensor
     rng: Tensor
 
-    @names_foreign_keywords(FOREIGN_KEYWORDS, by_name="EMACodebook(codebook_size=, dim=)")
+    @names_foreign_keywords(FOREIGN_KEYWORDS, sizes_by_name="EMACodebook(codebook_size=, dim=)")
     def __init__(
         self,
         *,
@@ -276,9 +272,10 @@ class EMACodebook(Grouped, nn.Module):
             # By index: nothing of the tokens' size is held besides the result.
             quantized = straight_through(tokens, self.embed, indices=indices, mask=mask)
         else:
-            codes = self._codes_or_zeros(indices)
-            quantized = _zero_where_masked(self.estimator(tokens, codes).to(tokens.dtype), mask)
-        # Last: its gradient then comes first in the backward pass, and autograd adds the estimator's to it in place.
+            quantized = self.estimator(tokens, self._codes_or_zeros(indices))
+            _check_shape_of_result("estimator", quantized, tokens)
+            quantized = _zero_where_masked(quantized.to(tokens.dtype), mask)
+        # Computed last, so that backward runs it first: autograd then adds the estimator's gradient to it in place.
         loss = commitment_loss(tokens, self.embed, mask, self.commitment_weight, indices=indices)
         return Quantized(quantized, indices, loss)
 
@@ -314,7 +311,11 @@ class EMACodebook(Grouped, nn.Module):
         >>> EMACodebook(codebook_size=8, dim=2, metric="cosine").as_compared(torch.tensor([3.0, 4.0])).tolist()
         [0.6000000238418579, 0.800000011920929]
         """
-        return by_name("metric", self.metric, METRICS)(x)
+        if isinstance(self.metric, str):
+            return METRICS[self.metric](x)
+        form = self.metric(x)
+        _check_shape_of_result("metric", form, x)
+        return form.to(x.dtype)
 
     # ---- updates ----
 
@@ -414,8 +415,8 @@ class EMACodebook(Grouped, nn.Module):
             self.set_codes_(codes)
 
     def _first_codes(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-        # It synchronises, once in a codebook's life, and so stays out of graphs. Not by a decorator, which would make
-        # `import vqssl` load all of torch's compiler: many times its own time.
+        # It synchronises, once in a codebook's life, and so stays out of graphs. A decorator would load torch's
+        # compiler at import, which takes many times as long as the package.
         if "torch._dynamo" in sys.modules:
             return torch.compiler.disable(self._draw_first_codes)(tokens, mask)
         return self._draw_first_codes(tokens, mask)
@@ -447,8 +448,8 @@ class EMACodebook(Grouped, nn.Module):
     def usage(self, dead_below: float = 0.1) -> CodebookUsage:
         """Return how evenly the codes are used, from the running counts, which are sums over all ranks.
 
-        Counts start at 1 and forget by ``decay`` a step, so usage looks perfect before the first update, and too even
-        in the first few times 1 / (1 - decay) updates. For one batch write
+        Counts start at 1 and decay by the factor ``decay`` a step. So usage looks perfect before the first update, and
+        too even in the first few times 1 / (1 - decay) updates. For one batch write
         ``functional.codebook_usage(functional.code_counts(indices, K))``.
 
         Args:
@@ -533,13 +534,15 @@ class EMACodebook(Grouped, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
     ) -> None:
-        # Files that keep no versions, such as safetensors, count as version 1: what is there stays.
+        # Files without versions, such as safetensors, count as version 1. Only missing entries are added.
         version = local_metadata.get("version", 1)
         if prefix + "embed" in state_dict:
             if version < 2:  # codes, counts and sums alone, or another library's: a trained codebook
-                uncounted = self.rng.new_tensor(UNCOUNTED_DRAWS)
-                state_dict.setdefault(prefix + "initialized", torch.ones_like(self.initialized))
-                state_dict.setdefault(prefix + "rng", torch.stack([self.rng[0].detach(), uncounted]))
+                # On the device of the state, not of the module, which may be meta.
+                device = state_dict[prefix + "embed"].device
+                seed = self.seed if self.rng.is_meta else int(self.rng[0])
+                state_dict.setdefault(prefix + "initialized", torch.tensor(True, device=device))
+                state_dict.setdefault(prefix + "rng", torch.tensor([seed, UNCOUNTED_DRAWS], device=device))
             if version < 3 and isinstance(state_dict.get(prefix + "rng"), Tensor):
                 draws = state_dict[prefix + "rng"].reshape(-1)[-1]
                 # Version 2 counted two draws before the first update.
@@ -592,12 +595,21 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
         codebook._warned_of_random_codes = True
 
 
+def _check_shape_of_result(policy: str, result: Any, x: Tensor) -> None:
+    found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    if found != tuple(x.shape):
+        raise ValueError(
+            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: map tokens to another "
+            "width before the codebook"
+        )
+
+
 def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     # A gradient of zero times a NaN under the mask would still be NaN.
     return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
 def _forget_initialized(module: nn.Module, incompatible_keys: Any) -> None:
-    # A loaded `initialized` may be either; the next training step reads it.
+    # A loaded `initialized` may be True or False; the next training step reads it.
     assert isinstance(module, EMACodebook)
     module._known_initialized = False

@@ -54,7 +54,7 @@ class GroupHolder:
 
 
 class Grouped:
-    """Gives a module the attribute ``process_group``."""
+    """Mixin with the attribute ``process_group``."""
 
     _group = GroupHolder()
 

@@ -35,8 +35,8 @@ class MultiScaleQuantizer(nn.Module):
     training mode, the codebooks are updated.
 
     The commitment loss has a gradient only where the maps have one or the projection learns. With a teacher's maps and
-    the default projection it is a figure to watch. Detach maps of a network that is being trained (SimSiam, say),
-    unless commitment is meant to pull its features towards the codes.
+    the default projection it is only a diagnostic. Detach maps of a network that is being trained, for example in
+    SimSiam, unless commitment is meant to pull its features towards the codes.
 
     Args:
         in_channels: C_s, the channels of each map, one number a scale.
@@ -71,7 +71,15 @@ class MultiScaleQuantizer(nn.Module):
     ([(2, 4, 8, 8), (2, 4, 4, 4)], [(2, 8, 8), (2, 4, 4)])
     """
 
-    @names_foreign_keywords(FOREIGN_KEYWORDS, by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)")
+    @names_foreign_keywords(
+        {
+            **FOREIGN_KEYWORDS,
+            "codebook_dim": "dim=, the width to which each map is projected",
+            "accept_image_fmap": "nothing if it is True, channels_last=True if it is False",
+        },
+        sizes_by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)",
+        positional=1,
+    )
     def __init__(
         self,
         in_channels: Sequence[int],

@@ -1,4 +1,4 @@
-"""How codebooks follow the tokens that chose their codes: statistics, EMA, revival and write-back.
+"""The update of codebooks: statistics, EMA, revival and write-back.
 
 :func:`update_codebooks` puts the steps together; each is public, so that a quantiser of another shape can use them.
 """
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Updatable(Protocol):
-    """What :func:`update_codebooks` reads and writes: :class:`vqssl.EMACodebook` has it."""
+    """Attributes that :func:`update_codebooks` reads and writes; :class:`vqssl.EMACodebook` has them."""
 
     embed: Tensor
     cluster_size: Tensor
@@ -84,6 +84,7 @@ def update_codebooks(
         tokens: for each codebook ``(*batch, D)``, as given to its ``quantize``.
         indices: for each codebook ``(*batch,)``, as ``quantize`` returned them: -1 where masked or not finite.
         compared: True if the tokens are what ``codebook.as_compared`` returned, and the indices those of the search.
+            Nothing is checked then.
 
     Raises:
         TypeError: tokens are not floating or indices not integer tensors.
@@ -99,12 +100,13 @@ def update_codebooks(
     >>> [codebook.num_updates.item() for codebook in codebooks]
     [1, 1]
     """
-    _check(codebooks, tokens, indices, ranges=not compared)
+    if not compared:
+        _check(codebooks, tokens, indices)
     batches = [
         _Batch(
             codebook,
             *_in_dtype_of_state(
-                codebook, (z if compared else codebook.as_compared(z)).reshape(-1, z.shape[-1]), k.reshape(-1)
+                codebook, (z if compared else codebook.as_compared(z)).reshape(-1, z.shape[-1]), k.reshape(-1).long()
             ),
         )
         for codebook, z, k in zip(codebooks, tokens, indices, strict=True)
@@ -134,13 +136,11 @@ def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None
     ]
     states = [ema_step(batch.codebook, each) for batch, each in zip(batches, statistics, strict=True)]
     dead = [batch.codebook.revival.dead(state) for batch, state in zip(batches, states, strict=True)]
-    candidates = _sum_over_ranks(
-        [
-            replacement_candidates(batch.codebook, pool, of_codebook)
-            for batch, pool, of_codebook in zip(batches, pools, dead, strict=True)
-        ],
-        group,
-    )
+    own_candidates = [
+        replacement_candidates(batch.codebook, pool, of_codebook)
+        for batch, pool, of_codebook in zip(batches, pools, dead, strict=True)
+    ]
+    candidates = _sum_over_ranks([[] if drawn is None else [drawn] for drawn in own_candidates], group)
     for batch, each, pool, state, of_codebook, drawn in zip(
         batches, statistics, pools, states, dead, candidates, strict=True
     ):
@@ -186,17 +186,27 @@ def without_overflow(statistics: Statistics) -> Statistics:
 def ema_step(codebook: Updatable, statistics: Statistics) -> CodebookState:
     """Return the codebook's state after one step of its EMA rule, without writing it.
 
+    Raises:
+        TypeError: the rule does not return a :class:`vqssl.functional.CodebookState` of the same shapes.
+
     >>> import torch, vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=2, dim=1, decay=0.5)
     >>> ema_step(codebook, Statistics(torch.tensor([3.0, 1.0]), torch.zeros(2, 1), torch.zeros(1, 2))).cluster_size
     tensor([2., 1.])
     """
     state = CodebookState(codebook.embed, codebook.cluster_size, codebook.embed_avg)
-    return codebook.ema(state, statistics.counts, statistics.sums, codebook.decay, codebook.eps)
+    new = codebook.ema(state, statistics.counts, statistics.sums, codebook.decay, codebook.eps)
+    shapes = [tuple(tensor.shape) for tensor in state]
+    if not isinstance(new, CodebookState) or [tuple(tensor.shape) for tensor in new] != shapes:
+        found = [tuple(tensor.shape) for tensor in new] if isinstance(new, CodebookState) else type(new).__name__
+        raise TypeError(
+            f"ema must return a CodebookState of shapes {shapes}, got {found}: write return state._replace(embed=...)"
+        )
+    return new
 
 
-def replacement_candidates(codebook: Updatable, pool: TokenPool, dead: Tensor | None) -> list[Tensor]:
-    """Return this rank's share of the K replacement candidates, as a list of one; an empty list where none is needed.
+def replacement_candidates(codebook: Updatable, pool: TokenPool, dead: Tensor | None) -> Tensor | None:
+    """Return this rank's share of the K replacement candidates, ``(K, D)``, or None if none is needed.
 
     The candidates are drawn over all ranks by the codebook's own generator. Over several ranks their number must not
     depend on what died, and reading ``dead`` would synchronise a GPU: then there are K, whatever died.
@@ -209,12 +219,12 @@ def replacement_candidates(codebook: Updatable, pool: TokenPool, dead: Tensor | 
     >>> import torch, vqssl
     >>> codebook, x = vqssl.EMACodebook(codebook_size=4, dim=2), torch.randn(9, 2)
     >>> pool = vqssl.distributed.gather_pool(x, torch.ones(9, dtype=torch.bool))
-    >>> [drawn.shape for drawn in replacement_candidates(codebook, pool, torch.ones(4, dtype=torch.bool))]
-    [torch.Size([4, 2])]
+    >>> replacement_candidates(codebook, pool, torch.ones(4, dtype=torch.bool)).shape
+    torch.Size([4, 2])
     """
     if dead is None or (pool.is_local and can_read_without_sync(dead) and not dead.any()):
-        return []
-    return [pool.own(random_positions(codebook.rng, len(codebook.embed), pool.total))]
+        return None
+    return pool.own(random_positions(codebook.rng, len(codebook.embed), pool.total))
 
 
 @torch.no_grad()
@@ -236,7 +246,7 @@ def write_back_(codebook: Updatable, state: CodebookState, where: Tensor) -> Non
     ([[0.0], [0.0]], 1)
     """
     embed = codebook.as_compared(state.embed)
-    if embed is not state.embed:
+    if embed is not state.embed:  # the euclidean metric returns its argument: there a code may be zero
         embed = torch.where(embed.norm(dim=-1, keepdim=True) > 0, embed, codebook.embed)
     state = state._replace(embed=embed)
     if can_read_without_sync(where):
@@ -255,7 +265,7 @@ def write_back_(codebook: Updatable, state: CodebookState, where: Tensor) -> Non
 
 
 def _finite_rows(state: CodebookState) -> Tensor:
-    # Tokens near the end of float32 can take count times code beyond it.
+    # Near the largest float32, count times code overflows.
     return kernels.finite_rows(state.embed) & kernels.finite_rows(state.embed_avg)
 
 
@@ -271,7 +281,7 @@ def _rows_where(rows: Tensor, state: CodebookState, codebook: Updatable) -> Code
 def _in_dtype_of_state(codebook: Updatable, tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     state = codebook.embed.dtype
     if torch.finfo(tokens.dtype).max > torch.finfo(state).max:
-        # A token may be finite in float64 alone: a revival would make a code of it.
+        # A token may be finite in float64 only; a revival could copy it into a code.
         indices = torch.where(kernels.finite_rows(tokens.to(state)), indices, -1)
     return tokens.to(state), indices
 
@@ -283,9 +293,7 @@ def _sum_over_ranks(parts: Sequence[Sequence[Tensor]], group: ProcessGroup | Non
     return [[next(summed) for _ in part] for part in parts]
 
 
-def _check(
-    codebooks: Sequence[Updatable], tokens: Sequence[Tensor], indices: Sequence[Tensor], *, ranges: bool
-) -> None:
+def _check(codebooks: Sequence[Updatable], tokens: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
     if not len(codebooks) == len(tokens) == len(indices):
         raise ValueError(
             "codebooks, tokens and indices must have one entry for each codebook, got "
@@ -295,5 +303,5 @@ def _check(
         check_tokens(f"tokens[{number}]", z, codebook.embed.shape[1])
         check_device(f"tokens[{number}]", z, codebook.embed.device)
         check_indices(f"indices[{number}]", k, z.shape[:-1], codebook.embed.device)
-        if ranges and k.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
+        if k.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
             check_code_range(f"indices[{number}]", k, len(codebook.embed))

@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "simclr"], "methods must be one or more of byol, dissect, simsiam, got simclr"),
+        (["--methods", "simclr"], f"methods must be one or more of {', '.join(METHODS)}, got simclr"),
         (["--data", "no/such/place.npz"], r"no file or folder at no/such/place\.npz"),
         (["--optimization.batch-size", "4096"], "batch_size must not exceed the number of training images"),
     ],

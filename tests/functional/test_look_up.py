@@ -114,8 +114,19 @@ def test_training_step_holds_two_tensors_of_the_tokens_size():
         (lambda x, k, c: straight_through(x, c, indices=k.double()), TypeError, "integer tensor"),
         (lambda x, k, c: commitment_loss(x, c[:, :2], indices=k), ValueError, r"must be a codebook \(K, D\)"),
         (lambda x, k, c: commitment_loss(x, c, k, indices=k), TypeError, "mask must be a boolean tensor"),
+        (lambda x, k, c: straight_through(x, c, indices=k + 4), ValueError, r"from -1 \(masked\) to 3"),
+        (lambda x, k, c: commitment_loss(x, c, indices=k - 5), ValueError, r"from -1 \(masked\) to 3"),
     ],
 )
 def test_refusals_name_the_rule(call, error, message):
     with pytest.raises(error, match=message):
         call(*setting(5, 4, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_any_integer_dtype_gives_the_same(dtype):
+    x, indices, codes = setting(5, 4, 3)
+    assert torch.equal(
+        straight_through(x, codes, indices=indices.to(dtype)), straight_through(x, codes, indices=indices)
+    )
+    assert torch.equal(commitment_loss(x, codes, indices=indices.to(dtype)), commitment_loss(x, codes, indices=indices))

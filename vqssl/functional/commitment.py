@@ -24,7 +24,7 @@ def commitment_loss(
         x: tokens ``(*batch, D)``.
         quantized: their codes, of the same shape; or, with ``indices``, the codebook ``(K, D)``. No gradient passes to
             either.
-        mask: ``(*batch,)`` bool, True where a token counts; what stands elsewhere, NaN included, does not matter.
+        mask: ``(*batch,)`` bool, True where a token counts; other tokens are ignored, even if NaN.
         weight: beta.
         indices: ``(*batch,)`` integers, the code of each token, -1 where it has none. With them neither the codes of
             all tokens nor the differences are held, and the codebook may change before the backward pass.
@@ -35,7 +35,7 @@ def commitment_loss(
 
     Raises:
         TypeError: an input is not a floating tensor, the mask is not boolean, or the indices are not integers.
-        ValueError: the shapes or the devices differ.
+        ValueError: the shapes or the devices differ, or (on CPU) an index is out of range.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 3.0], [9.0, 9.0]])

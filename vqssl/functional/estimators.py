@@ -41,7 +41,7 @@ def straight_through(
 
     Raises:
         TypeError: an input is not a floating tensor, the indices are not integers, or the mask is not boolean.
-        ValueError: the shapes or the devices differ, or a mask came without indices.
+        ValueError: the shapes or the devices differ, a mask came without indices, or (on CPU) an index is out of range.
 
     >>> import torch
     >>> x = torch.tensor([0.3, 0.7], requires_grad=True)

@@ -39,5 +39,5 @@ def rows_of_table(codebook: Tensor, indices: Tensor, mask: Tensor | None, dtype:
     table[:size] = codebook.detach()
     table[size] = 0.0
     table[size + 1] = torch.nan
-    rows = torch.where(indices < 0, size + 1, indices)
+    rows = torch.where(indices < 0, size + 1, indices.long())
     return table, rows if mask is None else torch.where(mask, rows, size)

@@ -93,7 +93,7 @@ def check_precision(precision: str) -> None:
 
 
 def resolve_precision(precision: str) -> str:
-    """Return the precision that ``"torch"`` stands for at present; return other names as they are."""
+    """Return the current precision for ``"torch"``; return other names as they are."""
     if precision != "torch":
         return precision
     return {"highest": "exact", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]

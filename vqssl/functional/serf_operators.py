@@ -245,7 +245,7 @@ class SERFOperator(NamedTuple):
 
 
 OperatorName = Literal["spatial", "channel", "batch", "pooled", "concat"]
-OPERATORS: dict[str, SERFOperator] = {
+OPERATORS: dict[OperatorName, SERFOperator] = {
     "channel": SERFOperator(channel_attention, "anchor"),
     "batch": SERFOperator(batch_attention, "anchor"),
     "spatial": SERFOperator(spatial_attention, "tokens"),

@@ -23,7 +23,7 @@ SAVE_TENSORS = (
 
 
 class FoundCodebook(NamedTuple):
-    """A codebook of a module or a state; None where the source does not say."""
+    """A codebook of a module or a state; None where unknown."""
 
     embed: Tensor
     """``(K, D)``."""

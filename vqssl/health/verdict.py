@@ -14,7 +14,7 @@ Level = Literal["ok", "look", "act"]
 LEVELS: tuple[Level, ...] = ("ok", "look", "act")
 
 DEAD_ACT, DEAD_LOOK = 0.25, 0.05
-"""Share of dead codes beyond those without tokens by chance. A dead quarter costs memory and search for nothing; below
+"""Share of dead codes beyond those without tokens by chance. A dead quarter wastes memory and search time; below
 a twentieth no other measure of the codebook changes."""
 
 DYING_LOOK = 0.2
@@ -63,7 +63,7 @@ class Finding(NamedTuple):
     """
 
     level: Level
-    """``"ok"``; ``"look"``: worth a look, or too early to tell; ``"act"``: the codebook does not do its work."""
+    """``"ok"``; ``"look"``: worth a look, or too early to tell; ``"act"``: the codebook is not usable."""
     says: str
     """What was found, with the number."""
     advice: str

@@ -41,7 +41,7 @@ def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
         with _device_of(arguments):
             return kernel(*arguments)
     except Exception as error:
-        # Only failures to compile, of whichever class this version of Triton has; other errors are the caller's to see.
+        # Only failures to compile, of whichever class this version of Triton has; other errors propagate.
         if not type(error).__module__.startswith("triton."):
             raise
         _mark_unusable(module, error)

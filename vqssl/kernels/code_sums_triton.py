@@ -11,7 +11,7 @@ __all__ = ["add_tokens", "code_sums_triton", "sum_runs"]
 def code_sums_triton(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Count the tokens of each code and sum them: ``(N, D), (N,) int64 in [-1, K) -> (K,), (K, D)`` float32.
 
-    Computes what :func:`vqssl.kernels.code_sums` says. The order of atomic additions varies, so that sums differ in the
+    Equals :func:`vqssl.kernels.code_sums`. The order of atomic additions varies, so that sums differ in the
     last bit from run to run. Under ``torch.use_deterministic_algorithms(True)`` the tokens are sorted by code instead,
     and the run of each code is summed in the tokens' order.
     """

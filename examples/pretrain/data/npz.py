@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 def load_npz(path: Path, size: int) -> ImageSet:
     """Load the images of an npz file; see :func:`examples.pretrain.data.load_images`."""
-    # Opened here: numpy does not close a file that it opened itself and that is no zip.
+    # Opened here: numpy does not close a file that it opened itself and that is not a zip.
     with path.open("rb") as file:
         return _open_npz(path, file, size)
 

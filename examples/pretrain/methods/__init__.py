@@ -1,18 +1,20 @@
 """Pretraining methods, one a file. To add one: write its file as `interface.py` says, and add its line below."""
 
+from importlib import import_module
 from typing import Any
 
-from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.dissect import DiSSECT
 from examples.pretrain.methods.interface import Method, Step
-from examples.pretrain.methods.simsiam import SimSiam
 
 __all__ = ["METHODS", "Method", "Step", "default_options"]
 
+# Name of the method and of its file, and the class in it.
+CLASSES = {
+    "byol": "BYOL",
+    "dissect": "DiSSECT",
+    "simsiam": "SimSiam",
+}
 METHODS: dict[str, type[Method]] = {
-    "byol": BYOL,
-    "dissect": DiSSECT,
-    "simsiam": SimSiam,
+    name: getattr(import_module(f"{__name__}.{name}"), class_name) for name, class_name in CLASSES.items()
 }
 
 

@@ -70,7 +70,7 @@ class BYOL(nn.Module):
         return self.teacher.module.get_submodule("encoder")
 
     def compare(self, views: Sequence[Tensor]) -> Compared:
-        """Return what student and teacher make of V views `(B, C, S, S)`."""
+        """Return the outputs of student and teacher for V views `(B, C, S, S)`."""
         images = torch.cat(list(views))
         return Compared(self.student(images), *self.teacher(images))
 

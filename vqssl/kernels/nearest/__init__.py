@@ -2,7 +2,7 @@
 
 ====================  =============================================================================================
 ``op``                the operator ``vqssl::nearest_codeword``, which chooses the backend
-``rule``              what all backends answer: float64, the lowest index wins ties; its slowest form, for tests
+``rule``              what all backends return: float64, the lowest index wins ties; its slowest form, for tests
 ``tiled``             PyTorch on any device: one matrix product, an error bound, and a second look at close calls
 ``search_triton``     CUDA, by Triton kernels: ``prepare_triton`` rounds the codes, ``looks_triton`` compares
 ``tuning``            block sizes of the Triton kernels

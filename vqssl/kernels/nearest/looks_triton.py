@@ -1,7 +1,7 @@
 """The kernels of the three looks; ``search_triton.py`` explains them and launches them.
 
 Arguments that they share: tokens ``x`` (N, D) as given; ``high``, ``low``, ``constant``, ``centre`` and ``bounds`` as
-:class:`~vqssl.kernels.nearest.prepare_triton.PreparedCodes` has them; ``indices`` (N,), the answers; ``rows`` and
+:class:`~vqssl.kernels.nearest.prepare_triton.PreparedCodes` has them; ``indices`` (N,), the results; ``rows`` and
 ``count``, the list of rows to look at and its length; ``open_rows`` and ``open_count``, the list for the next look.
 """
 
