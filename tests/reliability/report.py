@@ -21,9 +21,9 @@ FIGURE = ROOT / "docs" / "pictures" / "long_run.png"
 
 
 def load(kind):
-    """Return the newest CPU record of a kind."""
+    """Return the newest CPU record of a kind; of one day's, the last in the file."""
     found = [one for one in records.load("reliability") if one["kind"] == kind and not records.on_gpu(one)]
-    return max(found, key=lambda one: one["date"])
+    return max(reversed(found), key=lambda one: one["date"])
 
 
 def table(header, rows):
@@ -130,12 +130,14 @@ def promises() -> list[tuple[str, str, str]]:
 def page() -> str:
     """Return docs/reliability.md."""
     suite, long_run = load("suite"), load("long_run")
+    models = {load(kind)["device"] for kind in ("suite", "ranks", "kills", "fuzz", "band", "long_run")}
+    named = ", ".join(sorted(model or "a CPU whose model was not recorded" for model in models))
     rows = [(promise, figure, f"`{command}`") for promise, figure, command in promises()]
     return f"""# Reliability
 
 What the library promises, what was measured, and the test or script that measures it. `python -m tests.reliability.report` makes this page
 from `benchmarks/results/reliability.jsonl`; no figure is typed by hand. The figures are of {suite["date"]}, torch {suite["versions"]["torch"]},
-Python {suite["versions"]["python"]}, two CPU cores; ranks are processes over gloo. None of it has been run on a GPU yet.
+Python {suite["versions"]["python"]}, two cores of {named}; ranks are processes over gloo. None of it has been run on a GPU yet.
 
 {table(["promise", "figure", "command"], rows)}
 Each script writes its record to `runs/reliability/`; `python -m benchmarks.records add reliability FILE...` keeps it.
