@@ -18,11 +18,12 @@ PACKAGE = Path(vqssl.__file__).parent
 # vqssl/; it may always import its own submodules. A new part needs a line here.
 MATHS = {"types", "checks", "kernels", "functional", "distributed"}
 POLICIES = {"initialization", "revival", "projection"}
-BELOW_CODEBOOK = MATHS | POLICIES | {"update"}
+BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords"}
 MAY_IMPORT = {
     "types": set(),
     "checks": set(),
     "copying": set(),
+    "foreign_keywords": set(),
     # Tensors in, tensors out
     "kernels": set(),
     # Pure maths, and the distributed calls

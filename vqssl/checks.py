@@ -3,10 +3,9 @@
 Each raises an error that says the rule, what was received, and what to write instead.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -211,39 +210,6 @@ def check_range(name: str, value: float, low: float, high: float, *, rule: str =
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value}{rule and ': '}{rule}")
-
-
-Parameters = ParamSpec("Parameters")
-
-
-def names_foreign_keywords(
-    ours: Mapping[str, str], *, sizes_by_name: str, positional: int = 0
-) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Decorate an ``__init__`` so that another library's keyword, or a positional size, gets an error that names ours.
-
-    Args:
-        ours: what to write instead, by the other library's keyword.
-        sizes_by_name: what to write instead of more positional arguments.
-        positional: how many arguments may be positional.
-    """
-
-    def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
-        @functools.wraps(init)
-        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-            owner = type(args[0]).__name__
-            for name in kwargs:
-                if name in ours:
-                    raise TypeError(f"{owner} has no argument {name!r}, which another library has: write {ours[name]}")
-            if any(isinstance(value, int) for value in args[1 + positional :]):
-                raise TypeError(
-                    f"{owner} takes its sizes by name, since libraries differ in their order, got "
-                    f"{', '.join(map(repr, args[1:]))}: write {sizes_by_name}"
-                )
-            init(*args, **kwargs)
-
-        return checked
-
-    return decorate
 
 
 def check_object(name: str, value: Any, protocol: type, example: str) -> None:

@@ -24,10 +24,10 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
     check_tokens,
-    names_foreign_keywords,
     policy_name,
 )
 from vqssl.distributed import Grouped, gather_pool
+from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARule
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
@@ -56,31 +56,6 @@ class CodebookOptions(TypedDict):
     estimator: NotRequired[EstimatorName | Estimator]
     precision: NotRequired[PrecisionName]
     process_group: NotRequired[ProcessGroup | None]
-
-
-FOREIGN_KEYWORDS = {
-    # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
-    **dict.fromkeys(
-        ("num_embeddings", "n_embeddings", "num_embed", "n_embed", "n_e", "num_codes", "num_vars", "bins"),
-        "codebook_size=",
-    ),
-    **dict.fromkeys(("embedding_dim", "embed_dim", "e_dim", "code_dim", "vq_dim", "feature_size", "dimension"), "dim="),
-    **dict.fromkeys(("commitment_cost", "commit_cost", "beta"), "commitment_weight="),
-    "codebook_dim": "dim=, the width of the codes; the projection to it is a module of your own",
-    "ema_decay": "decay=",
-    "gamma": "decay= if it weighs the old statistics, commitment_weight= if it weighs the loss",
-    "epsilon": "eps=",
-    "use_cosine_sim": 'metric="cosine" if it is True, nothing if it is False',
-    "l2_norm": 'metric="cosine" if it is True, nothing if it is False',
-    "threshold_ema_dead_code": "revival=BatchRevival(threshold=), a fraction of the fair share; revival=None for 0",
-    "kmeans_init": "initialization=KMeansInit() if it is True, nothing if it is False",
-    "kmeans_iters": "initialization=KMeansInit(iterations=)",
-    "rotation_trick": 'estimator="rotation" if it is True, nothing if it is False',
-    "freeze_codebook": ".freeze() behind the constructor if it is True, nothing if it is False",
-    "ema_update": ".freeze() behind the constructor if it is False, nothing if it is True",
-    "accept_image_fmap": "tokens with their width last, einops.rearrange(x, 'b c ... -> b ... c')",
-    "sync_codebook": "process_group=; ranks are found at call time",
-}
 
 
 class EMACodebook(Grouped, nn.Module):

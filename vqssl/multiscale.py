@@ -15,9 +15,9 @@ from vqssl.checks import (
     check_positive_int,
     check_seed,
     check_state_fits,
-    names_foreign_keywords,
 )
-from vqssl.codebook import FOREIGN_KEYWORDS, CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
 from vqssl.update import update_codebooks

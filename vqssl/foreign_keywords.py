@@ -1,0 +1,64 @@
+"""Keywords of other libraries, and the error that names ours."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import ParamSpec
+
+__all__ = ["FOREIGN_KEYWORDS", "names_foreign_keywords"]
+
+FOREIGN_KEYWORDS = {
+    # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
+    **dict.fromkeys(
+        ("num_embeddings", "n_embeddings", "num_embed", "n_embed", "n_e", "num_codes", "num_vars", "bins"),
+        "codebook_size=",
+    ),
+    **dict.fromkeys(("embedding_dim", "embed_dim", "e_dim", "code_dim", "vq_dim", "feature_size", "dimension"), "dim="),
+    **dict.fromkeys(("commitment_cost", "commit_cost", "beta"), "commitment_weight="),
+    "codebook_dim": "dim=, the width of the codes; the projection to it is a module of your own",
+    "ema_decay": "decay=",
+    "gamma": "decay= if it weighs the old statistics, commitment_weight= if it weighs the loss",
+    "epsilon": "eps=",
+    "use_cosine_sim": 'metric="cosine" if it is True, nothing if it is False',
+    "l2_norm": 'metric="cosine" if it is True, nothing if it is False',
+    "threshold_ema_dead_code": "revival=BatchRevival(threshold=), a fraction of the fair share; revival=None for 0",
+    "kmeans_init": "initialization=KMeansInit() if it is True, nothing if it is False",
+    "kmeans_iters": "initialization=KMeansInit(iterations=)",
+    "rotation_trick": 'estimator="rotation" if it is True, nothing if it is False',
+    "freeze_codebook": ".freeze() behind the constructor if it is True, nothing if it is False",
+    "ema_update": ".freeze() behind the constructor if it is False, nothing if it is True",
+    "accept_image_fmap": "tokens with their width last, einops.rearrange(x, 'b c ... -> b ... c')",
+    "sync_codebook": "process_group=; ranks are found at call time",
+}
+"""What to write instead, by keyword of another library."""
+
+Parameters = ParamSpec("Parameters")
+
+
+def names_foreign_keywords(
+    ours: Mapping[str, str], *, sizes_by_name: str, positional: int = 0
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Decorate an ``__init__`` so that another library's keyword, or a positional size, gets an error that names ours.
+
+    Args:
+        ours: what to write instead, by the other library's keyword.
+        sizes_by_name: what to write instead of more positional arguments.
+        positional: how many arguments may be positional.
+    """
+
+    def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        @functools.wraps(init)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+            owner = type(args[0]).__name__
+            for name in kwargs:
+                if name in ours:
+                    raise TypeError(f"{owner} has no argument {name!r}, which another library has: write {ours[name]}")
+            if any(isinstance(value, int) for value in args[1 + positional :]):
+                raise TypeError(
+                    f"{owner} takes its sizes by name, since libraries differ in their order, got "
+                    f"{', '.join(map(repr, args[1:]))}: write {sizes_by_name}"
+                )
+            init(*args, **kwargs)
+
+        return checked
+
+    return decorate
