@@ -24,6 +24,13 @@ from vqssl.update import update_codebooks
 
 __all__ = ["MultiScaleQuantizer"]
 
+# Not in the decorator: Sphinx cannot parse a dictionary that unpacks another there.
+KEYWORDS = {
+    **FOREIGN_KEYWORDS,
+    "codebook_dim": "dim=, the width to which each map is projected",
+    "accept_image_fmap": "nothing if it is True, channels_last=True if it is False",
+}
+
 
 class MultiScaleQuantizer(nn.Module):
     r"""A quantiser of one or several feature maps, each projected to the common code width first.
@@ -72,13 +79,7 @@ class MultiScaleQuantizer(nn.Module):
     """
 
     @names_foreign_keywords(
-        {
-            **FOREIGN_KEYWORDS,
-            "codebook_dim": "dim=, the width to which each map is projected",
-            "accept_image_fmap": "nothing if it is True, channels_last=True if it is False",
-        },
-        sizes_by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)",
-        positional=1,
+        KEYWORDS, sizes_by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)", positional=1
     )
     def __init__(
         self,
