@@ -131,7 +131,7 @@ def page() -> str:
     """Return docs/reliability.md."""
     suite, long_run = load("suite"), load("long_run")
     models = {load(kind)["device"] for kind in ("suite", "ranks", "kills", "fuzz", "band", "long_run")}
-    named = ", ".join(sorted(model or "a CPU whose model was not recorded" for model in models))
+    named = " and ".join(sorted(model or "a CPU whose model was not recorded" for model in models))
     rows = [(promise, figure, f"`{command}`") for promise, figure, command in promises()]
     return f"""# Reliability
 
