@@ -190,12 +190,33 @@ def usage_section(where: str, result: Record) -> str:
     return text + f"\n![Usage, error and moves over the steps](results/codebook_usage.{where}.png)\n"
 
 
+def old_against_new_section(where: str, result: Record) -> str:
+    """Return the section on a training step of two commits."""
+    rows = [
+        [
+            f"{row['tokens']} x {row['codes']} x {row['width']}",
+            ", ".join([row["metric"], row["dtype"], *(["masked"] if row["masked"] else [])]),
+            f"{row['ratio'][1]:.3f} [{row['ratio'][0]:.3f}, {row['ratio'][2]:.3f}]",
+            f"{row['old_mib']:.1f}",
+            f"{row['new_mib']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return (
+        heading(f"A training step against commit {result['old']}", where, result)
+        + f"CPU time of a step of `EMACodebook`, new over old, at commit {result['commit']}: the median over pairs of "
+        "neighbouring steps, and quartiles. Peak memory is that of the profiler.\n\n"
+        + table(["N x K x D", "tokens", "time, new / old", "old, MiB", "new, MiB"], rows)
+    )
+
+
 SECTIONS: dict[str, Callable[[str, Record], str]] = {
     "search": search_section,
     "train_step": step_section,
     "memory": memory_section,
     "dissect_step": dissect_section,
     "codebook_usage": usage_section,
+    "old_against_new": old_against_new_section,
 }
 PICTURES: dict[str, Callable[[Record, Path], None]] = {
     "search": draw_search,

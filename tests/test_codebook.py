@@ -130,6 +130,24 @@ class TestRotation(RotationMaterial, ValueLaws, MaskLaws, DtypeLaws):
 # The graphs that a policy changes. Those of a codebook with the default policies are in TestEuclidean.
 
 
+# The laws that do not depend on the policy of a variant, for every variant all the same.
+
+
+@pytest.mark.thorough
+class TestOtherLawsOfBatchMean(CodebookMaterial, ValueLaws, DtypeLaws, GraphLaws):
+    options = {"ema": "batch_mean"}  # noqa: RUF012
+
+
+@pytest.mark.thorough
+class TestOtherLawsOfKMeans(CodebookMaterial, ValueLaws, DtypeLaws, GraphLaws):
+    options = {"initialization": KMeansInit(iterations=4)}  # noqa: RUF012
+
+
+@pytest.mark.thorough
+class TestOtherLawsOfRotation(RotationMaterial, StateLaws):
+    pass
+
+
 @pytest.mark.thorough
 class TestGraphsOfCosine(CosineMaterial, GraphLaws):
     pass

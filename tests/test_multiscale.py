@@ -51,8 +51,30 @@ class TestShared(PyramidMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
     options = {"shared": True}  # noqa: RUF012
 
 
-class TestSharedCosineKMeans(PyramidMaterial, StateLaws, MaskLaws):
+class SharedCosineKMeansMaterial(PyramidMaterial):
     options = {"shared": True, "metric": "cosine", "initialization": KMeansInit(3)}  # noqa: RUF012
+
+    def projected(self, module, tokens):
+        return [z / z.norm(dim=-1, keepdim=True) for z in tokens]
+
+
+class TestSharedCosineKMeans(SharedCosineKMeansMaterial, StateLaws, MaskLaws):
+    pass
+
+
+@pytest.mark.thorough
+class TestOtherLawsOfSharedCosineKMeans(SharedCosineKMeansMaterial, ValueLaws, DtypeLaws, GraphLaws):
+    pass
+
+
+@pytest.mark.thorough
+class TestGraphsOfOneCodebookAScale(PyramidMaterial, GraphLaws):
+    pass
+
+
+@pytest.mark.thorough
+class TestGraphsOfShared(PyramidMaterial, GraphLaws):
+    options = {"shared": True}  # noqa: RUF012
 
 
 class ProjectedMaterial(PyramidMaterial):
