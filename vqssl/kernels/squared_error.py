@@ -79,7 +79,11 @@ def _residual(x: Tensor, indices: Tensor, codes: Tensor, masked: bool) -> Tensor
     residual = workspace("residual", codes.dtype, x.device, *x.shape)
     torch.index_select(codes, 0, indices.clamp_min(0) if masked else indices, out=residual)
     torch.sub(x, residual, out=residual)
-    return residual.masked_fill_((indices < 0)[:, None], 0.0) if masked else residual
+    if not masked:
+        return residual
+    if x.device.type == "cpu":  # a fifth of the time of masked_fill_; elsewhere nonzero would synchronise
+        return residual.index_fill_(0, (indices < 0).nonzero().squeeze(1), 0.0)
+    return residual.masked_fill_((indices < 0)[:, None], 0.0)
 
 
 def _tiles(x: Tensor) -> Iterator[slice]:
