@@ -87,7 +87,14 @@ class Worker:
     """A process that runs one version of the library."""
 
     def __init__(self, tree: Path, threads: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(tree),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # The C library keeps freed memory: the page faults of fresh memory vary by a tenth of a step from run to run.
+            "MALLOC_MMAP_THRESHOLD_": str(2**32),
+            "MALLOC_TRIM_THRESHOLD_": str(2**33),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER, str(threads)],
             stdin=subprocess.PIPE,
