@@ -91,7 +91,7 @@ class Worker:
             **os.environ,
             "PYTHONPATH": str(tree),
             "OMP_WAIT_POLICY": "PASSIVE",
-            # The C library keeps freed memory: the page faults of fresh memory vary by a tenth of a step from run to run.
+            # The C library keeps freed memory: page faults of fresh memory vary by a tenth of a step between runs.
             "MALLOC_MMAP_THRESHOLD_": str(2**32),
             "MALLOC_TRIM_THRESHOLD_": str(2**33),
         }
