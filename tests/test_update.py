@@ -239,16 +239,16 @@ def test_indices_of_any_integer_dtype_update_alike(dtype):
         ({"metric": lambda x: x[..., :2]}, ValueError, r"metric must return a tensor of the tokens' shape"),
     ],
 )
-def test_a_policy_that_returns_something_else_is_refused(options, error, message):
+def test_policy_result_of_another_type_or_shape_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         EMACodebook(codebook_size=6, dim=3, **options)(torch.randn(9, 3))
 
 
-def test_a_metric_keeps_the_dtype_of_tokens():
+def test_metric_keeps_the_dtype_of_tokens():
     codebook = EMACodebook(codebook_size=6, dim=3, metric=lambda x: x.float() / 1.0)
     assert codebook(torch.randn(9, 3, dtype=torch.float16)).quantized.dtype == torch.float16
 
 
-def test_a_number_for_in_channels_is_told_to_be_a_sequence():
+def test_in_channels_given_as_a_number_is_refused():
     with pytest.raises(TypeError, match=r"in_channels must be a sequence.*write \[16\]"):
         vqssl.MultiScaleQuantizer(16, codebook_size=8, dim=4)

@@ -83,19 +83,30 @@ def check_alike(name: str, x: Tensor, other_name: str, other: Tensor, cure: str,
     check_device(other_name, other, x.device, name)
 
 
-def check_codes_at(name: str, x: Tensor, codebook_name: str, codebook: Tensor, indices: Tensor) -> None:
-    """Raise unless ``codebook`` is ``(K, D)`` for tokens ``(*batch, D)`` with one index each, all on one device."""
-    check_floating(name, x)
-    check_floating(codebook_name, codebook)
-    if codebook.ndim != 2 or x.ndim < 1 or x.shape[-1] != codebook.shape[1]:
+def check_codes(x: Tensor, quantized: Tensor, indices: Tensor | None = None, several: str = "") -> None:
+    """Raise unless ``quantized`` has one code for each token, or with ``indices`` is their codebook ``(K, D)``.
+
+    Args:
+        x: tokens ``(*batch, D)``.
+        quantized: ``(*batch, D)``, or with ``indices`` ``(K, D)``.
+        indices: ``(*batch,)`` integers from -1 to K - 1, or None.
+        several: what to write where a sequence of tensors came instead of one.
+    """
+    if indices is None:
+        cure = "look the codes up with the indices of these very tokens"
+        check_alike("x", x, "quantized", quantized, cure, several)
+        return
+    check_floating("x", x, several)
+    check_floating("quantized", quantized, several)
+    if quantized.ndim != 2 or x.ndim < 1 or x.shape[-1] != quantized.shape[1]:
         raise ValueError(
-            f"with indices, {codebook_name} must be a codebook (K, D) with D the width of {name}, got shapes "
-            f"{tuple(codebook.shape)} and {tuple(x.shape)}: leave indices out to give one code for each token"
+            f"with indices, quantized must be a codebook (K, D) with D the width of x, got shapes "
+            f"{tuple(quantized.shape)} and {tuple(x.shape)}: leave indices out to give one code for each token"
         )
     check_indices("indices", indices, x.shape[:-1], x.device)
-    check_device(codebook_name, codebook, x.device, name)
+    check_device("quantized", quantized, x.device, "x")
     if indices.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
-        check_code_range("indices", indices, len(codebook))
+        check_code_range("indices", indices, len(quantized))
 
 
 def check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
@@ -170,8 +181,9 @@ def check_code_range(name: str, indices: Tensor, codebook_size: int) -> None:
     """
     if indices.numel() == 0 or indices.device.type == "meta" or torch.compiler.is_compiling():
         return
+    bounds = indices.long().aminmax()
     try:
-        low, high = (int(bound) for bound in indices.aminmax())
+        low, high = (int(bound) for bound in bounds)
     except RuntimeError:  # under torch.func.vmap there is no one value to read
         return
     if low < -1 or high >= codebook_size:

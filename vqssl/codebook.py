@@ -557,8 +557,8 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
         codebooks: those it is about to use.
     """
     suspects = [codebook for codebook in codebooks if codebook.frozen or not owner.training]
-    random = [codebook for codebook in suspects if codebook.is_known_random()]
-    if not random or all(codebook._warned_of_random_codes for codebook in random):
+    random = [each for each in suspects if not each._warned_of_random_codes and each.is_known_random()]
+    if not random:
         return
     by_hand = "call initialize_(x), " if owner in codebooks else ""
     warnings.warn(
@@ -574,8 +574,8 @@ def _check_shape_of_result(policy: str, result: Any, x: Tensor) -> None:
     found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
     if found != tuple(x.shape):
         raise ValueError(
-            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: map tokens to another "
-            "width before the codebook"
+            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: return one vector "
+            "of the same width for each token"
         )
 
 

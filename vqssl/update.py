@@ -103,12 +103,7 @@ def update_codebooks(
     if not compared:
         _check(codebooks, tokens, indices)
     batches = [
-        _Batch(
-            codebook,
-            *_in_dtype_of_state(
-                codebook, (z if compared else codebook.as_compared(z)).reshape(-1, z.shape[-1]), k.reshape(-1).long()
-            ),
-        )
+        _batch(codebook, z if compared else codebook.as_compared(z), k)
         for codebook, z, k in zip(codebooks, tokens, indices, strict=True)
         if not codebook.frozen
     ]
@@ -127,6 +122,15 @@ class _Batch(NamedTuple):
     indices: Tensor
 
 
+def _batch(codebook: Updatable, tokens: Tensor, indices: Tensor) -> _Batch:
+    tokens, indices = tokens.reshape(-1, tokens.shape[-1]), indices.reshape(-1).long()
+    state = codebook.embed.dtype
+    if torch.finfo(tokens.dtype).max > torch.finfo(state).max:
+        # A token may be finite in float64 only; a revival could copy it into a code.
+        indices = torch.where(kernels.finite_rows(tokens.to(state)), indices, -1)
+    return _Batch(codebook, tokens.to(state), indices)
+
+
 def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None:
     own = [batch_statistics(z, k, len(codebook.embed), group) for codebook, z, k in batches]
     statistics = [without_overflow(Statistics(*summed)) for summed in _sum_over_ranks(own, group)]
@@ -137,15 +141,15 @@ def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None
     states = [ema_step(batch.codebook, each) for batch, each in zip(batches, statistics, strict=True)]
     dead = [batch.codebook.revival.dead(state) for batch, state in zip(batches, states, strict=True)]
     own_candidates = [
-        replacement_candidates(batch.codebook, pool, of_codebook)
-        for batch, pool, of_codebook in zip(batches, pools, dead, strict=True)
+        replacement_candidates(batch.codebook, pool, is_dead)
+        for batch, pool, is_dead in zip(batches, pools, dead, strict=True)
     ]
     candidates = _sum_over_ranks([[] if drawn is None else [drawn] for drawn in own_candidates], group)
-    for batch, each, pool, state, of_codebook, drawn in zip(
+    for batch, each, pool, state, is_dead, drawn in zip(
         batches, statistics, pools, states, dead, candidates, strict=True
     ):
-        if of_codebook is not None and drawn:
-            state = batch.codebook.revival.replace(state, of_codebook & (pool.total > 0), drawn[0])
+        if is_dead is not None and drawn:
+            state = batch.codebook.revival.replace(state, is_dead & (pool.total > 0), drawn[0])
         write_back_(batch.codebook, state, each.counts.sum() > 0)
 
 
@@ -276,14 +280,6 @@ def _rows_where(rows: Tensor, state: CodebookState, codebook: Updatable) -> Code
         torch.where(rows, state.cluster_size, codebook.cluster_size),
         torch.where(rows[:, None], state.embed_avg, codebook.embed_avg),
     )
-
-
-def _in_dtype_of_state(codebook: Updatable, tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    state = codebook.embed.dtype
-    if torch.finfo(tokens.dtype).max > torch.finfo(state).max:
-        # A token may be finite in float64 only; a revival could copy it into a code.
-        indices = torch.where(kernels.finite_rows(tokens.to(state)), indices, -1)
-    return tokens.to(state), indices
 
 
 def _sum_over_ranks(parts: Sequence[Sequence[Tensor]], group: ProcessGroup | None) -> list[list[Tensor]]:

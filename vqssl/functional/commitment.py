@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqssl import kernels
-from vqssl.checks import check_alike, check_codes_at, check_mask
+from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import rows_of_table
 
 __all__ = ["commitment_loss"]
@@ -44,11 +44,8 @@ def commitment_loss(
     >>> commitment_loss(x, torch.tensor([[9.0, 9.0], [1.0, 1.0]]), indices=torch.tensor([1, 0])).item()
     0.25
     """
-    if indices is None:
-        several = "call it once for each pair and add the results, torch.stack(losses).sum()"
-        check_alike("x", x, "quantized", quantized, _CURE, several)
-    else:
-        check_codes_at("x", x, "quantized", quantized, indices)
+    several = "call it once for each pair and add the results, torch.stack(losses).sum()"
+    check_codes(x, quantized, indices, several)
     check_mask(mask, x.shape[:-1], x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if indices is None:
@@ -59,9 +56,6 @@ def commitment_loss(
         squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
     count = max(x.numel(), 1) if mask is None else (mask.sum() * x.shape[-1]).clamp_min(1)
     return weight * squared / count
-
-
-_CURE = "look the codes up with the indices of these very tokens"
 
 
 def _squared_error(x: Tensor, rows: Tensor, table: Tensor, masked: bool) -> Tensor:

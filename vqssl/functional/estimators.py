@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vqssl.checks import check_alike, check_codes_at, check_mask
+from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import look_up, rows_of_table
 from vqssl.functional.vectors import unit
 
@@ -16,8 +16,6 @@ Estimator = Callable[[Tensor, Tensor], Tensor]
 """``(x, quantized) -> tensor``, all ``(*batch, D)``: the value of the code with a gradient to the token."""
 
 EstimatorName = Literal["straight_through", "rotation"]
-
-_CURE = "look the codes up with the indices of these very tokens"
 
 
 def straight_through(
@@ -55,9 +53,9 @@ def straight_through(
     if indices is None:
         if mask is not None:
             raise ValueError("mask needs indices, got none: write torch.where(mask[..., None], quantized, 0.0)")
-        check_alike("x", x, "quantized", quantized, _CURE)
+        check_codes(x, quantized)
         return quantized.detach().to(x.dtype) + (x - x.detach())
-    check_codes_at("x", x, "quantized", quantized, indices)
+    check_codes(x, quantized, indices)
     check_mask(mask, x.shape[:-1], x.device)
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return look_up(quantized, indices, mask, x.dtype) + (x - x.detach())  # a compiler fuses it
@@ -116,7 +114,7 @@ def rotation_trick(x: Tensor, quantized: Tensor) -> Tensor:
     >>> y.tolist(), [round(g, 4) for g in x.grad.tolist()]
     ([0.0, 2.0], [2.0, 0.0])
     """
-    check_alike("x", x, "quantized", quantized, _CURE)
+    check_codes(x, quantized)
     z = x.to(torch.promote_types(x.dtype, torch.float32))
     q = quantized.detach().to(z.dtype)
     length_z, length_q = z.detach().norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
