@@ -1,0 +1,113 @@
+"""Run the attempts, on an older commit too where one is named, and write the record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import records
+from benchmarks.attempts.attempt import ATTEMPTS, ROOT, Attempt, Outcome, kinds, load, run_here
+from benchmarks.provenance import command_line, provenance
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def run_in(tree: Path, one: Attempt) -> Outcome:
+    """Run an attempt in a process of its own, from the root of ``tree``."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-m", "benchmarks.attempts", "--one", one.name]
+    # In a session of its own: what the attempt started dies with it.
+    process = subprocess.Popen(
+        command,
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate(timeout=one.timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        return Outcome(survived=False, seen=f"no end within {one.timeout:g} s")
+    try:
+        return Outcome(**json.loads(printed.strip().splitlines()[-1]))
+    except (IndexError, TypeError, ValueError):
+        last = (errors.strip().splitlines() or [""])[-1]
+        return Outcome(survived=False, seen=f"exit status {process.returncode}: {last}"[:300])
+
+
+def run_all(tree: Path, attempts: list[Attempt], workers: int, title: str) -> list[Outcome]:
+    """Run the attempts in ``tree`` and return their outcomes in the same order."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(lambda one: run_in(tree, one), attempts), title, len(attempts), leave=False))
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attempts",
+        description=sys.modules["benchmarks.attempts"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--old", metavar="COMMIT", help="run the attempts on this commit too, and write the record")
+    parser.add_argument("--kind", nargs="+", default=[], choices=kinds(), help="only the attempts of these files")
+    parser.add_argument("--workers", type=int, default=2, help="how many run at once (default: %(default)s)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        load(options.one.partition(".")[0])
+        print(json.dumps(run_here(ATTEMPTS[options.one])._asdict()))
+        return
+
+    attempts = load(*options.kind)
+    after = run_all(ROOT, attempts, options.workers, "working tree")
+    before: list[Outcome | None] = [None] * len(attempts)
+    if options.old:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder) / "old"
+            subprocess.run(["git", "worktree", "add", "--detach", str(tree), options.old], cwd=ROOT, check=True)
+            try:
+                shutil.copytree(FOLDER, tree / "benchmarks" / "attempts", dirs_exist_ok=True)
+                before = list(run_all(tree, attempts, options.workers, options.old))
+            finally:
+                subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+    rows = []
+    for one, old, new in zip(attempts, before, after, strict=True):
+        rows.append({"kind": one.kind, "attempt": one.title, "right": one.right, "after": new._asdict()})
+        if old is not None:
+            rows[-1]["before"] = old._asdict()
+            print(f"{one.name}\n  before: {'' if old.survived else 'LOST '}{old.seen}")
+        else:
+            print(one.name)
+        print(f"  after:  {'' if new.survived else 'LOST '}{new.seen}")
+    survived = sum(one.survived for one in after)
+    print(f"{len(attempts)} attempts, {survived} survived, {len(attempts) - survived} lost")
+    if options.old and not options.kind:
+        record = {
+            "kind": "attempts",
+            **provenance(command_line("benchmarks.attempts")),
+            "old": options.old,
+            "attempts": len(attempts),
+            "survived": survived,
+            "lost": len(attempts) - survived,
+            "survived before": sum(one is not None and one.survived for one in before),
+            "rows": rows,
+        }
+        records.write_run(records.RUNS / "reliability" / "cpu.attempts.json", record)
+    raise SystemExit(survived < len(attempts))
+
+
+if __name__ == "__main__":
+    main()
