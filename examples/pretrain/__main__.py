@@ -61,8 +61,8 @@ def experiment(config: Experiment) -> dict:
     Under torchrun all ranks pretrain. Rank 0 does the rest; the others return an empty dict.
     """
     start = time.perf_counter()
+    agreement.on_all(lambda: check(config))
     agreement.check_equal({"options": options_of(config)})
-    check(config)
     out = ranks.decided_by_first(lambda: folder_of(config))
     device = device_of(config)
     say = print if ranks.rank() == 0 else lambda *_, **__: None

@@ -29,7 +29,7 @@ def check_range(
     Traceback (most recent call last):
     ValueError: --lr must be a number above 0, got nan
     """
-    bounds = [("at least", least), ("at most", most), ("above", above), ("below", below)]
+    bounds = [("of at least", least), ("of at most", most), ("above", above), ("below", below)]
     outside = (
         not math.isfinite(value)
         or (least is not None and value < least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -40,6 +41,10 @@ def joined(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
+    except Exception:
+        # torchrun ends the other ranks once one has ended: theirs would be the signal's exit status, not their own.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -116,12 +121,6 @@ def decided_by_first(function: Callable[[], T]) -> T:
         raise found[1]
     result: T = found[0]
     return result
-
-
-def all_together() -> None:
-    """Wait until all ranks are here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 @torch.no_grad()

@@ -122,8 +122,7 @@ class Run:
             ValueError: the ranks do not agree on what they train.
             FileNotFoundError: the folder or its log was removed while training.
         """
-        if ranks.world_size() > 1:
-            agreement.check_equal(self.facts())
+        agreement.check_equal(self.facts())
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
         self.method.train()
@@ -136,7 +135,8 @@ class Run:
         model = device_model(self.config.device)
         if self.epoch < last and self.devices[-1:] != [model]:
             self.devices.append(model)
-        with Log(self.folder, self.rows) if first else contextlib.nullcontext() as log:
+        with contextlib.ExitStack() as stack:
+            log = agreement.on_all(lambda: stack.enter_context(Log(self.folder, self.rows)) if first else None)
             while self.epoch < last:
                 start = time.perf_counter()
                 row = self._epoch(images, forward, quiet)
@@ -146,13 +146,11 @@ class Run:
                 row |= ranks.decided_by_first(lambda: {} if monitor is None else monitor(self))
                 self.method.train()
                 self.rows.append(row)
-                ranks.decided_by_first(self._keep)
-                if log is not None:
-                    log.write(row)
+                agreement.on_all(lambda: None if log is None else self._keep(log))
                 if not quiet:
                     tqdm.write(line_of(self.config.method, row, self.config.optimization.epochs))
         self.method.eval()
-        ranks.decided_by_first(self.export)
+        agreement.on_all(lambda: self._finish() if first else None)
 
     def check_files(self, *names: str) -> None:
         """Raise FileNotFoundError if a file of the run is gone: to go on would leave half a run that looks whole."""
@@ -162,13 +160,18 @@ class Run:
                     f"{self.folder / name} is gone: it was removed while the run went on. Start again"
                 )
 
-    def _keep(self) -> None:
+    def _finish(self) -> None:
+        self.check_files("metrics.csv")
+        self.export()
+
+    def _keep(self, log: Log) -> None:
+        """Write the checkpoint, then the last row of the log."""
         self.check_files("metrics.csv")
         self.save()
+        log.write(self.rows[-1])
 
     def export(self) -> None:
         """Write the method's exports as safetensors: weights for other programs, with nothing to execute."""
-        self.check_files("metrics.csv")
         for name, part in self.method.exports().items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
             about = {"format": "pt", "method": self.config.method, "epoch": str(self.epoch)}

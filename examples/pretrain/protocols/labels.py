@@ -42,9 +42,10 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         drawn = columns[index].T
         if all((column == value).sum() >= 2 for column, own in zip(drawn, values, strict=True) for value in own):
             return index
+    rarest = min(int((column == value).sum()) for column, own in zip(columns.T, values, strict=True) for value in own)
     raise ValueError(
         f"no subset of {count} of {len(labels)} labels holds every class twice: a class is too rare for a share of "
-        f"{fraction:g}; give more images or drop the class"
+        f"{fraction:g}, the rarest has {rarest} training images; give more images or drop the class"
     )
 
 
