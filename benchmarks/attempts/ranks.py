@@ -67,9 +67,9 @@ def other_folder() -> Outcome:
         return _refused("out", more=f"--out {elsewhere}/run")
 
 
-@attempt("two ranks with other versions of torch", right="both refuse by name, nothing is written")
+@attempt("two ranks with other versions of vqssl", right="both refuse by name, nothing is written")
 def other_version() -> Outcome:
-    return _refused("torch", code="import torch; torch.__version__ = '0.0'")
+    return _refused("vqssl", code="import vqssl; vqssl.__version__ = '0.0'")
 
 
 @attempt("one command, other images in the file of the second rank", right="both refuse, nothing is written")

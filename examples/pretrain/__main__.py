@@ -136,7 +136,7 @@ def check(config: Experiment) -> None:
         )
     check_distinct("--methods", config.methods)
     check_range("--subsets", config.subsets, least=1)
-    check_range("--seed", config.seed, least=0)
+    check_range("--seed", config.seed, least=0, most=2**32 - 1)
     check_optimization(config.optimization)
     check_augmentation(config.augmentation)
     check_encoder(config.encoder)

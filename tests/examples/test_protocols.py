@@ -320,14 +320,14 @@ def missing_on_a_side(count):
     return [(known, asked) for known in subsets for asked in subsets if len(set(known) & set(asked)) > 1]
 
 
-@pytest.mark.parametrize(("known", "asked"), missing_on_a_side(4))
+@pytest.mark.parametrize(("known", "asked"), missing_on_a_side(3))
 def test_perfect_embedding_scores_one_whatever_classes_are_missing(known, asked):
     train, test = np.repeat(known, 30), np.repeat(asked, 10)
-    sides = (axes(train, 4, 0), train), (axes(test, 4, 1), test)
+    sides = (axes(train, 3, 0), train), (axes(test, 3, 1), test)
     assert knn_auc(*sides) == 1
     assert linear_probe(*sides, fractions=(0.2, 1.0), subsets=2) == {0.2: [1, 1], 1.0: [1]}
     # The numbers of the classes are names: any others in their place give the same.
-    names = np.array([-3, 5, 70, 10**12])
+    names = np.array([-3, 70, 10**12])
     assert knn_auc((sides[0][0], names[train]), (sides[1][0], names[test])) == 1
 
 

@@ -35,8 +35,8 @@ def knn_monitor(data: ImageSet, *, neighbours: int = 20, most: int = 2000, seed:
     parts = [data.subset(side) for side in index]
     if not len(learnable(*(data.labels[side] for side in index))):
         raise ValueError(
-            "a kNN probe needs labels that tell images apart on both sides of its split, got "
-            f"{len(known)} and {len(asked)} images without: train without it"
+            "a kNN probe needs labels that tell images apart on both sides of its split, which those of "
+            f"{len(known)} and {len(asked)} images do not: train without it"
         )
 
     def monitor(run: Run) -> dict[str, float]:

@@ -65,7 +65,7 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
         show(axes, data.images[image])
-        axes.set_title(_label(data, image), fontsize=7, color=INK)
+        axes.set_title(caption(_label(data, image), 25), fontsize=7, color=INK)
         if data.masks is not None and data.masks[image].any():
             axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
     # Shuffled hues: neighbouring code numbers are not related.
@@ -134,8 +134,8 @@ def _label(data: ImageSet, image: int) -> str:
     names = data.label_names
     label = data.labels[image]
     if data.labels.ndim == 1:
-        return caption(names[label]) if 0 <= label < len(names) else str(label)
-    return caption(", ".join(name for name, there in zip(names, label, strict=False) if there)) or "no finding"
+        return names[label] if 0 <= label < len(names) else str(label)
+    return ", ".join(name for name, there in zip(names, label, strict=False) if there) or "no finding"
 
 
 def _varied(data: ImageSet, count: int) -> list[int]:

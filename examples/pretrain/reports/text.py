@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 LONGEST = 60
-"""Characters of a name that fit into a picture or the name of a file."""
+"""Characters of a name that fit into the name of a file."""
 
 
 def readable(text: str) -> str:
@@ -20,10 +20,10 @@ def readable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def caption(text: str) -> str:
-    """Return readable text for a picture, shortened."""
+def caption(text: str, longest: int = 40) -> str:
+    """Return readable text for a picture, cut to what fits: a title that is too wide leaves the panels no room."""
     shown = readable(text)
-    return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
+    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
 
 
 def table_cell(text: str) -> str:
