@@ -30,8 +30,9 @@ TINY = (
 """A command of a few seconds."""
 
 
-def _command(out: Path, *more: str, **environment: str) -> CompletedProcess[str]:
-    return run_command("-m", "examples.pretrain", *TINY, "--out", out, *more, **environment)
+def _command(out: Path, *more: str, encoding: str = "utf-8") -> CompletedProcess[str]:
+    command = ["-m", "examples.pretrain", *TINY, "--out", out, *more]
+    return run_command(*command, PYTHONIOENCODING=encoding, LC_ALL="C")
 
 
 def _said(done: CompletedProcess[str]) -> str:
@@ -51,10 +52,10 @@ def _refused_early(*more: str, word: str) -> Outcome:
         )
 
 
-def _tiny_run(folder: Path, method: str = "byol", **changes: float) -> Run:
+def _tiny_run(folder: Path, method: str = "byol", epochs: int = 3) -> Run:
     byol = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
     options = byol if method == "byol" else DiSSECTOptions(byol=byol, codebook_size=16)
-    optimization = replace(Optimization("adamw", lr=1e-3, batch_size=16, epochs=3, warmup_epochs=0), **changes)
+    optimization = Optimization("adamw", lr=1e-3, batch_size=16, epochs=epochs, warmup_epochs=0)
     encoder = EncoderOptions(width=4, stem_stride=2)
     return Run(make_phantoms(48, 32), Pretraining(method, options, encoder, optimization=optimization), folder)
 
@@ -233,7 +234,7 @@ def names_of_all_kinds() -> Outcome:
             place = bytes(data) + b"/" + NAMES[number % len(NAMES)]
             Path(place.decode("utf-8", "surrogateescape")).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(f"{place.decode('utf-8', 'surrogateescape')}/{number}.png")
-        done = _command(out, "--methods", "dissect", "--data", f"{data}", PYTHONIOENCODING="ascii", LC_ALL="C")
+        done = _command(out, "--methods", "dissect", "--data", f"{data}", encoding="ascii")
         files = ("table.md", "curves.png", "dissect/code_maps.png", "dissect/codes.png")
         missing = [name for name in files if not (out / name).exists()]
         return Outcome(
@@ -249,7 +250,7 @@ def _evaluated(folder: Path, *protocols: str, data: Path | None = None, **settin
     data = data or folder / "images.npz"
     phantoms = make_phantoms(96, 32)
     if not data.exists():
-        np.savez(data, images=phantoms.images, labels=phantoms.labels)
+        np.savez(data, images=phantoms.images, labels=np.asarray(phantoms.labels))
     loaded = load_images(data, 32)
     run = _tiny_run(folder / "byol", epochs=1)
     run = Run(loaded.subset(train_test_split(loaded)[0]), run.config, folder / "byol")
