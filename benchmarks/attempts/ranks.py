@@ -145,7 +145,7 @@ def folder_removed() -> Outcome:
 def srun_without_torchrun() -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = ["-m", "examples.pretrain", *OPTIONS, "--out", out]
+        command: list[str | Path] = ["-m", "examples.pretrain", *OPTIONS, "--out", out]
         done = run_command(*command, SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_NNODES="1")
         refused = done.returncode == 1 and "torchrun" in done.stderr and not out.exists()
         return Outcome(refused, f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")

@@ -31,7 +31,7 @@ TINY = (
 
 
 def _command(out: Path, *more: str, encoding: str = "utf-8") -> CompletedProcess[str]:
-    command = ["-m", "examples.pretrain", *TINY, "--out", out, *more]
+    command: list[str | Path] = ["-m", "examples.pretrain", *TINY, "--out", out, *more]
     return run_command(*command, PYTHONIOENCODING=encoding, LC_ALL="C")
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,6 @@ class Run:
         self.data = data
         self.config = config
         self.folder = folder
-        self.fingerprint = checkpoint.fingerprint(data)
         optimization = config.optimization
         check_optimization(optimization)
         self.steps_per_epoch = len(data) // optimization.batch_size
@@ -98,6 +98,11 @@ class Run:
         self.rows: list[Row] = []
         self.devices: list[str] = []
         """Models of the devices that the run has trained on, in order."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the training images, as the checkpoint holds it."""
+        return checkpoint.fingerprint(self.data)
 
     def facts(self) -> dict[str, Any]:
         """Return what has to be equal on all ranks before they train, by name."""

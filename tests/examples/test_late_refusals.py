@@ -88,7 +88,7 @@ def one_image_of_a_class():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (one_image_of_a_class(), "a class is too rare for a share of 0.01, the rarest has 1 training images"),
+        (one_image_of_a_class(), "got a single image: a class is too rare; give more images of it"),
         (np.zeros(96, int), "labels that tell images apart"),
         (np.ones((96, 2), np.uint8), "labels that tell images apart"),
     ],
@@ -220,6 +220,13 @@ def test_folder_that_is_removed_ends_the_run_with_an_error(tmp_path, what):
     with pytest.raises(FileNotFoundError, match=r"metrics\.csv is gone: it was removed while the run went on"):
         run.train(quiet=True, monitor=remove)
     assert run.folder.exists() == (what == "log")
+
+
+def test_files_of_a_finished_method_that_are_removed_end_the_run_with_an_error(tmp_path, monkeypatch):
+    config = experiment_with(tmp_path, np.arange(96) % 2, subsets=1)
+    monkeypatch.setattr(command, "draw", lambda runs, test, out: [(out / "byol" / "checkpoint.pt").unlink()])
+    with pytest.raises(FileNotFoundError, match=r"byol.checkpoint\.pt is gone"):
+        command.experiment(config)
 
 
 # ---- names ----

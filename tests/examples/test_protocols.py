@@ -19,7 +19,7 @@ from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
 from examples.pretrain.protocols.knn import knn_auc
-from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc, transfer_auc
+from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc, subset_size, transfer_auc
 from examples.pretrain.protocols.linear import fit, linear_probe
 from examples.pretrain.protocols.subject import check_settings
 from examples.pretrain.train import Run
@@ -272,6 +272,15 @@ def test_label_subsets_hold_every_class_and_repeat_with_the_seed():
         label_subset(np.repeat([0, 1], [999, 1]), 0.02, 0)
 
 
+@given(counts=st.lists(st.integers(2, 40), min_size=2, max_size=40), share=st.floats(0.001, 0.999))
+def test_label_subsets_hold_every_class_however_many_and_rare(counts, share):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    index = label_subset(labels, share, 0)
+    assert np.bincount(labels[index], minlength=len(counts)).min() >= 2
+    assert len(np.unique(index)) == len(index) == subset_size(labels, share)
+    assert (index == np.sort(index)).all()
+
+
 def test_the_linear_probe_separates_signal_from_noise():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
@@ -397,9 +406,8 @@ def test_fine_tuning_and_probe_leave_unknown_classes_out(name, tmp_path):
     images[150:] = 255
     subject = subject_on(ImageSet(images.astype(np.uint8), labels=names), tmp_path)
     without = replace(subject, test=subject.test.subset(slice(0, 30)))
-    settings = replace(SETTINGS, steps=40)
     assert subject.test.labels[-1] == 6
-    assert PROTOCOLS[name].measure(subject, settings) == PROTOCOLS[name].measure(without, settings)
+    assert PROTOCOLS[name].measure(subject, SETTINGS) == PROTOCOLS[name].measure(without, SETTINGS)
 
 
 def test_plane_that_training_lacks_is_missing_not_dropped(tmp_path):

@@ -29,24 +29,27 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         seed: of the draw; the same for every encoder, so that results can be compared in pairs.
 
     Raises:
-        ValueError: a class is too rare.
+        ValueError: a class is in a single image.
     """
     if fraction == 1:
         return np.arange(len(labels))
-    columns = labels[:, None] if labels.ndim == 1 else labels
-    values = [np.unique(column) for column in columns.T]
+    columns = (labels[:, None] if labels.ndim == 1 else labels).T
+    kinds = [(column, value) for column in columns for value in np.unique(column)]
+    if any((column == value).sum() < 2 for column, value in kinds):
+        raise ValueError(
+            f"each class, and each value of a finding, must be in two training images to draw {fraction:.2%} of the "
+            "labels, got a single image: a class is too rare; give more images of it, or drop it"
+        )
     rng = np.random.default_rng(seed)
     count = subset_size(labels, fraction)
     for _ in range(1000):
         index = np.sort(rng.permutation(len(labels))[:count])
-        drawn = columns[index].T
-        if all((column == value).sum() >= 2 for column, own in zip(drawn, values, strict=True) for value in own):
+        if all((column[index] == value).sum() >= 2 for column, value in kinds):
             return index
-    rarest = min(int((column == value).sum()) for column, own in zip(columns.T, values, strict=True) for value in own)
-    raise ValueError(
-        f"no subset of {count} of {len(labels)} labels holds every class twice: a class is too rare for a share of "
-        f"{fraction:g}, the rarest has {rarest} training images; give more images or drop the class"
-    )
+    # Chance alone hardly ever holds many classes or rare ones: two images of each come first.
+    index = np.unique([rng.permutation(np.flatnonzero(column == value))[:2] for column, value in kinds])
+    others = rng.permutation(np.setdiff1d(np.arange(len(labels)), index))
+    return np.sort(np.append(index, others[: max(count - len(index), 0)]))
 
 
 def label_draws(labels: np.ndarray, fractions: Sequence[float], subsets: int, seed: int) -> Draws:
