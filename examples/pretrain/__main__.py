@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ranks.joined(device_of(config)):
             experiment(config)
     except (ValueError, TypeError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
+        ranks.end(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command with --resume continues from the last whole epoch")
 

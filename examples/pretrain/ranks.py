@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -95,6 +96,14 @@ def _number(name: str) -> int:
     """Return an environment variable as a number, 0 if it is not set or not a number."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 0
+
+
+def end(message: str) -> NoReturn:
+    """End the process with status 1 and a line on the terminal that those of other ranks cannot cut in two."""
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(message)
+    sys.stderr.write(f"{message}\n")  # in one piece; sys.exit writes the end of the line by itself
+    sys.exit(1)
 
 
 def gathered(value: T) -> list[T]:

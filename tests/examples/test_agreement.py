@@ -120,6 +120,18 @@ def test_error_of_one_rank_is_raised_on_all(found):
     assert [each["cannot be pickled"] for each in both] == ["ValueError: rank 0: a reason"] * 2
 
 
+def test_error_is_one_line_and_status_one(monkeypatch, capfd):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(SystemExit) as alone:
+        ranks.end("error: a reason")
+    assert alone.value.code == "error: a reason"  # Python writes it, and ends with status 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit) as one_of_many:
+        ranks.end("error: a reason")
+    assert one_of_many.value.code == 1
+    assert capfd.readouterr().err == "error: a reason\n"
+
+
 def test_one_process_agrees_with_itself():
     check_equal({"lr": float("nan")})
     assert on_all(lambda: 3) == 3
