@@ -4,6 +4,8 @@ The ranks meet in the key-value store of the process group, which every backend 
 be named, and a comparison cannot pair with another rank's all-reduce.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
@@ -11,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -20,11 +22,14 @@ from torch.distributed import ProcessGroup
 from vqssl.checks import policy_name
 from vqssl.distributed import GroupHolder, rank_and_world_size
 
-__all__ = ["Agreement", "checksum", "difference", "option_text"]
+if TYPE_CHECKING:  # builds of torch without distributed have none
+    from torch._C._distributed_c10d import Store
 
-PATIENCE = timedelta(seconds=30)
-"""How long a rank waits before it warns."""
-MISSING = (
+__all__ = ["PATIENCE", "Agreement", "checksum", "difference", "option_text"]
+
+PATIENCE = [timedelta(seconds=2), timedelta(seconds=30)]
+"""After these times a waiting rank looks for ranks on which the module is frozen; after the last it warns, too."""
+CURE = (
     "call it on every rank, with any number of tokens, or call .eval() before a call on some ranks alone; look for a "
     "rank that is in eval mode or frozen, or that stopped"
 )
@@ -41,6 +46,7 @@ class Agreement:
     def __init__(self) -> None:
         self._reached_in = GroupHolder()
         self._entered_in = GroupHolder()
+        self._noted_in = GroupHolder()
         self._number = 0
 
     def reach(
@@ -49,7 +55,7 @@ class Agreement:
         facts: Callable[[], Mapping[str, str]],
         group: ProcessGroup | None = None,
         *,
-        wait: bool = True,
+        frozen: bool = False,
     ) -> None:
         """Compare ``facts()`` with those of the other ranks' modules, which call this in the same order; once a group.
 
@@ -57,10 +63,11 @@ class Agreement:
             owner: what the facts are about, for errors.
             facts: returns names and values; called once.
             group: the ranks; None is the default group.
-            wait: False returns at once while ranks are missing; a later call finds the result.
+            frozen: True leaves a note for ranks that wait for this one, and returns at once.
 
         Raises:
-            ValueError: the facts differ. All ranks that wait raise it.
+            ValueError: the facts differ; all ranks raise it. Or the module is frozen on some ranks alone; the others
+                raise it.
             RuntimeError: a rank did not come before the time-out of ``init_process_group``.
 
         Warns:
@@ -71,23 +78,20 @@ class Agreement:
             return
         group = dist.group.WORLD if group is None else group
         assert group is not None
-        # The fake backend is a single process that pretends to be one of many.
-        if self._reached_in.group is group or dist.get_backend(group) == "fake":
+        # The fake backend is one process that pretends to be many.
+        if (self._noted_in if frozen else self._reached_in).group is group or dist.get_backend(group) == "fake":
             return
-        store = group.get_group_store()
+        board = _Board(group.get_group_store(), rank, world_size, owner)
+        if frozen:
+            board.note_frozen(facts())
+            self._noted_in = GroupHolder(group)
+            return
         if self._entered_in.group is not group:
-            self._number = store.add(f"vqssl/{rank}", 1)
+            self._number = board.enter(facts())
             self._entered_in = GroupHolder(group)
-            _enter(store, self._number, rank, world_size, {"module": owner, **facts()})
-        verdict = f"vqssl/{self._number}/verdict"
-        if wait:
-            _wait_for_verdict(store, self._number, world_size, owner)
-        elif not store.check([verdict]):
-            return
-        differ, readers = json.loads(store.get(verdict))
+        differ = board.verdict(self._number)
         if differ:
             self._entered_in = GroupHolder()  # the next call compares anew
-            _wait_for_readers(store, self._number, readers if wait else 0)
             raise ValueError(
                 f"{owner} must have the same options and state on all ranks of its process_group, got {differ}: build "
                 "it alike on every rank, and load one checkpoint on all ranks or on none"
@@ -95,42 +99,68 @@ class Agreement:
         self._reached_in = GroupHolder(group)
 
 
-def _enter(store: dist.Store, number: int, rank: int, world_size: int, facts: Mapping[str, str]) -> None:
-    """Lay down this rank's facts. The last rank to come compares them, so that each is read once."""
-    store.set(f"vqssl/{number}/{rank}", json.dumps(facts))
-    if store.add(f"vqssl/{number}/entered", 1) == world_size:
-        found = [json.loads(store.get(f"vqssl/{number}/{other}")) for other in range(world_size)]
-        waiting = sum(each.get("frozen") != "True" for each in found)
-        store.set(f"vqssl/{number}/verdict", json.dumps([difference(found), waiting]))
+@dataclasses.dataclass(frozen=True)
+class _Board:
+    """The notice board of a process group. The n-th comparison of each rank belongs to the same module."""
 
+    store: Store
+    rank: int
+    world_size: int
+    owner: str
 
-def _wait_for_verdict(store: dist.Store, number: int, world_size: int, owner: str) -> None:
-    verdict = [f"vqssl/{number}/verdict"]
-    if _came(lambda: store.check(verdict), min(PATIENCE, store.timeout)):
-        return
-    # Python's own time-outs are floats of seconds; those of torch.distributed are timedeltas.
-    rest = store.timeout - PATIENCE
-    absent = _absent(store, number, world_size)
-    if rest > timedelta() and absent:
-        warnings.warn(
-            f"{absent} of {world_size} not called this {owner} in training mode, and this rank has waited for "
-            f"{PATIENCE.seconds} s: {MISSING}",
-            stacklevel=2,
-        )
-    if rest > timedelta() and _came(lambda: store.check(verdict), rest):
-        return
-    absent = _absent(store, number, world_size) or "not all ranks have"
-    raise RuntimeError(
-        f"{owner} has to be called in training mode on every rank of its process_group: {absent} of {world_size} not "
-        f"called it within {store.timeout.total_seconds():g} s: {MISSING}"
-    )
+    def enter(self, facts: Mapping[str, str]) -> int:
+        """Lay down this rank's facts and return the number of the comparison.
 
+        The last rank to come compares, so that each rank's facts are read once.
+        """
+        number = self.store.add(f"vqssl/{self.rank}/entered", 1)
+        self.store.set(f"vqssl/{number}/{self.rank}", json.dumps({"module": self.owner, **facts}))
+        if self.store.add(f"vqssl/{number}/entered", 1) == self.world_size:
+            found = [json.loads(self.store.get(f"vqssl/{number}/{rank}")) for rank in range(self.world_size)]
+            self.store.set(f"vqssl/{number}/verdict", json.dumps(difference(found)))
+        return number
 
-def _wait_for_readers(store: dist.Store, number: int, readers: int) -> None:
-    """Wait until all ranks have read why they are going to stop: the store ends with the process that holds it."""
-    key = f"vqssl/{number}/readers"
-    store.add(key, 1)
-    _came(lambda: store.add(key, 0) >= readers, timedelta(seconds=10))
+    def note_frozen(self, facts: Mapping[str, str]) -> None:
+        """Note that this rank has called a module with these facts, frozen."""
+        self.store.add(f"vqssl/{self.rank}/frozen/{_digest(facts)}", 1)
+
+    def verdict(self, number: int) -> str:
+        """Wait for all ranks, and return in what they differ."""
+        key = f"vqssl/{number}/verdict"
+        limit: timedelta = self.store.timeout  # type: ignore[attr-defined]
+        for patience in (*PATIENCE, limit):
+            if _came(lambda: self.store.check([key]), min(patience, limit)):
+                break
+            absent = [rank for rank in range(self.world_size) if not self.store.check([f"vqssl/{number}/{rank}"])]
+            self._refuse_if_frozen(number, absent)
+            missing = f"{_ranks(absent)} of {self.world_size} {'has' if len(absent) == 1 else 'have'} not called it"
+            if patience is PATIENCE[-1] and absent:
+                waited = f"this rank has waited for {patience.total_seconds():g} s"
+                warnings.warn(f"{self.owner}: {missing} in training mode, and {waited}: {CURE}", stacklevel=2)
+        else:
+            raise RuntimeError(
+                f"{self.owner} has to be called in training mode on every rank of its process_group: {missing} within "
+                f"{limit.total_seconds():g} s: {CURE}"
+            )
+        differ: str = json.loads(self.store.get(key))
+        if differ:
+            # All are going to stop, and the store ends with the process that holds it.
+            read = f"vqssl/{number}/read"
+            self.store.add(read, 1)
+            _came(lambda: self.store.add(read, 0) >= self.world_size, timedelta(seconds=10))
+        return differ
+
+    def _refuse_if_frozen(self, number: int, absent: list[int]) -> None:
+        """Raise if an absent rank has called a module with the same facts frozen, and this rank has not."""
+        facts = json.loads(self.store.get(f"vqssl/{number}/{self.rank}"))
+        del facts["module"]
+        notes = [self.store.add(f"vqssl/{rank}/frozen/{_digest(facts)}", 0) for rank in (self.rank, *absent)]
+        frozen = [rank for rank, count in zip(absent, notes[1:], strict=True) if count > notes[0]]
+        if frozen:
+            raise ValueError(
+                f"{self.owner} must be frozen on all ranks of its process_group or on none, got it frozen on "
+                f"{_ranks(frozen)} and not on rank {self.rank}: call freeze() alike on every rank"
+            )
 
 
 def _came(condition: Callable[[], bool], limit: timedelta) -> bool:
@@ -145,9 +175,8 @@ def _came(condition: Callable[[], bool], limit: timedelta) -> bool:
     return True
 
 
-def _absent(store: dist.Store, number: int, world_size: int) -> str:
-    absent = [rank for rank in range(world_size) if not store.check([f"vqssl/{number}/{rank}"])]
-    return f"{_ranks(absent)} {'has' if len(absent) == 1 else 'have'}" if absent else ""
+def _digest(facts: Mapping[str, str]) -> str:
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def difference(found: Iterable[Mapping[str, str]], most: int = 3) -> str:
@@ -194,8 +223,10 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     """Return a short text that differs where a bit of the tensors does.
 
     >>> import torch
-    >>> checksum([torch.zeros(3)]) == checksum([torch.zeros(3)]), checksum([torch.zeros(3)]) == checksum([-torch.zeros(3)])
-    (True, False)
+    >>> checksum([torch.zeros(3)]) == checksum([torch.zeros(3)])
+    True
+    >>> checksum([torch.zeros(3)]) == checksum([-torch.zeros(3)])
+    False
     """
     digest = hashlib.blake2b(digest_size=6)
     for tensor in tensors:

@@ -216,7 +216,7 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must fit 64 bits, got {seed}: write seed % 2**63")
 
 
-def check_floating_dtype(dtype: torch.dtype | None) -> None:
+def check_floating_dtype(dtype: Any) -> None:
     """Raise unless ``dtype`` is None or a real floating dtype."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
@@ -271,9 +271,7 @@ def by_name(kind: str, choice: str | T, table: Mapping[Any, T]) -> T:
     if not callable(choice):
         raise TypeError(f"{kind} must be a name ({', '.join(map(repr, table))}) or a callable, got {choice!r}")
     if isinstance(choice, type):
-        raise TypeError(
-            f"{kind} must be a function or an object, got the class {choice.__name__}: give an object of it"
-        )
+        raise TypeError(f"{kind} must be a function or an object, got the class {choice.__name__}: give an object")
     return choice
 
 

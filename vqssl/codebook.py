@@ -447,15 +447,16 @@ class EMACodebook(Grouped, nn.Module):
         Forward in training mode, :meth:`initialize_`, :meth:`first_codes` and :meth:`update_` begin with it. It does
         nothing in a compiled graph. A frozen codebook does not wait for other ranks.
 
-        Compared are all options, the seed and the number of draws, ``initialized``, ``num_updates``, whether the
-        codebook is frozen, and once it is initialised every bit of codes, counts and sums. A later difference, such as
-        a checkpoint that one rank alone loads during training, is not found.
+        Compared are all options, the seed and the number of draws, ``initialized``, ``num_updates``, and once it is
+        initialised every bit of codes, counts and sums. A later difference, such as a checkpoint that one rank alone
+        loads during training, is not found.
 
         Args:
             **more: what else has to be equal on all ranks, for quantisers made of codebooks.
 
         Raises:
-            ValueError: the ranks differ; all of them raise it, and nothing has changed.
+            ValueError: the ranks differ; all of them raise it, and nothing has changed. Or the codebook is frozen on
+                some ranks alone; those that wait for them raise it.
             RuntimeError: a rank did not come within the time-out of ``init_process_group``. It is named.
 
         >>> EMACodebook(codebook_size=8, dim=4).check_ranks()
@@ -466,7 +467,7 @@ class EMACodebook(Grouped, nn.Module):
         def facts() -> dict[str, str]:
             return {name: option_text(value) for name, value in {**more, **self._options(), **self._history()}.items()}
 
-        self._agreement.reach(type(self).__name__, facts, self.process_group, wait=not self.frozen)
+        self._agreement.reach(type(self).__name__, facts, self.process_group, frozen=self.frozen)
 
     def _history(self) -> dict[str, object]:
         """Return what ranks have to have in common besides options."""
@@ -474,7 +475,6 @@ class EMACodebook(Grouped, nn.Module):
         initialized = bool(self.initialized)
         return {
             "dtype": str(self.embed.dtype),
-            "frozen": self.frozen,
             "initialized": initialized,
             "num_updates": int(self.num_updates),
             "seed": seed,
@@ -643,8 +643,8 @@ class EMACodebook(Grouped, nn.Module):
         count = count_of(~self._comparable(codes))
         if count:
             raise ValueError(
-                f"{name} must have a direction in every row, by which metric {policy_name(self.metric)!r} compares, got "
-                f"{count} of {len(codes)} rows whose form is all zeros: replace those rows"
+                f"{name} must have a direction in each row, by which metric {policy_name(self.metric)!r} compares, "
+                f"got {count} of {len(codes)} rows whose form is all zeros: replace those rows"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -64,7 +64,7 @@ class Grouped:
         return self._group.group
 
     @process_group.setter
-    def process_group(self, group: ProcessGroup | None) -> None:
+    def process_group(self, group: Any) -> None:
         # `new_group` gives ranks outside of the group a number, which is refused when they take part.
         outside = dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER
         if group is not None and not outside and not isinstance(group, ProcessGroup):
