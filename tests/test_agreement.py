@@ -67,7 +67,7 @@ PAIRS = {
         {},
         {"revival": vqssl.BatchRevival(0.2)},
     ),
-    "estimator straight_through (rank 0) and rotation (rank 1)": ({}, {"estimator": "rotation"}),
+    "estimator straight_through (rank 0) and rotation": ({}, {"estimator": "rotation"}),
     "precision exact (rank 0) and tf32 (rank 1)": ({}, {"precision": "tf32"}),
     "dtype torch.float32 (rank 0) and torch.float64 (rank 1)": ({}, {"dtype": torch.float64}),
 }

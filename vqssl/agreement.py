@@ -113,25 +113,28 @@ class _Board:
 
         The last rank to come compares, so that each rank's facts are read once.
         """
-        number = self.store.add(f"vqssl/{self.rank}/entered", 1)
-        self.store.set(f"vqssl/{number}/{self.rank}", json.dumps({"module": self.owner, **facts}))
-        if self.store.add(f"vqssl/{number}/entered", 1) == self.world_size:
-            found = [json.loads(self.store.get(f"vqssl/{number}/{rank}")) for rank in range(self.world_size)]
-            self.store.set(f"vqssl/{number}/verdict", json.dumps(difference(found)))
+        number = self.store.add(f"vqssl/rank{self.rank}/entered", 1)
+        self.store.set(f"vqssl/meeting{number}/{self.rank}", json.dumps({"module": self.owner, **facts}))
+        if self.store.add(f"vqssl/meeting{number}/entered", 1) == self.world_size:
+            found = [json.loads(self.store.get(f"vqssl/meeting{number}/{rank}")) for rank in range(self.world_size)]
+            self.store.set(f"vqssl/meeting{number}/verdict", json.dumps(difference(found)))
         return number
 
     def note_frozen(self, facts: Mapping[str, str]) -> None:
         """Note that this rank has called a module with these facts, frozen."""
-        self.store.add(f"vqssl/{self.rank}/frozen/{_digest(facts)}", 1)
+        self.store.add(f"vqssl/rank{self.rank}/frozen/{_digest(facts)}", 1)
 
     def verdict(self, number: int) -> str:
         """Wait for all ranks, and return in what they differ."""
-        key = f"vqssl/{number}/verdict"
+        key = f"vqssl/meeting{number}/verdict"
         limit: timedelta = self.store.timeout  # type: ignore[attr-defined]
-        for patience in (*PATIENCE, limit):
+        rest = max(limit - sum(PATIENCE, timedelta()), timedelta())
+        for patience in (*PATIENCE, rest):
             if _came(lambda: self.store.check([key]), min(patience, limit)):
                 break
-            absent = [rank for rank in range(self.world_size) if not self.store.check([f"vqssl/{number}/{rank}"])]
+            absent = [
+                rank for rank in range(self.world_size) if not self.store.check([f"vqssl/meeting{number}/{rank}"])
+            ]
             self._refuse_if_frozen(number, absent)
             missing = f"{_ranks(absent)} of {self.world_size} {'has' if len(absent) == 1 else 'have'} not called it"
             if patience is PATIENCE[-1] and absent:
@@ -145,16 +148,16 @@ class _Board:
         differ: str = json.loads(self.store.get(key))
         if differ:
             # All are going to stop, and the store ends with the process that holds it.
-            read = f"vqssl/{number}/read"
+            read = f"vqssl/meeting{number}/read"
             self.store.add(read, 1)
             _came(lambda: self.store.add(read, 0) >= self.world_size, timedelta(seconds=10))
         return differ
 
     def _refuse_if_frozen(self, number: int, absent: list[int]) -> None:
         """Raise if an absent rank has called a module with the same facts frozen, and this rank has not."""
-        facts = json.loads(self.store.get(f"vqssl/{number}/{self.rank}"))
+        facts = json.loads(self.store.get(f"vqssl/meeting{number}/{self.rank}"))
         del facts["module"]
-        notes = [self.store.add(f"vqssl/{rank}/frozen/{_digest(facts)}", 0) for rank in (self.rank, *absent)]
+        notes = [self.store.add(f"vqssl/rank{rank}/frozen/{_digest(facts)}", 0) for rank in (self.rank, *absent)]
         frozen = [rank for rank, count in zip(absent, notes[1:], strict=True) if count > notes[0]]
         if frozen:
             raise ValueError(

@@ -37,7 +37,9 @@ def _two_ranks(work: Callable[[int], Any], limit: int = LIMIT) -> list[tuple[str
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_rank, args=(work, rank, folder, limit, results), daemon=True) for rank in range(2)]
+        ranks = [
+            context.Process(target=_rank, args=(work, rank, folder, limit, results), daemon=True) for rank in range(2)
+        ]
         for process in ranks:
             process.start()
         found = {}
