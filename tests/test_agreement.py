@@ -49,7 +49,7 @@ def trained(source, steps=2):
     return codebook
 
 
-ALONE = []
+ALONE: list[dist.ProcessGroup] = []
 
 # What each rank builds, by the words that the error has to contain.
 PAIRS = {
@@ -280,7 +280,7 @@ def test_rank_that_does_not_come_is_named(ranks):
     assert "eval mode or frozen" in message
     assert unchanged
     (warned,) = ranks[0]["warned"]
-    assert "rank 1 of 2 has not called this EMACodebook in training mode, and this rank has waited" in warned
+    assert "rank 1 of 2 has not called it in training mode, and this rank has waited for 0.5 s" in warned
 
 
 def test_rank_on_which_the_codebook_is_frozen_is_named_to_those_that_wait(ranks):

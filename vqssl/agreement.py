@@ -125,26 +125,9 @@ class _Board:
         self.store.add(f"vqssl/rank{self.rank}/frozen/{_digest(facts)}", 1)
 
     def verdict(self, number: int) -> str:
-        """Wait for all ranks, and return in what they differ."""
+        """Return in what the ranks differ, once all are there."""
         key = f"vqssl/meeting{number}/verdict"
-        limit: timedelta = self.store.timeout  # type: ignore[attr-defined]
-        rest = max(limit - sum(PATIENCE, timedelta()), timedelta())
-        for patience in (*PATIENCE, rest):
-            if _came(lambda: self.store.check([key]), min(patience, limit)):
-                break
-            absent = [
-                rank for rank in range(self.world_size) if not self.store.check([f"vqssl/meeting{number}/{rank}"])
-            ]
-            self._refuse_if_frozen(number, absent)
-            missing = f"{_ranks(absent)} of {self.world_size} {'has' if len(absent) == 1 else 'have'} not called it"
-            if patience is PATIENCE[-1] and absent:
-                waited = f"this rank has waited for {patience.total_seconds():g} s"
-                warnings.warn(f"{self.owner}: {missing} in training mode, and {waited}: {CURE}", stacklevel=2)
-        else:
-            raise RuntimeError(
-                f"{self.owner} has to be called in training mode on every rank of its process_group: {missing} within "
-                f"{limit.total_seconds():g} s: {CURE}"
-            )
+        self._wait_for(key, number)
         differ: str = json.loads(self.store.get(key))
         if differ:
             # All are going to stop, and the store ends with the process that holds it.
@@ -152,6 +135,29 @@ class _Board:
             self.store.add(read, 1)
             _came(lambda: self.store.add(read, 0) >= self.world_size, timedelta(seconds=10))
         return differ
+
+    def _wait_for(self, key: str, number: int) -> None:
+        limit: timedelta = self.store.timeout  # type: ignore[attr-defined]
+        rest = max(limit - sum(PATIENCE, timedelta()), timedelta())
+        for patience in (*PATIENCE, rest):
+            if _came(lambda: self.store.check([key]), min(patience, limit)):
+                return
+            absent = self._absent(number)
+            self._refuse_if_frozen(number, absent)
+            if patience is PATIENCE[-1] and absent:
+                waited = f"this rank has waited for {patience.total_seconds():g} s"
+                missing = f"{self._missing(absent)} in training mode"
+                warnings.warn(f"{self.owner}: {missing}, and {waited}: {CURE}", stacklevel=2)
+        raise RuntimeError(
+            f"{self.owner} has to be called in training mode on every rank of its process_group: "
+            f"{self._missing(self._absent(number))} within {limit.total_seconds():g} s: {CURE}"
+        )
+
+    def _absent(self, number: int) -> list[int]:
+        return [rank for rank in range(self.world_size) if not self.store.check([f"vqssl/meeting{number}/{rank}"])]
+
+    def _missing(self, absent: list[int]) -> str:
+        return f"{_ranks(absent)} of {self.world_size} {'has' if len(absent) == 1 else 'have'} not called it"
 
     def _refuse_if_frozen(self, number: int, absent: list[int]) -> None:
         """Raise if an absent rank has called a module with the same facts frozen, and this rank has not."""
