@@ -39,7 +39,7 @@ from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of
+from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import CodebookUsage, Quantized
 from vqssl.update import update_codebooks
@@ -579,10 +579,35 @@ class EMACodebook(Grouped, nn.Module):
         check_device("x", x, self.embed.device)
         check_mask(mask, x.shape[:-1], x.device)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state, as every module does, and refuse a damaged one before anything changes.
+
+        Args:
+            state_dict: of a codebook of any version.
+            strict: True raises where names are missing or unknown.
+            assign: True puts the tensors themselves in place of the buffers, half precision as float32.
+
+        Raises:
+            TypeError: an entry is not a tensor, or a counter is not an integer.
+            ValueError: the sizes differ, the state is damaged (see :meth:`check_state`), or it is another library's.
+            RuntimeError: names are missing or unknown.
+
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
+        >>> codebook.load_state_dict(codebook.state_dict())
+        <All keys matched successfully>
+        """
+        reader = reader_of_foreign_state(state_dict)
+        if reader and strict:
+            raise ValueError(f"state_dict must be one of EMACodebook, got another library's: write {reader}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
     ) -> None:
         assign = local_metadata.get("assign_to_params_buffers", False)
+        reader = reader_of_foreign_state(state_dict, prefix)
+        if reader:  # whether its names are an error is decided at the root
+            warnings.warn(f"the state under {prefix!r} is another library's: write {reader}", stacklevel=2)
         check_state_fits(self, state_dict, prefix)
         self.check_state(state_dict, prefix, assign=assign)
         # Files without versions, such as safetensors, count as version 1. Only missing entries are added.
@@ -672,8 +697,9 @@ UNCOUNTED_DRAWS = -(2**62)
 
 
 def _draws_are_possible(rng: Tensor) -> Tensor:
-    draws = rng.reshape(-1)[-1:]
-    return (draws >= UNCOUNTED_DRAWS) & (draws <= MOST)
+    possible = (rng >= UNCOUNTED_DRAWS) & (rng <= MOST)
+    possible[..., 0] = True  # a seed may be anything
+    return possible
 
 
 RULES = {
@@ -682,7 +708,6 @@ RULES = {
     "embed_avg": FINITE,
     "initialized": FLAG,
     "num_updates": Rule("a count, or -1 where it is unknown", lambda x: (x >= -1) & (x <= MOST), floating=False),
-    # Any seed; the draws so far.
     "rng": Rule("a seed and a count of draws", _draws_are_possible, floating=False),
 }
 """What each buffer may hold."""

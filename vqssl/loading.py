@@ -20,6 +20,7 @@ __all__ = [
     "check_finite_state",
     "check_parts",
     "count_of",
+    "reader_of_foreign_state",
 ]
 
 MOST = 2**62
@@ -111,6 +112,8 @@ def check_entry(state_dict: Mapping[str, Any], key: str, ours: Tensor, rule: Rul
         value = value.to(ours.dtype)  # what is finite in float64 may not be finite here
     elif rule.floating and value.itemsize == 1:
         value = value.float()  # the 8-bit formats have few operators
+    elif not value.is_floating_point():
+        value = value.long()  # the narrower integers cannot be compared with the largest
     broken = ~rule.holds(value)
     count = count_of(broken)
     if count:
@@ -129,6 +132,23 @@ def _check_kind(key: str, value: Tensor, rule: Rule) -> None:
             f"{key} must have an integer dtype, got {value.dtype}, which cannot hold it: cast only floating entries "
             "when you save, as Module.half() does"
         )
+
+
+FLAGS = {"initted": "codebook_from_vector_quantize_pytorch", "inited": "codebook_from_encodec"}
+"""Functions of vqssl.interop, by the flag that codebooks of their library have."""
+
+
+def reader_of_foreign_state(state_dict: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return the call that reads a state dict of another library's codebook; None if it is none for certain.
+
+    >>> reader_of_foreign_state({"_codebook.embed": 0, "_codebook.cluster_size": 0, "_codebook.initted": 0})
+    "vqssl.interop.codebook_from_vector_quantize_pytorch(state_dict, prefix='_codebook.')"
+    """
+    for inside in (prefix, f"{prefix}_codebook."):
+        for flag, function in FLAGS.items():
+            if all(inside + name in state_dict for name in ("embed", "cluster_size", flag)):
+                return f"vqssl.interop.{function}(state_dict, prefix={inside!r})"
+    return None
 
 
 def count_of(flags: Tensor) -> int:
