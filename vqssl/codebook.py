@@ -75,7 +75,7 @@ class EMACodebook(Grouped, nn.Module):
 
     Under ``torch.distributed`` the statistics are summed over the ranks of ``process_group``, which is looked up at
     call time. Every rank has to call forward equally often, with any number of tokens, also with none. Ranks that start
-    with equal codes stay equal.
+    with equal codes stay equal; :meth:`check_ranks` compares them at the first call.
 
     Args:
         codebook_size: K, the number of codes.

@@ -370,7 +370,7 @@ def copied_in_place() -> Outcome:
 @attempt("a fresh state loaded into a compiled training step", right="it initialises")
 def loaded_into_compiled() -> Outcome:
     codebook = _trained()
-    step = torch.compile(codebook, backend="eager")
+    step: Any = torch.compile(codebook, backend="eager")
     step(_tokens(0))
     step.load_state_dict({f"_orig_mod.{name}": value for name, value in _bits(_codebook()).items()})
     step(_tokens(1))
