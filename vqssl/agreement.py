@@ -23,7 +23,7 @@ from vqssl.checks import policy_name
 from vqssl.distributed import GroupHolder, rank_and_world_size
 
 if TYPE_CHECKING:  # builds of torch without distributed have none
-    from torch._C._distributed_c10d import Store
+    from torch.distributed.distributed_c10d import Store
 
 __all__ = ["PATIENCE", "Agreement", "checksum", "difference", "option_text"]
 
