@@ -38,7 +38,8 @@ MAY_IMPORT = {
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES,
-    "teacher": MATHS | {"copying"},
+    "wide_averages": {"distributed"},
+    "teacher": MATHS | {"copying", "wide_averages"},
     "objective": MATHS,
     "health": MATHS | POLICIES | {"codebook"},
 }
