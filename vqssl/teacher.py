@@ -22,6 +22,7 @@ from vqssl.distributed import (
     was_sharded,
 )
 from vqssl.functional.schedules import cosine_momentum
+from vqssl.functional.spectral_norms import iterate_spectral_norms_
 from vqssl.functional.teacher_buffers import (
     BUFFER_POLICIES,
     BufferPolicy,
@@ -63,12 +64,13 @@ class MomentumTeacher(Grouped, nn.Module):
     ``buffers`` decides what an update does with buffers:
 
     - ``"ema"`` (default): running statistics, ``running_mean`` and ``running_var`` as BatchNorm has them, follow the
-      student's with the same momentum: they belong to weights of the same age. All other buffers are copied, because
-      they are no means: power-iteration vectors of spectral norm, the codes and counts of a codebook, tables, masks and
-      counters. To average others too, write ``buffers=vqssl.functional.ema_buffers("centre", "moving_mean")``. In
-      training mode the teacher's own forward passes also update its statistics, and dominate. Under
-      ``torch.distributed`` each rank has seen other images, so running statistics, and whatever else is averaged, are
-      averaged over the ranks in one all-reduce: all ranks then hold the same teacher.
+      student's with the same momentum: they belong to weights of the same age. Other buffers are copied, because they
+      are no means: the codes and counts of a codebook, tables, masks and counters. The vectors of
+      ``torch.nn.utils.parametrizations.spectral_norm`` take one power iteration on the teacher's own weights. To
+      average others too, write ``buffers=vqssl.functional.ema_buffers("centre", "moving_mean")``. In training mode the
+      teacher's own forward passes also update its statistics, and dominate. Under ``torch.distributed`` each rank has
+      seen other images, so running statistics, and whatever else is averaged, are averaged over the ranks in one
+      all-reduce: all ranks then hold the same teacher.
     - ``"copy"``: all buffers are copied from the student, and running statistics averaged over the ranks likewise.
     - ``"own"``: an update changes no buffer, only the teacher's own forward passes in training mode do. lightly and
       solo-learn do this. A teacher that stays in eval mode would keep its first statistics for ever.
@@ -222,7 +224,9 @@ class MomentumTeacher(Grouped, nn.Module):
         new_buffers = self._new_buffers(buffers, weight)
 
         self._move_parameters(parameters, weight)
-        self._write_buffers(new_buffers)
+        if new_buffers:
+            self._write_buffers(new_buffers)
+            iterate_spectral_norms_(self.module)
         self.num_updates.fill_(t + 1)
         self._remember(t + 1)
 

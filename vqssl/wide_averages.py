@@ -45,7 +45,7 @@ class WideAverages(nn.Module):
         """Return the value behind ``tensor``: the tensor itself if it is not narrow."""
         if not is_narrow(tensor):
             return tensor
-        value = self._buffers.get(_key(name))
+        value = self._value(name)
         if value is None:
             return widened(tensor)
         wide = widened(tensor)
@@ -60,7 +60,7 @@ class WideAverages(nn.Module):
 
     def keep_(self, name: str, value: Tensor) -> None:
         """Keep a value under a name."""
-        held = self._buffers.get(_key(name))
+        held = self._value(name)
         if held is None or held.dtype != value.dtype or is_sharded(held) != is_sharded(value):
             self.register_buffer(_key(name), value.detach().clone())
         else:
@@ -68,15 +68,20 @@ class WideAverages(nn.Module):
 
     def has(self, name: str) -> bool:
         """Return True if a value is kept under the name."""
-        return _key(name) in self._buffers
+        return self._value(name) is not None
 
     def names(self) -> list[str]:
         """Return the names of the tensors whose values are kept."""
-        return list(names_in(dict(self._buffers), "").values())
+        return list(names_in(dict(self.named_buffers()), "").values())
 
     def forget_(self, name: str) -> None:
         """Drop the value of a tensor that is no longer narrow."""
-        self._buffers.pop(_key(name), None)
+        if self.has(name):
+            delattr(self, _key(name))
+
+    def _value(self, name: str) -> Tensor | None:
+        found: Tensor | None = getattr(self, _key(name), None)
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def at_least_float32(tensor: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vqssl.functional.spectral_norms import is_power_iteration_vector
+
 __all__ = [
     "BUFFER_POLICIES",
     "BufferPolicy",
@@ -43,12 +45,12 @@ def is_running_statistic(name: str) -> bool:
 
 
 def ema_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tensor) -> Tensor:
-    r"""Return running statistics averaged like the parameters, and any other buffer as the student's.
+    r"""Return running statistics averaged like the parameters, and other buffers as the student's.
 
     .. math:: b \leftarrow (1 - w)\, b + w\, b_\theta, \qquad w = 1 - m_t
 
-    Only a mean may be averaged with another. The average of two unit vectors is no unit vector, and that of two
-    codebooks has the codes of neither.
+    Only a mean may be averaged with another: the average of two codebooks, for example, has the codes of neither. The
+    vectors of spectral norm belong to the teacher's own weights and stay; the teacher takes a power iteration instead.
 
     Args:
         name: name of the buffer in the student, such as ``"encoder.1.running_mean"``.
@@ -57,7 +59,8 @@ def ema_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tens
         weight: w, the student's share, 0 to 1. A scalar tensor under ``torch.compile``.
 
     Returns:
-        The new value: the dtype and device of ``teacher`` for running statistics, ``student`` itself for others.
+        The new value: the dtype and device of ``teacher`` for running statistics, ``teacher`` itself for the
+        vectors of spectral norm, ``student`` itself for others.
 
     >>> import torch
     >>> ema_buffer("running_mean", torch.tensor([0.0]), torch.tensor([8.0]), 0.25).tolist()
@@ -65,6 +68,8 @@ def ema_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tens
     >>> ema_buffer("num_batches_tracked", torch.tensor(3), torch.tensor(7), 0.25).item()
     7
     """
+    if is_power_iteration_vector(name):
+        return teacher
     return _average(teacher, student, weight) if is_running_statistic(name) else student
 
 
