@@ -28,6 +28,7 @@ from vqssl.functional.teacher_buffers import (
     BufferPolicy,
     BufferPolicyName,
     is_running_statistic,
+    own_buffer,
 )
 from vqssl.wide_averages import WideAverages, is_narrow, names_in, widened
 
@@ -224,8 +225,8 @@ class MomentumTeacher(Grouped, nn.Module):
         new_buffers = self._new_buffers(buffers, weight)
 
         self._move_parameters(parameters, weight)
-        if new_buffers:
-            self._write_buffers(new_buffers)
+        self._write_buffers(new_buffers)
+        if self.buffer_policy is not own_buffer:
             iterate_spectral_norms_(self.module)
         self.num_updates.fill_(t + 1)
         self._remember(t + 1)
