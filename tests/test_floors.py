@@ -41,7 +41,8 @@ MAY_IMPORT = {
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
-    "teacher": MATHS | {"copying"},
+    "wide_averages": {"distributed"},
+    "teacher": MATHS | {"copying", "wide_averages"},
     "objective": MATHS,
     "health": MATHS | POLICIES | {"codebook"},
 }

@@ -76,6 +76,7 @@ CASES = {
     "align_refinement": (of_two_views(functional.align_refinement), vectors(0, 1, 2, 3)),
     "detached_refinement": (of_two_views(functional.detached_refinement), vectors(0, 1, 2, 3)),
     "ema_buffer": (of_a_buffer(functional.ema_buffer), vectors(0, 1)),
+    "ema_buffers": (of_a_buffer(functional.ema_buffers("")), vectors(0, 1)),
     "copy_buffer": (of_a_buffer(functional.copy_buffer), vectors(0, 1)),
     "own_buffer": (of_a_buffer(functional.own_buffer), vectors(0, 1)),
     "code_counts": (lambda k: functional.code_counts(k, K), [indices()]),

@@ -19,7 +19,7 @@ from vqssl.functional.serf_operators import (
     spatial_attention,
     spatial_attention_weights,
 )
-from vqssl.functional.teacher_buffers import BUFFER_POLICIES, copy_buffer, ema_buffer, own_buffer
+from vqssl.functional.teacher_buffers import BUFFER_POLICIES, copy_buffer, ema_buffer, ema_buffers, own_buffer
 from vqssl.functional.usage import code_counts, codebook_usage, target_spread
 from vqssl.functional.vectors import unit
 
@@ -52,6 +52,7 @@ __all__ = [
     "REFINEMENTS",
     "cosine_momentum",
     "ema_buffer",
+    "ema_buffers",
     "copy_buffer",
     "own_buffer",
     "BUFFER_POLICIES",
