@@ -39,6 +39,10 @@ MAY_IMPORT = {
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES,
     "teacher": MATHS | {"copying"},
+    "centring": MATHS,
+    "code_targets": MATHS,
+    "code_heads": MATHS,
+    "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
     "health": MATHS | POLICIES | {"codebook"},
 }
