@@ -70,7 +70,7 @@ def test_compiles_to_one_graph_in_training():
 @pytest.mark.parametrize(
     ("error", "says", "call"),
     [
-        (ValueError, "'batch' or 'running'", lambda: TargetCentring([3], how="mean")),
+        (ValueError, "'batch' or 'running'", lambda: TargetCentring([3], how="mean")),  # type: ignore[arg-type]
         (ValueError, "momentum must be from 0 to 1", lambda: TargetCentring([3], momentum=2)),
         (ValueError, "each of widths must be at least 1", lambda: TargetCentring([0])),
         (ValueError, r"targets\[0\] must be \(\*batch, 3\)", lambda: TargetCentring([3])([torch.ones(2, 4)])),

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "fusion": MATHS | POLICIES,
     "teacher": MATHS | {"copying"},
     "centring": MATHS,
+    "place_centring": MATHS,
     "code_targets": MATHS,
     "code_heads": MATHS,
     "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},

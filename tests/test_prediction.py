@@ -320,19 +320,19 @@ def z(*shape):
 @pytest.mark.parametrize(
     ("error", "says", "call"),
     [
-        (ValueError, "target must be one of 'anchor', 'bag', 'place'", lambda: CodePrediction(4, [8], target="code")),
+        (ValueError, "target must be one of 'anchor', 'bag', 'place'", lambda: CodePrediction(4, [8], target="code")),  # type: ignore[arg-type]
         (
             TypeError,
             "target must be an object, got the class BagTarget",
-            lambda: CodePrediction(4, [8], target=BagTarget),
+            lambda: CodePrediction(4, [8], target=BagTarget),  # type: ignore[arg-type]
         ),
-        (ValueError, "head must be one of", lambda: CodePrediction(4, [8], target="bag", head="deep")),
-        (ValueError, "'batch' or 'running'", lambda: CodePrediction(4, [8], dim=2, centring="mean")),
+        (ValueError, "head must be one of", lambda: CodePrediction(4, [8], target="bag", head="deep")),  # type: ignore[arg-type]
+        (ValueError, "'batch' or 'running'", lambda: CodePrediction(4, [8], dim=2, centring="mean")),  # type: ignore[arg-type]
         (ValueError, "dim must say how wide", lambda: CodePrediction(4, [8])),
         (ValueError, "dim must say how wide", lambda: CodePrediction(4, [8], target="bag", head="generated")),
         (ValueError, "write target='bag'", lambda: CodePrediction(4, [8], dim=2, head="generated")),
-        (TypeError, r"got 8: write \[K\]", lambda: CodePrediction(4, 8, target="bag")),
-        (TypeError, r"got Linear: write \[K\]", lambda: CodePrediction(4, nn.Linear(2, 2), target="bag")),
+        (TypeError, r"got 8: write \[K\]", lambda: CodePrediction(4, 8, target="bag")),  # type: ignore[arg-type]
+        (TypeError, r"got Linear: write \[K\]", lambda: CodePrediction(4, nn.Linear(2, 2), target="bag")),  # type: ignore[arg-type]
         (ValueError, "at least one scale", lambda: CodePrediction(4, [], target="bag")),
         (
             ValueError,

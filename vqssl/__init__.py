@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from vqssl import functional
+from vqssl.centring import TargetCentring
 from vqssl.code_targets import AnchorTarget, BagTarget, PlaceTarget
 from vqssl.codebook import EMACodebook
 from vqssl.fusion import SERFFusion
 from vqssl.initialization import KMeansInit, RandomInit, SampleInit
 from vqssl.multiscale import MultiScaleQuantizer
 from vqssl.objective import DiSSECTObjective
+from vqssl.place_centring import PlaceCentring
 from vqssl.prediction import CodePrediction
 from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.revival import BatchRevival, NoRevival
@@ -30,6 +32,8 @@ __all__ = [
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",
+    "TargetCentring",
+    "PlaceCentring",
     "DiSSECTObjective",
     "update_codebooks",
     "RandomInit",

@@ -8,6 +8,7 @@ from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.methods import METHODS, default_options
 from examples.pretrain.methods.byol import BYOLOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
 from examples.pretrain.methods.simsiam import SimSiamOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
@@ -19,6 +20,7 @@ OPTIONS: dict[str, Any] = {
     **default_options(),
     "byol": BYOL,
     "dissect": DISSECT,
+    "dissect_codes": DiSSECTCodesOptions(dissect=DISSECT, hidden_dim=16),
     "simsiam": SimSiamOptions(dim=8, bottleneck=4),
 }
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)

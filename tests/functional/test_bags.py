@@ -133,7 +133,7 @@ def test_functions_compile_and_vectorise():
     ("error", "says", "call"),
     [
         (ValueError, "at least 1", lambda: bag_of_codes(torch.zeros(1, 2).long(), 0)),
-        (ValueError, "'mean' or 'max'", lambda: bag_of_codes(torch.zeros(1, 2).long(), 3, reduction="sum")),
+        (ValueError, "'mean' or 'max'", lambda: bag_of_codes(torch.zeros(1, 2).long(), 3, reduction="sum")),  # type: ignore[arg-type]
         (ValueError, "from -1 .* to 2", lambda: bag_of_codes(torch.full((1, 2), 3), 3)),
         (ValueError, r"indices\[None\] for one view", lambda: bag_of_codes(torch.zeros(4).long(), 3)),
         (ValueError, r"indices\[None\] for one view", lambda: bag_of_codes(torch.zeros(4, 3), 3)),
