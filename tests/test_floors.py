@@ -43,6 +43,11 @@ MAY_IMPORT = {
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "teacher": MATHS | {"copying", "wide_averages"},
+    "centring": MATHS,
+    "place_centring": MATHS,
+    "code_targets": MATHS,
+    "code_heads": MATHS,
+    "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
     "health": MATHS | POLICIES | {"codebook"},
 }

@@ -36,6 +36,7 @@ from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARul
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
 from vqssl.functional.metrics import METRICS, Metric, MetricName, search_metric
 from vqssl.functional.random import random_normal
+from vqssl.functional.repeats import repeated_rows
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
@@ -500,7 +501,8 @@ class EMACodebook(Grouped, nn.Module):
         ``functional.codebook_usage(functional.code_counts(indices, K))``.
 
         Args:
-            dead_below: a code is dead that gets less than this fraction of the fair share.
+            dead_below: a code is dead that gets less than this fraction of the fair share, or that equals an earlier
+                one, which gets all its tokens.
 
         Returns:
             :class:`~vqssl.types.CodebookUsage` of detached scalars.
@@ -508,7 +510,8 @@ class EMACodebook(Grouped, nn.Module):
         >>> EMACodebook(codebook_size=8, dim=4).usage().dead.item()
         0
         """
-        return codebook_usage(self.cluster_size, dead_below)
+        counts = torch.where(repeated_rows(self.embed), 0.0, self.cluster_size)
+        return codebook_usage(counts, dead_below)
 
     @torch.no_grad()
     def set_codes_(self, codes: Tensor) -> None:

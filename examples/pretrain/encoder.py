@@ -18,11 +18,17 @@ class EncoderOptions:
     """The encoder, the same for all methods. The defaults are the paper's."""
 
     width: int = 64
-    """Channels of the first stage; a ResNet-18 has 64."""
+    """Channels of the first stage, at least 8; a ResNet-18 has 64."""
     stem_stride: Literal[1, 2, 4] = 4
     """4: the usual stem, 7 x 7 with stride 2 and max-pooling. 1 and 2, for small images: 3 x 3 without pooling."""
     scales: tuple[str, ...] = ("layer2", "layer3", "layer4")
     """Stages whose maps are returned: those that DiSSECT quantises and some protocols look at."""
+
+    def __post_init__(self) -> None:
+        # With fewer input channels than a vector of AVX2 holds, oneDNN's strided 1 x 1 convolution writes past its
+        # memory in the backward pass: wrong gradients, a hang or a crash (uxlfoundation/oneDNN#6035, torch 2.13).
+        if self.width < 8:
+            raise ValueError(f"width must be at least 8, got {self.width}: narrower layers crash torch on some CPUs")
 
 
 def check_encoder(options: EncoderOptions) -> None:
@@ -42,9 +48,9 @@ class Encoder(nn.Module):
         options: width, stem and scales.
 
     >>> import torch
-    >>> features, maps = Encoder(1, EncoderOptions(width=4))(torch.zeros(2, 1, 64, 64))
+    >>> features, maps = Encoder(1, EncoderOptions(width=8))(torch.zeros(2, 1, 64, 64))
     >>> features.shape, [tuple(each.shape) for each in maps]
-    (torch.Size([2, 32]), [(2, 8, 8, 8), (2, 16, 4, 4), (2, 32, 2, 2)])
+    (torch.Size([2, 64]), [(2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)])
     """
 
     def __init__(self, channels: int, options: EncoderOptions) -> None:

@@ -1,10 +1,14 @@
 """The pure functions behind the modules, in the order in which data meets them."""
 
+from vqssl.functional.bags import bag_of_codes, soft_codes
+from vqssl.functional.code_anchors import anchor_loss, code_anchor
+from vqssl.functional.code_cross_entropy import code_cross_entropy
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.cosine_regression import cosine_regression_loss
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
 from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
 from vqssl.functional.metrics import METRICS, euclidean
+from vqssl.functional.places import Grid, canonical_cells, matched_cells
 from vqssl.functional.refinement import REFINEMENTS, align_refinement, detached_refinement, predict_refinement
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.functional.search import nearest_codeword
@@ -50,6 +54,14 @@ __all__ = [
     "align_refinement",
     "detached_refinement",
     "REFINEMENTS",
+    "bag_of_codes",
+    "soft_codes",
+    "code_cross_entropy",
+    "code_anchor",
+    "anchor_loss",
+    "Grid",
+    "matched_cells",
+    "canonical_cells",
     "cosine_momentum",
     "ema_buffer",
     "ema_buffers",
