@@ -42,8 +42,7 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
     .. math:: \mathrm{perplexity} = \exp\Big(-\sum_k p_k \ln p_k\Big), \qquad p_k = n_k \big/ \textstyle\sum n
 
     Args:
-        counts: ``(K,)``, not negative: tokens of each code in a batch (:func:`code_counts`), or running counts. NaN
-            counts as 0.
+        counts: ``(K,)``, not negative: tokens of each code in a batch (:func:`code_counts`), or running counts.
         dead_below: a code is dead if its count is 0 or below this fraction of the mean count, 0 to 1.
 
     Returns:
@@ -72,7 +71,6 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
     counts = counts.detach()
     # float64 where the device has it: counts above 2^24 stay exact, and even usage gives exactly K.
     counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
-    counts = torch.where(counts.isnan(), 0.0, counts)
     total = counts.sum()
     p = counts / torch.where(total > 0, total, 1.0)
     perplexity = torch.where(total > 0, torch.special.entr(p).sum().exp(), 0.0)
