@@ -11,8 +11,8 @@ from vqssl.checks import check_positive_int
 from vqssl.distributed import TokenPool, all_reduce_sum
 from vqssl.functional.metrics import Metric, MetricName
 from vqssl.functional.random import random_bits, random_positions
-from vqssl.functional.repeats import repeated_rows
 from vqssl.functional.search import nearest_codeword
+from vqssl.kernels.repeats import repeated_rows
 
 __all__ = ["Initialization", "KMeansInit", "RandomInit", "SampleInit"]
 
