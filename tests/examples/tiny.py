@@ -12,7 +12,7 @@ from examples.pretrain.methods.simsiam import SimSiamOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
 
-ENCODER = EncoderOptions(width=4, stem_stride=2)
+ENCODER = EncoderOptions(width=8, stem_stride=2)
 BYOL = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
 DISSECT = DiSSECTOptions(byol=BYOL, codebook_size=16)
 OPTIONS: dict[str, Any] = {
