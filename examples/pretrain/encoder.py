@@ -8,6 +8,8 @@ from typing import Literal
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
+from examples.pretrain.ranges import check_distinct, check_range
+
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -21,6 +23,15 @@ class EncoderOptions:
     """4: the usual stem, 7 x 7 with stride 2 and max-pooling. 1 and 2, for small images: 3 x 3 without pooling."""
     scales: tuple[str, ...] = ("layer2", "layer3", "layer4")
     """Stages whose maps are returned: those that DiSSECT quantises and some protocols look at."""
+
+
+def check_encoder(options: EncoderOptions) -> None:
+    """Raise ValueError unless every option is in its range."""
+    check_range("--encoder.width", options.width, least=1)
+    unknown = [scale for scale in options.scales if scale not in STAGES]
+    if unknown:
+        raise ValueError(f"--encoder.scales must be of {', '.join(STAGES)}, got {', '.join(unknown)}")
+    check_distinct("--encoder.scales", options.scales)
 
 
 class Encoder(nn.Module):
