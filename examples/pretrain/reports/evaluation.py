@@ -13,6 +13,7 @@ from scipy import stats
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.protocols import PROTOCOLS, Scores
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, order_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 
@@ -216,7 +217,7 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def write(folder: Path) -> str:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 from examples.pretrain.variants import VARIANTS
@@ -176,7 +177,7 @@ def draw(records: Records, path: Path) -> None:
         ax.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(loc="lower left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
