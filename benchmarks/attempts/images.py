@@ -90,11 +90,8 @@ def no_pictures() -> Outcome:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.png", _encoded("PNG"))
-    fits = b"".join(
-        line.ljust(80)
-        for line in (b"SIMPLE  =                    T", b"BITPIX  =                    8", b"NAXIS   =                    2",
-                     b"NAXIS1  =                   16", b"NAXIS2  =                   16", b"END")
-    ).ljust(2880) + bytes(2880)  # fmt: skip
+    cards = ("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 16", "NAXIS2  = 16", "END")
+    fits = "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
     wmf = b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhH", 0, 0, 16, 16, 72) + bytes(4) + b"\0\0\x01\0\x09\0" + bytes(40)
     contents = {
         "svg.jpg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',

@@ -40,6 +40,9 @@ def read_dicom(path: Path) -> np.ndarray:
         raise ValueError(f"it has {dataset.NumberOfFrames} frames, only single frames are read: split it")
     if int(dataset.Rows) * int(dataset.Columns) > MOST_PIXELS:
         raise ValueError(f"it has {dataset.Rows} x {dataset.Columns} pixels, at most {MOST_PIXELS:,} are read")
+    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        if not np.isfinite(np.asarray(dataset.get(name) or 0, float)).all():
+            raise ValueError(f"its {name} must be finite, got {dataset.get(name)}")
     kind = dataset.PhotometricInterpretation
     pixels = dataset.pixel_array
     bits = dataset.BitsStored
@@ -68,10 +71,10 @@ def read_dicom(path: Path) -> np.ndarray:
 
 
 def _to_uint16(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if not np.isfinite(float(high) - float(low)):
+        raise ValueError(f"its rescale must give numbers, got a range from {low} to {high}")
     if low == high:
         raise ValueError("its RescaleSlope is 0, which makes every pixel equal")
     share = (values.astype(np.float64) - float(low)) / (float(high) - float(low))
-    if not np.isfinite(share).all():
-        raise ValueError("its rescale or window gives values that are not numbers")
     scaled: np.ndarray = np.rint(65535 * share.clip(0, 1)).astype(np.uint16)
     return scaled
