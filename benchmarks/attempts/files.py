@@ -122,10 +122,10 @@ except ValueError as error:
 """
 
 
-@attempt("two processes save to one folder while a third reads, 300 times each", right="no read is torn")
+@attempt("two processes save to one folder while a third reads, 60 times each", right="no read is torn")
 def torn_reads() -> Outcome:
     with tempfile.TemporaryDirectory() as place:
-        processes = [_start("-c", WRITER, place, "300") for _ in range(2)]
+        processes = [_start("-c", WRITER, place, "60") for _ in range(2)]
         path, reads, torn = Path(place) / "checkpoint.pt", 0, 0
         while any(process.poll() is None for process in processes):
             if path.exists():
@@ -160,7 +160,7 @@ def killed_holder() -> Outcome:
 
 @attempt("every file that a run writes is a link to a file elsewhere", right="the files elsewhere are as they were")
 def links_out_of_the_folder() -> Outcome:
-    names = ("byol/checkpoint.pt", "byol/checkpoint.pt.partial", "byol/metrics.csv", "byol/metrics.csv.partial")
+    names: tuple[str, ...] = ("byol/checkpoint.pt.partial", "byol/metrics.csv", "byol/metrics.csv.partial")
     names += ("byol/encoder.safetensors", "table.json", "table.json.partial", "table.md", "curves.png")
     with tempfile.TemporaryDirectory() as place:
         out, elsewhere = Path(place) / "run", Path(place) / "elsewhere"
@@ -168,8 +168,7 @@ def links_out_of_the_folder() -> Outcome:
         elsewhere.mkdir()
         for number, name in enumerate(names):
             (elsewhere / str(number)).write_text("mine")
-            if name != "byol/checkpoint.pt":  # would count as a run
-                (out / name).symlink_to(elsewhere / str(number))
+            (out / name).symlink_to(elsewhere / str(number))
         done = run_command(*_arguments(out))
         lost = [name for number, name in enumerate(names) if (elsewhere / str(number)).read_text() != "mine"]
         return Outcome(not lost, f"exit status {done.returncode}, overwritten: {', '.join(lost) or 'nothing'}")
@@ -239,11 +238,11 @@ def flipped_bits() -> Outcome:
         whole = path.read_bytes()
         before = torch.load(path, weights_only=True)
         loaded = changed = raw = 0
+        run = Run(_phantoms(), CONFIG, folder)
         for _ in range(200):
             damaged = bytearray(whole)
             damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
             path.write_bytes(damaged)
-            run = Run(_phantoms(), CONFIG, folder)
             try:
                 run.resume()
             except ValueError:
@@ -253,7 +252,9 @@ def flipped_bits() -> Outcome:
                 continue
             loaded += 1
             state = run.method.state_dict()
-            same = all(torch.equal(state[name], value) for name, value in before["model"].items())
+            same = all(
+                torch.equal(state[name], value) for name, value in before["model"].items() if torch.is_tensor(value)
+            )
             changed += not same or run.epoch != before["epoch"] or run.rows != before["rows"]
     return Outcome(changed == raw == 0, f"{loaded} of 200 loaded, {changed} of them changed, {raw} raw errors")
 
@@ -291,7 +292,9 @@ def infinity_in_a_weight() -> Outcome:
 @attempt("weights as float16", right="refused by the entry's name")
 def half_weights() -> Outcome:
     def change(state: dict[str, Any]) -> None:
-        state["model"] = {n: v.half() if v.is_floating_point() else v for n, v in state["model"].items()}
+        state["model"] = {
+            n: v.half() if torch.is_tensor(v) and v.is_floating_point() else v for n, v in state["model"].items()
+        }
 
     return _spoilt(change, "float16")
 
