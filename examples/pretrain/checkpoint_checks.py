@@ -78,7 +78,9 @@ def check_values(
     if state["epoch"] > epochs:
         raise refusal(path, "epoch", f"be at most {epochs}, the last of the run", state["epoch"])
     model, ours = dict(tensors("model", state["model"])), dict(tensors("model", method.state_dict()))
-    for name in model.keys() & ours.keys():  # other names are for load_state_dict: older versions have some
+    for name in (
+        name for name in model if name in ours
+    ):  # other names are for load_state_dict: older versions have some
         _check_like(path, name, model[name], ours[name])
     _check_optimizer(path, state["optimizer"], optimizer)
     done = state["epoch"] * steps_per_epoch

@@ -121,6 +121,9 @@ def test_dicom_files_are_found_by_suffix_or_preamble(tmp_path, rng):
         ((3, 6, 6), "MONOCHROME2", {"NumberOfFrames": 3}, ("3 frames", "single frames", "split it")),
         ((6, 6), "PALETTE COLOR", {}, ("MONOCHROME1, MONOCHROME2 or RGB", "not PALETTE COLOR")),
         ((6, 6), "MONOCHROME2", {"RescaleSlope": 0, "RescaleIntercept": 1}, ("RescaleSlope is 0",)),
+        ((6, 6), "MONOCHROME2", {"RescaleSlope": "nan", "RescaleIntercept": 1}, ("RescaleSlope must be finite",)),
+        ((6, 6), "MONOCHROME2", {"WindowCenter": 3, "WindowWidth": "inf"}, ("WindowWidth must be finite",)),
+        ((6, 6), "MONOCHROME2", {"Rows": 65535, "Columns": 65535}, ("65535 x 65535 pixels", "at most 89,478,485")),
     ],
 )
 def test_unsupported_dicom_is_refused_with_the_reason(tmp_path, rng, shape, kind, tags, parts):
