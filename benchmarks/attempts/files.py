@@ -385,7 +385,10 @@ def earlier_version() -> Outcome:
 # ---- folders ----
 
 
-@attempt("--resume with a mistyped --out", right="refused in one line that lists the near name; nothing is written")
+@attempt(
+    "--resume with two figures of --out swapped",
+    right="refused in one line that lists the near name; nothing is written",
+)
 def mistyped_out() -> Outcome:
     with tempfile.TemporaryDirectory() as place:
         run_command(*_arguments(Path(place) / "chest-64"))
@@ -422,7 +425,9 @@ def stray_names() -> Outcome:
         return Outcome(fine, f"exit status {done.returncode}. {_last_line(done.stderr)}")
 
 
-@attempt("--out is removed while the run trains", right="an exit status and a line that say so, or all files there")
+@attempt(
+    "--out is removed after the first checkpoint", right="an exit status and a line that say so, or all files there"
+)
 def removed_while_training() -> Outcome:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "run"

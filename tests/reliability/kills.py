@@ -114,7 +114,7 @@ def main() -> None:
         for number in tqdm(range(options.kills), desc="kills", disable=not sys.stderr.isatty()):
             before = epoch_of(broken)
             child = start(data, broken, EPOCHS)
-            half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=1.0)
+            half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=8.0)
             epochs.append(epoch_of(broken))
             lost += epochs[-1] < before
         last = epochs[-1] + 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from examples.pretrain.records import read_record
 from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
@@ -24,7 +24,7 @@ FIRST = 3
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a folder; an empty list if there are none."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
+    return [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
 
 
 def by_variant(records: Iterable[dict[str, Any]]) -> Records:
