@@ -242,4 +242,4 @@ def test_k_means_of_few_tokens_may_take_sampled_codes():
         codebook.initialize_(x)
     assert torch.equal(k_means.embed, sampled.embed)
     with pytest.raises(ValueError, match="few_tokens must be 'refuse' or 'sample', got 'drop'"):
-        KMeansInit(few_tokens="drop")  # type: ignore[arg-type]
+        KMeansInit(few_tokens="drop")

@@ -23,7 +23,7 @@ from examples.pretrain.protocols import Settings
 from examples.pretrain.train import Pretraining, Run
 
 TINY = (
-    *("demo", "--image-size", "32", "--phantoms", "96", "--subsets", "1", "--encoder.width", "4"),
+    *("demo", "--image-size", "32", "--phantoms", "96", "--subsets", "1", "--encoder.width", "8"),
     *("--byol.dim", "8", "--byol.hidden-dim", "16", "--dissect.byol.dim", "8", "--dissect.byol.hidden-dim", "16"),
     *("--dissect.codebook-size", "16", "--optimization.epochs", "2", "--optimization.batch-size", "16"),
 )

@@ -24,16 +24,12 @@ class EncoderOptions:
     scales: tuple[str, ...] = ("layer2", "layer3", "layer4")
     """Stages whose maps are returned: those that DiSSECT quantises and some protocols look at."""
 
-    def __post_init__(self) -> None:
-        # With fewer input channels than a vector of AVX2 holds, oneDNN's strided 1 x 1 convolution writes past its
-        # memory in the backward pass: wrong gradients, a hang or a crash (uxlfoundation/oneDNN#6035, torch 2.13).
-        if self.width < 8:
-            raise ValueError(f"width must be at least 8, got {self.width}: narrower layers crash torch on some CPUs")
-
 
 def check_encoder(options: EncoderOptions) -> None:
     """Raise ValueError unless every option is in its range."""
-    check_range("--encoder.width", options.width, least=1)
+    # With fewer input channels than a vector of AVX2 holds, oneDNN's strided 1 x 1 convolution writes past its memory
+    # in the backward pass: wrong gradients, a hang or a crash (uxlfoundation/oneDNN#6035, torch 2.13).
+    check_range("--encoder.width", options.width, least=8)
     unknown = [scale for scale in options.scales if scale not in STAGES]
     if unknown:
         raise ValueError(f"--encoder.scales must be of {', '.join(STAGES)}, got {', '.join(unknown)}")

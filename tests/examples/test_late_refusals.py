@@ -119,7 +119,7 @@ def test_labels_that_only_the_probe_after_each_epoch_cannot_use_are_said(tmp_pat
         ({"methods": ()}, "methods must be one or more of"),
         ({"seed": -1}, "--seed must be a number of at least 0"),
         ({"seed": 2**32}, "--seed must be a number of at least 0 and of at most 4.29497e"),
-        ({"encoder": replace(ENCODER, width=0)}, "--encoder.width"),
+        ({"encoder": replace(ENCODER, width=4)}, "--encoder.width must be a number of at least 8, got 4"),
         ({"encoder": replace(ENCODER, scales=())}, "--encoder.scales must hold at least one"),
         ({"encoder": replace(ENCODER, scales=("layer2", "layer2"))}, "--encoder.scales must name each once"),
         ({"encoder": replace(ENCODER, scales=("layer9",))}, "--encoder.scales must be of layer1"),

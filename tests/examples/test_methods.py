@@ -31,11 +31,6 @@ def test_a_resnet18_has_the_papers_maps():
     assert [tuple(m.shape) for m in maps] == [(1, 128, 28, 28), (1, 256, 14, 14), (1, 512, 7, 7)]
 
 
-def test_an_encoder_too_narrow_for_torchs_convolutions_is_refused():
-    with pytest.raises(ValueError, match="width must be at least 8, got 4"):
-        EncoderOptions(width=4)
-
-
 # ---- every method ----
 
 

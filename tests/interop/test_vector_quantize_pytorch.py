@@ -477,7 +477,7 @@ def test_cosine_state_without_metric_gives_a_warning():
 def test_wrong_prefix_lists_what_is_under_it_and_names_set_codes():
     state = vector_quantize_pytorch.ResidualVQ(dim=8, num_quantizers=2, codebook_size=16).state_dict()
     state = {**{f"encoder.{n}.weight": torch.zeros(1) for n in range(9)}, **state}
-    with pytest.raises(ValueError, match=r"got '_codebook.embed', .* there; codebooks are at 'layers.0._codebook.'"):
+    with pytest.raises(ValueError, match=r"got '_codebook.initted', .* there; codebooks are at 'layers.0._codebook.'"):
         codebook_from_vector_quantize_pytorch(state, "layers.1.")
     with pytest.raises(ValueError, match=r"codebook.set_codes_\(codes\)"):
         codebook_from_vector_quantize_pytorch({"quantize.embedding.weight": torch.zeros(4, 2)})
