@@ -56,7 +56,7 @@ def _tiny_run(folder: Path, method: str = "byol", epochs: int = 3) -> Run:
     byol = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
     options = byol if method == "byol" else DiSSECTOptions(byol=byol, codebook_size=16)
     optimization = Optimization("adamw", lr=1e-3, batch_size=16, epochs=epochs, warmup_epochs=0)
-    encoder = EncoderOptions(width=4, stem_stride=2)
+    encoder = EncoderOptions(width=8, stem_stride=2)
     return Run(make_phantoms(48, 32), Pretraining(method, options, encoder, optimization=optimization), folder)
 
 
