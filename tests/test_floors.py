@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
-    "teacher": MATHS | {"copying", "wide_averages"},
+    "teacher": MATHS | {"copying", "foreign_keywords", "wide_averages"},
     "centring": MATHS,
     "place_centring": MATHS,
     "code_targets": MATHS,

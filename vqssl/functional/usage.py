@@ -81,11 +81,13 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
 
 
 def target_spread(targets: Tensor) -> Tensor:
-    r"""Measure how far targets are from collapse: 0 if all have one direction, 1 if they are isotropic.
+    r"""Measure how far targets are from collapse: 0 if all have one direction, 1 if a large batch is isotropic.
 
     .. math:: \sqrt{D} \cdot \mathrm{mean}_d\, \mathrm{std}_b \big( t_{bd} / \lVert t_b \rVert \big)
 
-    Source: the collapse measure of SimSiam (arXiv 2011.10566, section 4.1), times the square root of the width.
+    The standard deviation divides by B - 1. A small random batch of wide targets is on average still a little below 1:
+    0.80 at B = 2, 0.97 at B = 8, 0.99 at B = 32. Source: the collapse measure of SimSiam (arXiv 2011.10566,
+    section 4.1), times the square root of the width; without that root it is lightly's ``std_of_l2_normalized``.
 
     Args:
         targets: ``(B, D)``, B >= 2.
@@ -100,8 +102,8 @@ def target_spread(targets: Tensor) -> Tensor:
     >>> import torch
     >>> target_spread(torch.ones(8, 4)).item()
     0.0
-    >>> round(target_spread(torch.randn(4096, 64)).item(), 2)
-    1.0
+    >>> round(target_spread(torch.randn(4096, 64)).item(), 2), round(target_spread(torch.eye(10)).item(), 5)
+    (1.0, 1.0)
     """
     check_floating("targets", targets)
     if targets.ndim != 2 or len(targets) < 2:
@@ -110,4 +112,4 @@ def target_spread(targets: Tensor) -> Tensor:
             "and write targets.flatten(0, -2) for tokens (B, N, D)"
         )
     directions = unit(targets.detach().to(torch.promote_types(targets.dtype, torch.float32)))
-    return directions.std(0, correction=0).mean() * targets.shape[1] ** 0.5
+    return directions.std(0, correction=1).mean() * targets.shape[1] ** 0.5
