@@ -232,3 +232,14 @@ def test_global_generators_are_left_alone(initialization):
         assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
         found.append(state_of(codebook))
     assert_same_bits(*found)
+
+
+def test_k_means_of_few_tokens_may_take_sampled_codes():
+    x = torch.randn(5, 3)
+    sampled = EMACodebook(codebook_size=8, dim=3)
+    k_means = EMACodebook(codebook_size=8, dim=3, initialization=KMeansInit(few_tokens="sample"))
+    for codebook in (sampled, k_means):
+        codebook.initialize_(x)
+    assert torch.equal(k_means.embed, sampled.embed)
+    with pytest.raises(ValueError, match="few_tokens must be 'refuse' or 'sample', got 'drop'"):
+        KMeansInit(few_tokens="drop")  # type: ignore[arg-type]

@@ -36,10 +36,10 @@ from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARul
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
 from vqssl.functional.metrics import METRICS, Metric, MetricName, search_metric
 from vqssl.functional.random import random_normal
-from vqssl.functional.repeats import repeated_rows
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
+from vqssl.kernels.repeats import repeated_rows
 from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import CodebookUsage, Quantized

@@ -1,7 +1,7 @@
 """Initialisations: small objects that draw the first codes of an EMACodebook from its first batch of tokens."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from vqssl.checks import check_positive_int
 from vqssl.distributed import TokenPool, all_reduce_sum
 from vqssl.functional.metrics import Metric, MetricName
 from vqssl.functional.random import random_bits, random_positions
-from vqssl.functional.repeats import repeated_rows
 from vqssl.functional.search import nearest_codeword
+from vqssl.kernels.repeats import repeated_rows
 
 __all__ = ["Initialization", "KMeansInit", "RandomInit", "SampleInit"]
 
@@ -86,26 +86,33 @@ class KMeansInit:
 
     Args:
         iterations: of assigning and averaging, at least 1. A centre that no token chose keeps its place.
+        few_tokens: what happens where the first batch has fewer tokens than there are codes: ``"refuse"`` raises
+            (default), ``"sample"`` takes the codes of :class:`SampleInit`.
 
     Raises:
-        ValueError: when first called, where the batch has fewer tokens than there are codes.
+        ValueError: ``few_tokens`` is unknown; or, when first called, there are too few tokens and they are refused.
 
     >>> import vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.KMeansInit(iterations=20))
     """
 
     iterations: int = 10
+    few_tokens: Literal["refuse", "sample"] = "refuse"
 
     def __post_init__(self) -> None:
         check_positive_int("iterations", self.iterations)
+        if self.few_tokens not in ("refuse", "sample"):
+            raise ValueError(f"few_tokens must be 'refuse' or 'sample', got {self.few_tokens!r}")
 
     def __call__(self, pool: TokenPool, codebook_size: int, rng: Tensor, metric: MetricName | Metric) -> Tensor:
         """Return the centres."""
+        if pool.total < codebook_size and self.few_tokens == "sample":
+            return SampleInit()(pool, codebook_size, rng, metric)
         if pool.total < codebook_size:
             raise ValueError(
                 f"k-means needs at least as many tokens as codes, got {int(pool.total)} valid tokens in the first "
                 f"training batch for codebook_size = {codebook_size}: use a larger batch for the first step, a smaller "
-                "codebook, or SampleInit()"
+                "codebook, SampleInit(), or KMeansInit(few_tokens='sample')"
             )
         centres = SampleInit()(pool, codebook_size, rng, metric)
         for _ in range(self.iterations):

@@ -15,7 +15,7 @@ from vqssl.checks import can_read_without_sync, check_code_range, check_device, 
 from vqssl.distributed import TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema_rules import CodebookState, EMARule
 from vqssl.functional.random import distinct_positions
-from vqssl.functional.repeats import repeated_rows
+from vqssl.kernels.repeats import repeated_rows
 from vqssl.revival import Revival
 
 __all__ = [

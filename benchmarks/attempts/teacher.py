@@ -279,9 +279,3 @@ def momentum_by_position() -> Outcome:
     except TypeError as error:
         return Outcome("momentum=" in str(error), str(error)[:120])
     return Outcome(survived=False, seen="accepted")
-
-
-@attempt("target_spread of orthogonal targets, 2 and 10 of them", right="1 to 1e-5")
-def spread_of_orthogonal_targets() -> Outcome:
-    found = [vqssl.functional.target_spread(torch.eye(count)).item() for count in (2, 10)]
-    return Outcome(all(abs(each - 1) < 1e-5 for each in found), " and ".join(f"{each:.5f}" for each in found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from examples.pretrain.augment import check_augmentation, to_float
 from examples.pretrain.data import ImageSet, load_images, train_test_split
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder, check_encoder
+from examples.pretrain.lock import hold
 from examples.pretrain.methods import METHODS
 from examples.pretrain.optimization import check_optimization
 from examples.pretrain.phantoms import make_phantoms
@@ -29,6 +29,7 @@ from examples.pretrain.ranges import check_distinct, check_range
 from examples.pretrain.records import provenance, write_record
 from examples.pretrain.reports import pictures
 from examples.pretrain.reports.text import any_terminal, write_text
+from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold_new, refuse_among_images
 from examples.pretrain.train import Monitor, Run
 
 
@@ -71,7 +72,7 @@ def experiment(config: Experiment) -> dict:
     runs = agreement.on_all(lambda: runs_of(train, config, out, device))
     agreement.check_equal({method: run.facts() for method, run in runs.items()})
     # Nothing has been written so far: what is refused leaves no trace.
-    ranks.decided_by_first(lambda: out.mkdir(parents=True, exist_ok=config.resume or config.out is not None))
+    ranks.decided_by_first(lambda: hold(out) if config.resume else hold_new(out))
     say(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
     for method, run in runs.items():
         if run.epoch:
@@ -146,18 +147,9 @@ def check(config: Experiment) -> None:
 
 def folder_of(config: Experiment) -> Path:
     """Return the folder for the results; a folder that holds a run is continued, never overwritten."""
-    if config.out is not None:
-        if not config.resume and any(config.out.glob("*/checkpoint.pt")):
-            raise ValueError(f"{config.out} already holds a run: continue it with --resume, or give another --out")
-        if config.resume and not config.out.is_dir():
-            raise ValueError(f"nothing to resume in {config.out}: give the --out of the run, or leave out --resume")
-        return config.out
-    root = Path("runs")
-    names = (re.fullmatch(rf"{re.escape(config.name)}-(\d+)", path.name) for path in root.glob(f"{config.name}-*"))
-    past = [int(name[1]) for name in names if name]
-    if config.resume and not past:
-        raise ValueError(f"nothing to resume under {root.absolute()}: say where the run is with --out")
-    return root / f"{config.name}-{max(past, default=0) + (not config.resume)}"
+    out = (folder_to_resume if config.resume else folder_to_start)(config.name, config.out)
+    refuse_among_images(config.data, [out, *(out / method for method in config.methods)])
+    return out
 
 
 def images_of(config: Experiment) -> ImageSet:

@@ -26,6 +26,7 @@ from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
 from examples.pretrain.reports import sweep as report
 from examples.pretrain.reports.text import any_terminal
+from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
 from examples.pretrain.variants import SMALL, VARIANTS
 
@@ -78,6 +79,7 @@ def sweep(config: Ablation) -> None:
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"variants must be of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
+    refuse_among_images(config.data, [config.runs, config.results])
     torch.set_num_threads(1)
     data = load_images(config.data, config.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))

@@ -32,9 +32,10 @@ from examples.pretrain.protocols.labels import subset_size
 from examples.pretrain.protocols.segment import presence
 from examples.pretrain.protocols.subject import check_settings, count_planes
 from examples.pretrain.ranges import check_distinct, check_range, share_of
-from examples.pretrain.records import provenance, write_record
+from examples.pretrain.records import provenance, read_record, write_record
 from examples.pretrain.reports import evaluation as report
 from examples.pretrain.reports.text import any_terminal
+from examples.pretrain.run_folder import refuse_among_images
 
 if TYPE_CHECKING:  # a type checker cannot read the names of the table
     Name = str
@@ -83,6 +84,7 @@ def main(config: Evaluation) -> str:
     for name, values in (("--runs", config.runs), ("protocols", config.protocols), ("--encoders", config.encoders)):
         if values:
             check_distinct(name, values)
+    refuse_among_images(config.data, [config.out])
     if not config.report:
         found = find(config.runs, config.encoders, device=config.device, unfinished=config.unfinished)
         measure(found, config)
@@ -189,7 +191,7 @@ def drawn(subject: Subject, settings: Settings) -> dict[str, dict[str, int]]:
 
 def refuse_others(path: Path, basis: dict[str, Any]) -> None:
     """Raise ValueError unless the result in `path` is of the same basis."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record(path)
     theirs = {key: record.get(key) for key in basis}
     changed = [
         f"{name} was {a}, is {b}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,9 +21,12 @@ from tqdm import tqdm
 
 from examples.pretrain import agreement, checkpoint, ranks
 from examples.pretrain.augment import Augmentation, Normalize, to_float, two_views, views_of
+from examples.pretrain.checkpoint_checks import check_facts, check_values
 from examples.pretrain.data import ImageSet
+from examples.pretrain.data.fingerprint import changes
 from examples.pretrain.divergence import check_losses, check_state, finite
 from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.lock import hold
 from examples.pretrain.log import Log, Row, line_of
 from examples.pretrain.methods import METHODS, Step
 from examples.pretrain.optimization import Optimization, check_optimization, make_optimizer, make_schedule
@@ -102,7 +105,7 @@ class Run:
     @cached_property
     def fingerprint(self) -> str:
         """Of the training images, as the checkpoint holds it."""
-        return checkpoint.fingerprint(self.data)
+        return self.data.fingerprint
 
     def facts(self) -> dict[str, Any]:
         """Return what has to be equal on all ranks before they train, by name."""
@@ -239,7 +242,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint; the file is whole whenever the process is killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        hold(self.folder)
         state = {
             "config": json.dumps(asdict(self.config), sort_keys=True),
             "data": self.fingerprint,
@@ -253,33 +256,45 @@ class Run:
         }
         checkpoint.save(self.folder / "checkpoint.pt", state)
 
-    def resume(self) -> bool:
+    def resume(self, *, images_only: bool = False) -> bool:
         """Continue from the folder's checkpoint; return False if there is none.
 
+        Args:
+            images_only: whether labels, groups, masks and names may be others than those of the run, if only the
+                images are the same: to evaluate, not to train on.
+
         Raises:
-            ValueError: it cannot be read, or belongs to another configuration or other images.
+            ValueError: it cannot be read, holds impossible values, or belongs to another configuration or other images.
         """
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not os.path.lexists(path):  # a link to a file that is gone is no reason to start again
             return False
         state = checkpoint.load(path, self.config.device)
+        check_facts(path, state)
         ours = json.loads(json.dumps(asdict(self.config)))
         changed = [
             f"{name} was {a}, is {b}" for name, a, b in checkpoint.differences(json.loads(state["config"]), ours)
         ]
-        if state["data"] != self.fingerprint:
-            changed.append("the training images are others")
+        changed += changes(state["data"], self.fingerprint, self.data.images, images_only=images_only)
         if changed:
             raise ValueError(
                 f"{path} belongs to another configuration: {'; '.join(changed)}. Give the options it was made with, or "
                 "another --out"
             )
+        check_values(
+            path,
+            state,
+            self.method,
+            self.optimizer,
+            epochs=self.config.optimization.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.seconds, self.rows = state["epoch"], state["seconds"], state["rows"]
         self.devices = state["devices"]
-        self.resumed_from = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.resumed_from = checkpoint.digest(path)
         self.method.eval()
         return True
 

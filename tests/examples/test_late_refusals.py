@@ -147,7 +147,8 @@ def test_checkpoint_of_the_last_method_is_read_before_the_first_trains(tmp_path)
 def test_names_beside_the_numbered_folders_are_ignored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("demo-3", "demo-old1", "demo-x-7", "demo-12.zip"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "byol").mkdir(parents=True)
+        (tmp_path / "runs" / name / "byol" / "metrics.csv").touch()
     assert command.folder_of(Experiment("demo")).name == "demo-4"
     assert command.folder_of(Experiment("demo", resume=True)).name == "demo-3"
 

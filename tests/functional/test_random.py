@@ -158,6 +158,15 @@ def test_distinct_positions_are_distinct_and_as_many_as_there_can_be(seed, count
     assert (found[~wanted] == -1).all()
 
 
+@given(st.integers(0, 2**40), st.integers(1, 30), st.integers(0, 40))
+def test_distinct_positions_are_the_random_ones_where_there_are_enough(seed, count, more):
+    rng, total = torch.tensor([seed, 0]), torch.tensor(count + more)
+    wanted = torch.rand(count) < 0.6
+    assert torch.equal(
+        distinct_positions(rng, wanted, total), torch.where(wanted, random_positions(rng, count, total), -1)
+    )
+
+
 def test_each_entry_gets_one_of_few_positions_equally_often():
     counts = torch.zeros(6)
     for counter in range(3000):

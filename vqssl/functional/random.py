@@ -102,7 +102,8 @@ def random_positions(rng: Tensor, count: int, total: Tensor) -> Tensor:
 def distinct_positions(rng: Tensor, wanted: Tensor, total: Tensor) -> Tensor:
     """Return a position in [0, total) for each wanted entry, no position twice.
 
-    With fewer positions than wanted entries, ``total`` of them get one, drawn at random.
+    With fewer positions than wanted entries, ``total`` of them get one, drawn at random. With at least K positions they
+    are those of :func:`random_positions`.
 
     Args:
         rng: ``(2,)`` int64, seed and counter.
@@ -120,11 +121,13 @@ def distinct_positions(rng: Tensor, wanted: Tensor, total: Tensor) -> Tensor:
     """
     count = len(wanted)
     bits = random_bits(rng, 2 * count)
-    # Wanted entries get the ranks from 0, in random order.
-    order = torch.where(wanted, bits[:count], 2**62).argsort(stable=True)
+    # With fewer positions than entries, wanted ones get the first strata, and of a position's strata the first counts.
+    scarce = total < count
+    order = torch.where(scarce & ~wanted, 2**62, bits[:count]).argsort(stable=True)
     rank = torch.empty_like(order).scatter(0, order, torch.arange(count, device=order.device))
-    strata = wanted.sum().clamp_min(1)
-    before, low, high = ((rank + shift) * total // strata for shift in (-1, 0, 1))
+    stratum = torch.where(scarce, rank, bits[:count].argsort(stable=True))
+    strata = torch.where(scarce, wanted.sum().clamp_min(1), count)
+    before, low, high = ((stratum + shift) * total // strata for shift in (-1, 0, 1))
     position = low + bits[count:] % (high - low).clamp_min(1)
-    first_of_its_stratum = (rank == 0) | (low > before)  # with fewer positions than strata, several share one
-    return torch.where(wanted & first_of_its_stratum & (total > 0), position, -1)
+    has_one = (stratum == 0) | (low > before)
+    return torch.where(wanted & has_one & (total > 0), position, -1)

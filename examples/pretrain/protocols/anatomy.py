@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.text import caption
 
 IMAGES = 400
@@ -72,7 +73,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     legend.imshow(tint(np.stack([rows.ravel(), columns.ravel()], 1)).reshape(64, 64, 3))
     legend.set(xticks=[], yticks=[])
     legend.set_title("place in the image", fontsize=8)
-    figure.savefig(folder / "anatomy.png", dpi=110)
+    save_figure(figure, folder / "anatomy.png", dpi=110)
 
 
 def tint(place: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from examples.pretrain.encoder import STAGES
 from examples.pretrain.protocols.labels import learnable
 from examples.pretrain.protocols.linear import fit
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption, file_name
 
@@ -124,7 +125,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
         if path in drawn:  # two names may differ in what file names cannot hold
             path = folder / f"localise-{file_name(name)}-{finding}.png"
         drawn.add(path)
-        figure.savefig(path, dpi=110)
+        save_figure(figure, path, dpi=110)
 
 
 def lacking(subject: Subject) -> str | None:

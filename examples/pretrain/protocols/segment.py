@@ -34,6 +34,7 @@ from examples.pretrain.protocols.subject import (
     plane_names,
     planes,
 )
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption
 
@@ -202,7 +203,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
     keys = ", ".join(f"{name} {color}" for name, color in shown_in)
     kind = "frozen" if frozen else "fine-tuned"
     figure.suptitle(f"{kind} encoder, {100 * share:g}% of the masks: truth white, {keys}", fontsize=9)
-    figure.savefig(folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
+    save_figure(figure, folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
 
 
 TITLE = "U-Net decoder on the {} encoder: Dice (%) by share of the masks"

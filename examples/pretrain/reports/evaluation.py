@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from scipy import stats
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.protocols import PROTOCOLS, Scores
+from examples.pretrain.records import read_record
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, order_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 
@@ -33,7 +34,7 @@ def load(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are none, or two do not belong in one table.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
+    records = [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
     if not records:
         raise ValueError(f"no results in {folder}: measure something first, or give another --out")
     check_together(records)
@@ -216,7 +217,7 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def write(folder: Path) -> str:

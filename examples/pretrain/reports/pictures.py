@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from examples.pretrain.data import ImageSet
 from examples.pretrain.log import Row
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.text import caption
 
 INK = "#333333"
@@ -48,7 +49,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count: int = 8) -> None:
@@ -77,7 +78,7 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
             axes.imshow(palette[codes[image]], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{scale}\n{codes.shape[1]} x {codes.shape[2]}", fontsize=8, color=INK)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
@@ -116,7 +117,7 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.suptitle("places that chose the same code (number, share of all places)", fontsize=8, color=INK)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def show(axes, image: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from examples.pretrain.records import read_record
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 from examples.pretrain.variants import VARIANTS
@@ -23,7 +24,7 @@ FIRST = 3
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a folder; an empty list if there are none."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))]
+    return [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
 
 
 def by_variant(records: Iterable[dict[str, Any]]) -> Records:
@@ -176,7 +177,7 @@ def draw(records: Records, path: Path) -> None:
         ax.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(loc="lower left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from examples.pretrain.checkpoint import write_whole
+
 LONGEST = 60
 """Characters of a name that fit into the name of a file."""
 
@@ -46,7 +48,7 @@ def file_name(text: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, whatever the locale; what UTF-8 cannot hold is written as escapes."""
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def any_terminal() -> None:

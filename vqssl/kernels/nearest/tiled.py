@@ -8,6 +8,8 @@
 3. *Second look.* The few rows per thousand that remain are scored again. Every code within the margin of the best score
    is a *candidate*, and :func:`second_look` compares the candidates of a row in float64, from the values as given.
 
+Copies and far codes are set apart first (:mod:`vqssl.kernels.nearest.set_apart`).
+
 For the euclidean metric, tokens and codes are first centred on the mean of the codes. That changes no winner, and it
 keeps the margin small when all features share a large mean.
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from vqssl.kernels.finite import finite_rows
 from vqssl.kernels.nearest.rule import exact_codes, exact_scores
+from vqssl.kernels.nearest.set_apart import candidates_for_far_codes, far_codes, first_of_equals
 from vqssl.kernels.workspace import workspace
 
 __all__ = ["nearest_codeword_tiled"]
@@ -41,11 +44,25 @@ def nearest_codeword_tiled(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
 
     Must run without autocast: the error bound assumes the dtype that the scores are computed in.
     """
+    if x.shape[0] == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device)
+    usable = first_of_equals(codebook, metric)
+    far = far_codes(codebook, usable) if metric == "euclidean" else None
+    if far is None:
+        return _search(x, codebook, metric, usable)
+    indices = _search(x, codebook, metric, usable & ~far.members)
+    rows = candidates_for_far_codes(x, far)
+    indices[rows] = _search(x[rows], codebook, metric, usable)
+    return indices
+
+
+def _search(x: Tensor, codebook: Tensor, metric: str, usable: Tensor) -> Tensor:
+    """Return the index of the nearest usable code: ``(N, D), (K, D), (K,) -> (N,)`` int64."""
     indices = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
     if indices.numel() == 0:
         return indices
     work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    codes = _prepare(codebook, metric, work, len(x))
+    codes = _prepare(codebook, metric, work, len(x), usable)
     tiles = Tiles(len(x), codes)
     certified = torch.empty_like(indices, dtype=torch.bool)
     for start, stop in _ranges(len(x), tiles.rows):
@@ -70,7 +87,7 @@ class PreparedCodes(NamedTuple):
     given: Tensor
     """``(K, D)``: the codes as given."""
     usable: Tensor
-    """``(K,)`` bool: the finite codes."""
+    """``(K,)`` bool: the codes that may win."""
     centre: Tensor
     """``(D,)``: what is subtracted from tokens and codes; zeros for cosine."""
     columns: Tensor
@@ -83,9 +100,8 @@ class PreparedCodes(NamedTuple):
     """Scalar: the length of the longest centred code."""
 
 
-def _prepare(codebook: Tensor, metric: str, work: torch.dtype, rows: int) -> PreparedCodes:
+def _prepare(codebook: Tensor, metric: str, work: torch.dtype, rows: int, usable: Tensor) -> PreparedCodes:
     """Centre (or normalise) the codes and lay them out as the columns of the product with ``rows`` tokens."""
-    usable = finite_rows(codebook)
     codes = torch.where(usable[:, None], codebook, 0.0) if not usable.all() else codebook
     size, width = codes.shape
     padded = size + -size % GROUP
@@ -225,10 +241,6 @@ def _input_roundoff(work: torch.dtype) -> float:
 def second_look(x: Tensor, codes: PreparedCodes, tiles: Tiles) -> Tensor:
     """Return the index of the exact winner of each row, -1 if there is none: ``(R, D) -> (R,)`` int64."""
     row, code = _candidates(x, codes, tiles)
-    if len(row) > 8 * len(x):
-        # Many candidates mean many equal codes, of which only the first can win.
-        first = _is_first_of_equals(codes.given)[code]
-        row, code = row[first], code[first]
     step = max(1, PAIR_ELEMENTS // x.shape[-1])
     exact = torch.cat(
         [
@@ -270,11 +282,3 @@ def _candidates(x: Tensor, codes: PreparedCodes, tiles: Tiles) -> tuple[Tensor, 
     row, code = row[close], group[close] * GROUP + place
     usable = torch.nn.functional.pad(codes.usable, (0, groups * GROUP - len(codes.usable)))[code]
     return row[usable], code[usable]
-
-
-def _is_first_of_equals(codes: Tensor) -> Tensor:
-    """Return True for each code that no code of a lower index equals: ``(K, D) -> (K,)`` bool."""
-    values, member = torch.unique(codes, dim=0, return_inverse=True)
-    order = torch.arange(len(member), device=member.device)
-    first = order.new_full((len(values),), len(member)).scatter_reduce_(0, member, order, "amin")
-    return first[member] == order

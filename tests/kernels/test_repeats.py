@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqssl.functional.repeats import repeated_rows
+from vqssl.kernels.repeats import repeated_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
