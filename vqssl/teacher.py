@@ -1,14 +1,12 @@
 """MomentumTeacher: a frozen copy of any module that follows the module by momentum."""
 
-import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.parameter import is_lazy
 
 from vqssl.checks import by_name, can_read_without_sync, check_range, check_state_fits, policy_name
 from vqssl.copying import detached_copy, unwrapped
@@ -16,10 +14,20 @@ from vqssl.distributed import (
     Grouped,
     all_reduce_mean_,
     in_form_of,
-    is_sharded,
     rank_and_world_size,
     reshard_,
-    was_sharded,
+)
+from vqssl.following import (
+    Pair,
+    check_can_be_copied,
+    check_count,
+    check_total_steps,
+    checked_copy,
+    has_average,
+    lerp_,
+    named_tensors,
+    paired,
+    step_number,
 )
 from vqssl.foreign_keywords import FOREIGN_TEACHER_KEYWORDS, names_foreign_keywords
 from vqssl.functional.schedules import cosine_momentum
@@ -38,14 +46,6 @@ from vqssl.functional.teacher_buffers import (
 from vqssl.wide_averages import WideAverages, is_narrow, widened
 
 __all__ = ["MomentumTeacher"]
-
-
-class _Pair(NamedTuple):
-    """A tensor of the teacher and the student's tensor of the same name."""
-
-    name: str
-    mine: Tensor
-    theirs: Tensor
 
 
 class _NewBuffer(NamedTuple):
@@ -158,17 +158,17 @@ class MomentumTeacher(Grouped, nn.Module):
         check_range("momentum", momentum, 0, 1, rule="it weighs the teacher's old weights")
         check_range("final_momentum", final_momentum, 0, 1, rule="it weighs the teacher's old weights")
         if total_steps is not None:
-            _check_total_steps(total_steps)
+            check_total_steps(total_steps)
         self.buffer_policy: BufferPolicy = by_name("buffers", buffers, BUFFER_POLICIES)
         self.buffer_policy_name = policy_name(buffers)
         student = unwrapped(student)
-        _check_can_be_copied(student)
+        check_can_be_copied(student)
         # Plain floats, also for NumPy's: torch.load refuses a checkpoint with NumPy scalars.
         self.momentum = float(momentum)
         self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.process_group = process_group
-        self.module = (detached_copy(student) if copy is None else _followers(copy, student)).requires_grad_(False)
+        self.module = (detached_copy(student) if copy is None else checked_copy(copy, student)).requires_grad_(False)
         self.averages = WideAverages()
         self._older_vectors = vectors_of_older_spectral_norms(self.module)
         self._beside_flags = statistics_beside_flags(self.module)
@@ -239,9 +239,9 @@ class MomentumTeacher(Grouped, nn.Module):
                 )
         student = unwrapped(student)
         reshard_(self.module, student)
-        parameters = _paired("parameter", self.module.named_parameters(), student.named_parameters())
-        buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
-        t = self._count() if step is None else _step_number(step)
+        parameters = paired("parameter", self.module.named_parameters(), student.named_parameters())
+        buffers = paired("buffer", self.module.named_buffers(), student.named_buffers())
+        t = self._count() if step is None else step_number(step)
         weight = 1.0 - (self._momentum(t) if momentum is None else momentum)
         new_buffers = self._new_buffers(buffers, weight)
 
@@ -285,14 +285,14 @@ class MomentumTeacher(Grouped, nn.Module):
             )
         return self.momentum_at(t)
 
-    def _move_parameters(self, parameters: list[_Pair], weight: float | Tensor) -> None:
+    def _move_parameters(self, parameters: list[Pair], weight: float | Tensor) -> None:
         """Move each parameter the share ``weight`` of the way to the student's; integers are copied."""
         for _, mine, theirs in parameters:
-            if not _has_average(mine):
+            if not has_average(mine):
                 mine.copy_(in_form_of(mine, theirs.detach()))
-        parameters = [pair for pair in parameters if _has_average(pair.mine)]
+        parameters = [pair for pair in parameters if has_average(pair.mine)]
         averages = [self.averages.of(name, mine) for name, mine, _ in parameters]
-        _lerp_(
+        lerp_(
             averages,
             [in_form_of(each, p.theirs.detach()) for each, p in zip(averages, parameters, strict=True)],
             weight,
@@ -301,7 +301,7 @@ class MomentumTeacher(Grouped, nn.Module):
             if average is not mine:
                 self.averages.write_(name, mine, average)
 
-    def _new_buffers(self, buffers: list[_Pair], weight: float | Tensor) -> list[_NewBuffer]:
+    def _new_buffers(self, buffers: list[Pair], weight: float | Tensor) -> list[_NewBuffer]:
         """Return each buffer that the policy changes, with its new value. Nothing is written yet."""
         changed = []
         for name, mine, theirs in buffers:
@@ -316,7 +316,7 @@ class MomentumTeacher(Grouped, nn.Module):
                 )
             if new is not average:
                 # What is copied is equal on all ranks or is each rank's own; a sum would round it.
-                over_ranks = _has_average(mine) and (new is not theirs or is_running_statistic(name))
+                over_ranks = has_average(mine) and (new is not theirs or is_running_statistic(name))
                 changed.append(_NewBuffer(name, mine, new, over_ranks))
         if changed:
             rank_and_world_size(self.process_group)  # raises if this process is not in the group
@@ -375,11 +375,11 @@ class MomentumTeacher(Grouped, nn.Module):
         if isinstance(old, dict) and "step" in old:
             state_dict.setdefault(prefix + "num_updates", torch.tensor(old["step"]))
         if isinstance(state_dict.get(prefix + "num_updates"), Tensor):
-            _check_count(state_dict[prefix + "num_updates"])
+            check_count(state_dict[prefix + "num_updates"])
             state_dict[prefix + "num_updates"] = state_dict[prefix + "num_updates"].long()
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         averaged = self._averaged()
-        for name, tensor in _named_tensors(self.module):
+        for name, tensor in named_tensors(self.module):
             key, key_of_average = f"{prefix}module.{name}", f"{prefix}averages.{self.averages.key_of(name)}"
             saved = state_dict.get(key)  # None where it is missing or not persistent
             # The most precise value that the state has: its average, else the tensor.
@@ -416,7 +416,7 @@ class MomentumTeacher(Grouped, nn.Module):
             if is_running_statistic(name) or named(name) or by_hand
         }
         tensors = {**dict(self.module.named_parameters()), **buffers}
-        return {name: tensor for name, tensor in tensors.items() if _has_average(tensor)}
+        return {name: tensor for name, tensor in tensors.items() if has_average(tensor)}
 
     @torch.no_grad()
     def _keep_averages(self, before: Mapping[str, Tensor]) -> None:
@@ -439,104 +439,3 @@ class MomentumTeacher(Grouped, nn.Module):
         else:
             momentum = f"momentum={self.momentum:g}..{self.final_momentum:g} over {self.total_steps} steps"
         return f"{momentum}, buffers={self.buffer_policy_name!r}"
-
-
-def _check_can_be_copied(student: nn.Module) -> None:
-    """Raise if the student has no parameters, lazy ones, or sharded ones."""
-    parameters = dict(student.named_parameters())
-    if not parameters:
-        raise ValueError(
-            f"student must have parameters to follow, {type(student).__name__} has none: pass the module you train"
-        )
-    lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
-    if lazy:
-        raise ValueError(
-            f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then build "
-            "the teacher"
-        )
-    if was_sharded(student):
-        raise ValueError(
-            "student must be whole, but fully_shard was called on it, and a sharded module cannot be copied: build "
-            "MomentumTeacher(student) first, then shard the student, and teacher.module too where it should be"
-        )
-
-
-def _step_number(step: Any) -> int:
-    """Return ``step`` as an int; raise if it is not an integer or out of range."""
-    if not isinstance(step, int):  # first, so that torch.compile does not trace operator.index
-        if not hasattr(step, "__index__"):
-            raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
-        step = operator.index(step)
-    if not 0 <= step < 2**63 - 1:
-        raise ValueError(f"step must be at least 0 and fit 64 bits, got {step}: count from 0")
-    return step
-
-
-def _paired(kind: str, ours: Iterator[tuple[str, Tensor]], theirs: Iterator[tuple[str, Tensor]]) -> list[_Pair]:
-    """Pair tensors of teacher and student by name; raise if a name or a shape differs."""
-    mine, other = dict(ours), dict(theirs)
-    for name in [*mine, *other]:
-        found = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (mine, other)]
-        if found[0] != found[1]:
-            raise ValueError(
-                f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} "
-                f"and the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
-            )
-    return [_Pair(name, tensor, other[name]) for name, tensor in mine.items()]
-
-
-def _lerp_(averages: list[Tensor], targets: list[Tensor], weight: float | Tensor) -> None:
-    """Move each average the share ``weight`` of the way to its target."""
-    for sharded in (False, True):  # the fused operation takes sharded tensors or whole ones, not both
-        mine = [tensor for tensor in averages if is_sharded(tensor) == sharded]
-        theirs = [target for tensor, target in zip(averages, targets, strict=True) if is_sharded(tensor) == sharded]
-        if isinstance(weight, Tensor):
-            for tensor, target in zip(mine, theirs, strict=True):
-                tensor.lerp_(target, weight.to(tensor))
-        elif mine:
-            torch._foreach_lerp_(mine, theirs, weight)
-
-
-def _has_average(tensor: Tensor) -> bool:
-    """Return True for numbers that have fractions."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _followers(copy: nn.Module, student: nn.Module) -> nn.Module:
-    """Return the module inside ``copy``; raise if it is not a copy of the student of its own."""
-    if not isinstance(copy, nn.Module):
-        raise TypeError(f"copy must be a torch.nn.Module, got {type(copy).__name__}: leave it out for a deep copy")
-    copy = unwrapped(copy)
-    for kind, tensors in (("parameter", nn.Module.named_parameters), ("buffer", nn.Module.named_buffers)):
-        mine, theirs = dict(tensors(copy)), dict(tensors(student))
-        for name in [*mine, *theirs]:
-            found = [tuple(each[name].shape) if name in each else "none" for each in (mine, theirs)]
-            if found[0] != found[1]:
-                wrapped = "none" in found and mine.keys() == {f"module.{each}" for each in theirs}
-                cure = "write copy=its .module" if wrapped else "leave copy out for a deep copy"
-                raise ValueError(
-                    f"copy must have the student's tensors, but its {kind} {name!r} is {found[0]} and the student's is "
-                    f"{found[1]}: {cure}"
-                )
-            if mine[name] is theirs[name]:
-                raise ValueError(
-                    f"copy must have tensors of its own, but its {kind} {name!r} is the student's: leave copy out for "
-                    "a deep copy"
-                )
-    return copy
-
-
-def _check_total_steps(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"total_steps must be an int, got {value!r}")
-    if value < 0:
-        raise ValueError(f"total_steps must be at least 0, got {value}: give the number of updates, or None")
-
-
-def _check_count(value: Any) -> None:
-    if isinstance(value, Tensor) and not value.is_meta and value.numel() == 1 and int(value) < 0:
-        raise ValueError(f"num_updates of a state must be at least 0, got {int(value)}: the file is damaged")
