@@ -336,6 +336,48 @@ def test_states_of_half_and_float32_teachers_load_into_each_other():
     narrow.update_(student)
 
 
+def test_float32_state_in_a_half_teacher_is_not_rounded():
+    student = Student()
+    wide = MomentumTeacher(student)
+    disturb(wide.module)
+    narrow = MomentumTeacher(copy.deepcopy(student).bfloat16())
+    narrow.load_state_dict(wide.state_dict())
+    narrow.float()
+    for name in dict(student.named_parameters()):
+        assert narrow.module.get_parameter(name).equal(wide.module.get_parameter(name))
+
+
+@pytest.mark.parametrize("with_averages", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_assigned_half_state_makes_a_half_teacher(device, with_averages):
+    """As it makes a half student: they have to take the same input."""
+    trained = MomentumTeacher(Student().bfloat16(), momentum=0.99)
+    for _ in range(5):
+        student = Student().bfloat16()
+        trained.update_(student)
+    state = trained.state_dict()
+    if not with_averages:
+        state = {name: value for name, value in state.items() if not name.startswith("averages.")}
+    teacher = MomentumTeacher(Student().to(device), momentum=0.99)
+    teacher.load_state_dict(state, assign=True)
+    assert {parameter.dtype for parameter in teacher.module.parameters()} == {torch.bfloat16}
+    for each in (teacher, trained):
+        each.module.unsaved = student.unsaved.clone()
+        each.update_(student)
+    assert teacher.averages.state_dict().keys() == trained.averages.state_dict().keys()
+    if with_averages:
+        assert_same(dict(teacher.averages.named_buffers()), dict(trained.averages.named_buffers()))
+
+
+def test_teachers_have_their_averages_before_the_first_update():
+    """DistributedDataParallel and FSDP send tensors by their order or name: all ranks need the same ones."""
+    student = Student().bfloat16()
+    fresh, moved = MomentumTeacher(student), MomentumTeacher(student)
+    moved.update_(student)
+    assert list(fresh.state_dict()) == list(moved.state_dict())
+    assert len(fresh.averages.names()) == len(list(student.parameters())) + 2
+
+
 def test_what_is_written_to_a_half_teacher_counts():
     student = Student().bfloat16()
     teacher = MomentumTeacher(student, momentum=0.99)
@@ -465,11 +507,13 @@ def test_means_are_averaged_over_ranks_and_what_is_copied_is_not(policy, average
     ) == sorted(averaged)
 
 
-def test_spectral_norm_of_the_teacher_is_that_of_its_weights():
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("buffers", ["ema", ema_buffers("centre")])
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_spectral_norm_of_the_teacher_is_that_of_its_weights(norm, buffers):
     """Averaged power-iteration vectors are no unit vectors: the norm of a layer was 1.1 to 1.9 then."""
-    layers = [nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16)) for _ in range(4)]
-    student = nn.Sequential(*layers)
-    teacher = MomentumTeacher(student, momentum=0.99).eval()
+    student = nn.Sequential(*[norm(nn.Linear(16, 16)) for _ in range(4)])
+    teacher = MomentumTeacher(student, momentum=0.99, buffers=buffers).eval()
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     for _ in range(200):
         x = torch.randn(32, 16)
@@ -477,8 +521,79 @@ def test_spectral_norm_of_the_teacher_is_that_of_its_weights():
         (student(x) - x.roll(1, -1)).square().mean().backward()
         optimizer.step()
         teacher.update_(student)
+    teacher(x)  # the older norm computes its weight in forward
     for layer in teacher.module:
         assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("layer", [nn.Linear(5, 3), nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 2)], ids=repr)
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_power_iteration_equals_that_of_a_forward_pass_in_training(norm, layer):
+    student = norm(copy.deepcopy(layer))
+    teacher = MomentumTeacher(student, momentum=0.0)
+    disturbed = copy.deepcopy(student)
+    with torch.no_grad():
+        for each in (student, disturbed):
+            for name, parameter in each.named_parameters():
+                parameter.copy_(torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape).sin() + len(name))
+    torch._dynamo.reset()
+    torch.compile(teacher.update_, fullgraph=True, backend="eager")(student)
+    torch._dynamo.reset()
+    disturbed.train()(torch.randn(2, 5) if isinstance(layer, nn.Linear) else torch.randn(1, student.in_channels, 6, 6))
+    for name, buffer in disturbed.named_buffers():
+        torch.testing.assert_close(dict(teacher.module.named_buffers())[name], buffer)
+
+
+class Flagged(nn.Module):
+    """A normalisation layer that takes its first statistics as they are, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("running_mean", torch.zeros(2))
+        self.register_buffer("initialized", torch.tensor(False))
+
+
+@pytest.mark.parametrize(
+    ("buffers", "expected"), [("ema", 50.0), (ema_buffers("centre"), 50.0), (ema_buffers("running_mean"), 5.0)]
+)
+def test_statistics_beside_a_flag_are_copied_with_it_unless_they_are_named(buffers, expected):
+    student = nn.Sequential(Flagged())
+    teacher = MomentumTeacher(student, momentum=0.9, buffers=buffers)
+    student[0].running_mean.fill_(50.0)
+    student[0].initialized.fill_(True)
+    teacher.update_(student)
+    assert teacher.module[0].initialized
+    torch.testing.assert_close(teacher.module[0].running_mean, torch.full((2,), expected))
+
+
+def test_own_function_gets_teacher_and_student_in_one_dtype():
+    student = Student().bfloat16()
+    teacher = MomentumTeacher(student, buffers=follow_means)
+    student.encoder[1].running_mean.fill_(1.0)
+    for _ in range(500):
+        teacher.update_(student)
+    found = teacher.module.encoder[1].running_mean.float()
+    torch.testing.assert_close(found, torch.full((3,), 1 - 0.996**500), rtol=0.01, atol=0)
+
+
+def test_copied_buffers_have_no_float32_average():
+    student = Student().bfloat16()
+    teacher = MomentumTeacher(student)
+    disturb(student)
+    teacher.update_(student)
+    assert not {"centre", "unsaved"} & set(teacher.averages.names())
+    assert teacher.module.centre.equal(student.centre)
+
+
+def test_integer_parameters_are_copied():
+    student = nn.Linear(2, 2)
+    student.codes = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    teacher = MomentumTeacher(student)
+    student.codes.data.fill_(5)
+    teacher.update_(student)
+    assert teacher.module.codes.equal(student.codes)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -621,6 +736,63 @@ def test_momentum_of_one_update_may_be_given():
         assert_same(everything(teacher), before)
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_step_and_momentum_together_are_refused_and_nothing_changes(step):
+    student = Student()
+    teacher = MomentumTeacher(student)
+    before = everything(teacher)
+    disturb(student)
+    with pytest.raises(ValueError, match=f"give step or momentum, got step={step} and momentum=0.9"):
+        teacher.update_(student, step, momentum=0.9)
+    assert_same(everything(teacher), before)
+
+
+def test_copy_in_a_wrapper_is_refused_with_the_cure():
+    student = Student()
+    averaged = AveragedModel(student)
+    with pytest.raises(ValueError, match=r"parameter 'module.encoder.0.weight' .* write copy=its \.module"):
+        MomentumTeacher(student, copy=averaged)
+    assert MomentumTeacher(student, copy=averaged.module).module is averaged.module
+    with pytest.raises(ValueError, match=r"'weight' is \(2, 3\) .* is \(2, 2\): leave copy out"):
+        MomentumTeacher(nn.Linear(2, 2), copy=nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        ((0.99,), {}, r"options by name.*got 0.99: write MomentumTeacher\(student, momentum=, total_steps=\)"),
+        ((), {"decay": 0.99}, "no argument 'decay'.*write momentum="),
+        ((), {"ema_model": None}, "no argument 'ema_model'.*write copy="),
+        ((), {"momentun": 0.9}, "no argument 'momentun': write momentum="),
+    ],
+)
+def test_options_of_other_libraries_are_refused_with_ours(arguments, options, says):
+    with pytest.raises(TypeError, match=says):
+        MomentumTeacher(nn.Linear(2, 2), *arguments, **options)
+
+
+def test_functions_as_hooks_are_shared_and_methods_are_copied():
+    class Keeper(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_forward_hook(self.keep)
+
+        def keep(self, module, inputs, output):
+            self.seen = inputs[0]
+
+    shared = {}
+    student = Keeper()
+    student.register_forward_hook(lambda module, inputs, output: shared.update(last=module))
+    teacher = MomentumTeacher(student)
+    x, y = torch.zeros(1, 2), torch.ones(1, 2)
+    student(x)
+    assert shared["last"] is student
+    teacher(y)
+    assert shared["last"] is teacher.module
+    assert student.seen is x
+    assert teacher.module.seen is y
+
+
 def test_an_existing_copy_may_follow():
     student = Student()
     copied = copy.deepcopy(student)
@@ -669,6 +841,27 @@ def test_states_with_the_extra_state_of_0_1_load():
     assert teacher.step == 2
 
 
+def test_number_of_updates_is_an_integer_whatever_a_state_has():
+    student = Student()
+    teacher = MomentumTeacher(student)
+    teacher.step = 2048  # float16 knows no 2049
+    state = {name: value.half() for name, value in teacher.state_dict().items()}
+    teacher.load_state_dict(state, assign=True)
+    student.half()
+    teacher.module.unsaved = student.unsaved.clone()
+    teacher.update_(student)
+    assert teacher.step == 2049
+
+
+def test_count_starts_at_0_where_memory_is_new():
+    teacher = MomentumTeacher(Student().to("meta"))
+    teacher.to_empty(device="cpu")
+    assert teacher.step == 0
+    teacher.step = 3
+    teacher.to_empty(device="meta")
+    assert teacher.to_empty(device="cpu").step == 0
+
+
 def test_impossible_number_of_updates_is_refused_and_nothing_changes():
     teacher = MomentumTeacher(Student())
     state = MomentumTeacher(Student()).state_dict() | {"num_updates": torch.tensor(-1)}
@@ -676,14 +869,6 @@ def test_impossible_number_of_updates_is_refused_and_nothing_changes():
     with pytest.raises(ValueError, match="num_updates of a state must be at least 0, got -1"):
         teacher.load_state_dict(state)
     assert_same(everything(teacher), before)
-
-
-@pytest.mark.usefixtures("one_process")
-def test_data_parallel_sends_the_number_of_updates():
-    model = nn.ModuleDict({"student": Student(), "teacher": MomentumTeacher(Student())})
-    model["teacher"].step = 4
-    wrapped = DistributedDataParallel(model)
-    assert "teacher.num_updates" in {name for name, _ in wrapped.module.named_buffers()}
 
 
 def test_count_is_not_read_from_a_device_where_nothing_else_wrote_it(monkeypatch):
@@ -846,7 +1031,7 @@ def test_state_of_another_student_is_refused_and_nothing_changes():
         (ValueError, "final_momentum must be from 0 to 1", {"final_momentum": -0.1}),
         (ValueError, "total_steps must be at least 0", {"total_steps": -1}),
         (TypeError, "copy must be a torch.nn.Module, got function", {"copy": lambda x: x}),
-        (ValueError, r"parameter .weight. is \(2, 2\) and the teacher.s is \(3, 2\)", {"copy": nn.Linear(2, 3)}),
+        (ValueError, r"parameter .weight. is \(3, 2\) and the student.s is \(2, 2\)", {"copy": nn.Linear(2, 3)}),
         (TypeError, "total_steps must be an int", {"total_steps": 1.5}),
         (ValueError, "buffers must be one of 'ema', 'copy', 'own'", {"buffers": "none"}),
         (TypeError, r"buffers must be a name \('ema', .*got None", {"buffers": None}),

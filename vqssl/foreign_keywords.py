@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec
 
-__all__ = ["FOREIGN_KEYWORDS", "names_foreign_keywords"]
+__all__ = ["FOREIGN_KEYWORDS", "FOREIGN_TEACHER_KEYWORDS", "names_foreign_keywords"]
 
 FOREIGN_KEYWORDS = {
     # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
@@ -33,11 +33,28 @@ FOREIGN_KEYWORDS = {
 }
 """What to write instead, by keyword of another library."""
 
+FOREIGN_TEACHER_KEYWORDS = {
+    # timm, ema-pytorch, torch.optim.swa_utils, solo-learn, lightly
+    **dict.fromkeys(("decay", "ema_decay", "beta", "m", "base_tau", "base_tau_momentum"), "momentum="),
+    "tau": "momentum= if it weighs the old weights, momentum=1 - tau if it weighs the student's",
+    **dict.fromkeys(("final_tau", "final_tau_momentum", "end_decay"), "final_momentum="),
+    **dict.fromkeys(("num_steps", "max_training_steps"), "total_steps="),
+    "max_steps": "total_steps=, for lightly's cosine_schedule max_steps - 1",
+    "use_buffers": 'buffers="ema" if it is True, buffers="own" if it is False',
+    **dict.fromkeys(("ema_model", "teacher", "module"), "copy=, an existing copy to take over"),
+}
+"""What to write instead, by keyword of another library's moving average of weights."""
+
 Parameters = ParamSpec("Parameters")
 
 
 def names_foreign_keywords(
-    ours: Mapping[str, str], *, sizes_by_name: str, positional: int = 0, passed_on: Iterable[str] = ()
+    ours: Mapping[str, str],
+    *,
+    sizes_by_name: str,
+    positional: int = 0,
+    what: str = "sizes",
+    passed_on: Iterable[str] = (),
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
     """Decorate an ``__init__``: an error for another library's or a misspelt keyword, or a positional size, names ours.
 
@@ -45,6 +62,7 @@ def names_foreign_keywords(
         ours: what to write instead, by the other library's keyword.
         sizes_by_name: what to write instead of more positional arguments.
         positional: how many arguments may be positional.
+        what: that which goes by name.
         passed_on: keywords that ``__init__`` takes by ``**`` and passes on.
     """
 
@@ -64,10 +82,10 @@ def names_foreign_keywords(
                 near = difflib.get_close_matches(name, known, n=1)
                 cure = f"write {near[0]}=" if near else f"it takes {', '.join(known)}"
                 raise TypeError(f"{owner} has no argument {name!r}: {cure}")
-            if any(isinstance(value, int) for value in args[1 + positional :]):
+            if any(isinstance(value, int | float) for value in args[1 + positional :]):
                 raise TypeError(
-                    f"{owner} takes its sizes by name, since libraries differ in their order, got "
-                    f"{', '.join(map(repr, args[1:]))}: write {sizes_by_name}"
+                    f"{owner} takes its {what} by name, since libraries differ in their order, got "
+                    f"{', '.join(map(repr, args[1 + positional :]))}: write {sizes_by_name}"
                 )
             init(*args, **kwargs)
 

@@ -1,14 +1,12 @@
 """MomentumTeacher: a frozen copy of any module that follows the module by momentum."""
 
-import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.parameter import is_lazy
 
 from vqssl.checks import by_name, can_read_without_sync, check_range, check_state_fits, policy_name
 from vqssl.copying import detached_copy, unwrapped
@@ -16,31 +14,38 @@ from vqssl.distributed import (
     Grouped,
     all_reduce_mean_,
     in_form_of,
-    is_sharded,
     rank_and_world_size,
     reshard_,
-    was_sharded,
 )
+from vqssl.following import (
+    Pair,
+    check_can_be_copied,
+    check_count,
+    check_total_steps,
+    checked_copy,
+    has_average,
+    lerp_,
+    named_tensors,
+    paired,
+    step_number,
+)
+from vqssl.foreign_keywords import FOREIGN_TEACHER_KEYWORDS, names_foreign_keywords
 from vqssl.functional.schedules import cosine_momentum
-from vqssl.functional.spectral_norms import iterate_spectral_norms_
+from vqssl.functional.spectral_norms import iterate_spectral_norms_, vectors_of_older_spectral_norms
 from vqssl.functional.teacher_buffers import (
     BUFFER_POLICIES,
     BufferPolicy,
     BufferPolicyName,
+    EMABuffers,
+    copy_buffer,
+    ema_buffer,
     is_running_statistic,
     own_buffer,
+    statistics_beside_flags,
 )
-from vqssl.wide_averages import WideAverages, is_narrow, names_in, widened
+from vqssl.wide_averages import WideAverages, is_narrow, widened
 
 __all__ = ["MomentumTeacher"]
-
-
-class _Pair(NamedTuple):
-    """A tensor of the teacher and the student's tensor of the same name."""
-
-    name: str
-    mine: Tensor
-    theirs: Tensor
 
 
 class _NewBuffer(NamedTuple):
@@ -66,15 +71,17 @@ class MomentumTeacher(Grouped, nn.Module):
 
     - ``"ema"`` (default): running statistics, ``running_mean`` and ``running_var`` as BatchNorm has them, follow the
       student's with the same momentum: they belong to weights of the same age. Other buffers are copied, because they
-      are no means: the codes and counts of a codebook, tables, masks and counters. The vectors of
-      ``torch.nn.utils.parametrizations.spectral_norm`` take one power iteration on the teacher's own weights. To
-      average others too, write ``buffers=vqssl.functional.ema_buffers("centre", "moving_mean")``. In training mode the
-      teacher's own forward passes also update its statistics, and dominate. Under ``torch.distributed`` each rank has
-      seen other images, so running statistics, and whatever else is averaged, are averaged over the ranks in one
-      all-reduce: all ranks then hold the same teacher.
+      are no means: the codes and counts of a codebook, tables, masks and counters, complex ones too, and statistics
+      beside a boolean buffer, such as ``initialized``. The vectors of torch's spectral norms take one power iteration
+      on the teacher's own weights. To average others too, write
+      ``buffers=vqssl.functional.ema_buffers("centre", "moving_mean")``. In training mode the teacher's own forward
+      passes also update its statistics, and dominate. Under ``torch.distributed`` each rank has seen other images, so
+      running statistics, and whatever else is averaged, are averaged over the ranks in one all-reduce: all ranks then
+      hold the same teacher.
     - ``"copy"``: all buffers are copied from the student, and running statistics averaged over the ranks likewise.
     - ``"own"``: an update changes no buffer, only the teacher's own forward passes in training mode do. lightly and
-      solo-learn do this. A teacher that stays in eval mode would keep its first statistics for ever.
+      solo-learn do this. A teacher that stays in eval mode would keep its first statistics for ever, and a codebook
+      in it the codes that it had at the start: random ones if the student was not trained.
 
     The average lives in float32 whatever dtype the teacher computes in. Where weights are float16 or bfloat16, which a
     step of 1 - m could not move, the submodule ``averages`` keeps what they are rounded from, as further entries of the
@@ -128,6 +135,12 @@ class MomentumTeacher(Grouped, nn.Module):
 
     num_updates: Tensor
 
+    @names_foreign_keywords(
+        FOREIGN_TEACHER_KEYWORDS,
+        sizes_by_name="MomentumTeacher(student, momentum=, total_steps=)",
+        positional=1,
+        what="options",
+    )
     def __init__(
         self,
         student: nn.Module,
@@ -145,18 +158,21 @@ class MomentumTeacher(Grouped, nn.Module):
         check_range("momentum", momentum, 0, 1, rule="it weighs the teacher's old weights")
         check_range("final_momentum", final_momentum, 0, 1, rule="it weighs the teacher's old weights")
         if total_steps is not None:
-            _check_total_steps(total_steps)
+            check_total_steps(total_steps)
         self.buffer_policy: BufferPolicy = by_name("buffers", buffers, BUFFER_POLICIES)
         self.buffer_policy_name = policy_name(buffers)
         student = unwrapped(student)
-        _check_can_be_copied(student)
+        check_can_be_copied(student)
         # Plain floats, also for NumPy's: torch.load refuses a checkpoint with NumPy scalars.
         self.momentum = float(momentum)
         self.final_momentum = float(final_momentum)
         self.total_steps = total_steps
         self.process_group = process_group
-        self.module = (detached_copy(student) if copy is None else _followers(copy, student)).requires_grad_(False)
+        self.module = (detached_copy(student) if copy is None else checked_copy(copy, student)).requires_grad_(False)
         self.averages = WideAverages()
+        self._older_vectors = vectors_of_older_spectral_norms(self.module)
+        self._beside_flags = statistics_beside_flags(self.module)
+        self._keep_averages({})
         # A tensor: torch.compile would specialise on an int, and only tensors travel between ranks and through files.
         device = next(self.module.parameters()).device
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device))
@@ -198,13 +214,13 @@ class MomentumTeacher(Grouped, nn.Module):
         Args:
             student: the module that this is a copy of, wrapped or not.
             step: t for the schedule. None counts the calls.
-            momentum: of this update, in place of the schedule's.
+            momentum: of this update, in place of the schedule's. The call is counted.
 
         Raises:
             TypeError: ``student`` is not a module, ``step`` is not an integer, or ``momentum`` is not a number.
             ValueError: the student's parameters or buffers differ from the teacher's in name or shape, ``step`` is
-                negative, ``momentum`` is not from 0 to 1, or this process is not in ``process_group``. The teacher is
-                then unchanged.
+                negative, ``momentum`` is not from 0 to 1, both are given, or this process is not in ``process_group``.
+                The teacher is then unchanged.
 
         >>> student = torch.nn.Linear(3, 2)
         >>> teacher = MomentumTeacher(student)
@@ -216,11 +232,16 @@ class MomentumTeacher(Grouped, nn.Module):
             raise TypeError(f"student must be a torch.nn.Module, got {type(student).__name__}: pass the module itself")
         if momentum is not None:
             check_range("momentum", momentum, 0, 1, rule="it weighs the teacher's old weights")
+            if step is not None:
+                raise ValueError(
+                    f"give step or momentum, got step={step!r} and momentum={momentum!r}: step is for the schedule, "
+                    "which momentum replaces"
+                )
         student = unwrapped(student)
         reshard_(self.module, student)
-        parameters = _paired("parameter", self.module.named_parameters(), student.named_parameters())
-        buffers = _paired("buffer", self.module.named_buffers(), student.named_buffers())
-        t = self._count() if step is None else _step_number(step)
+        parameters = paired("parameter", self.module.named_parameters(), student.named_parameters())
+        buffers = paired("buffer", self.module.named_buffers(), student.named_buffers())
+        t = self._count() if step is None else step_number(step)
         weight = 1.0 - (self._momentum(t) if momentum is None else momentum)
         new_buffers = self._new_buffers(buffers, weight)
 
@@ -264,10 +285,14 @@ class MomentumTeacher(Grouped, nn.Module):
             )
         return self.momentum_at(t)
 
-    def _move_parameters(self, parameters: list[_Pair], weight: float | Tensor) -> None:
-        """Move each parameter the share ``weight`` of the way to the student's."""
+    def _move_parameters(self, parameters: list[Pair], weight: float | Tensor) -> None:
+        """Move each parameter the share ``weight`` of the way to the student's; integers are copied."""
+        for _, mine, theirs in parameters:
+            if not has_average(mine):
+                mine.copy_(in_form_of(mine, theirs.detach()))
+        parameters = [pair for pair in parameters if has_average(pair.mine)]
         averages = [self.averages.of(name, mine) for name, mine, _ in parameters]
-        _lerp_(
+        lerp_(
             averages,
             [in_form_of(each, p.theirs.detach()) for each, p in zip(averages, parameters, strict=True)],
             weight,
@@ -276,12 +301,13 @@ class MomentumTeacher(Grouped, nn.Module):
             if average is not mine:
                 self.averages.write_(name, mine, average)
 
-    def _new_buffers(self, buffers: list[_Pair], weight: float | Tensor) -> list[_NewBuffer]:
+    def _new_buffers(self, buffers: list[Pair], weight: float | Tensor) -> list[_NewBuffer]:
         """Return each buffer that the policy changes, with its new value. Nothing is written yet."""
         changed = []
         for name, mine, theirs in buffers:
             average = self.averages.of(name, mine)
-            new = self.buffer_policy(name, average, theirs, weight)
+            theirs = theirs if average.dtype == mine.dtype else theirs.to(average.dtype)
+            new = self._policy_for(name)(name, average, theirs, weight)
             if not isinstance(new, Tensor) or new.shape != mine.shape:
                 found = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
                 raise ValueError(
@@ -290,20 +316,31 @@ class MomentumTeacher(Grouped, nn.Module):
                 )
             if new is not average:
                 # What is copied is equal on all ranks or is each rank's own; a sum would round it.
-                over_ranks = mine.is_floating_point() and (new is not theirs or is_running_statistic(name))
+                over_ranks = has_average(mine) and (new is not theirs or is_running_statistic(name))
                 changed.append(_NewBuffer(name, mine, new, over_ranks))
         if changed:
             rank_and_world_size(self.process_group)  # raises if this process is not in the group
         return changed
 
+    def _policy_for(self, name: str) -> BufferPolicy:
+        """Return the policy of a buffer, which may depend on the module around it and not on the name alone."""
+        policy = self.buffer_policy
+        by_kind = policy is ema_buffer or (isinstance(policy, EMABuffers) and not policy.has(name))
+        if by_kind and name in self._older_vectors:
+            return own_buffer
+        return copy_buffer if by_kind and name in self._beside_flags else policy
+
     def _write_buffers(self, new_buffers: list[_NewBuffer]) -> None:
         """Average over the ranks what needs it, then write all new values."""
         shared = [each for each in new_buffers if each.over_ranks]
         means = [widened(each.new).clone() for each in shared]
-        all_reduce_mean_(means, self.process_group)
+        all_reduce_mean_([torch.view_as_real(m) if m.is_complex() else m for m in means], self.process_group)
         values = {each.name: mean for each, mean in zip(shared, means, strict=True)}
         for name, mine, new, _ in new_buffers:
-            self.averages.write_(name, mine, values.get(name, new))
+            if name in values:
+                self.averages.write_(name, mine, values[name])
+            else:
+                mine.copy_(new)  # nothing is rounded
 
     def backbone_state_dict(self, name: str = "") -> dict[str, Tensor]:
         """Return the weights and buffers of a part of the teacher under the part's own names.
@@ -337,33 +374,63 @@ class MomentumTeacher(Grouped, nn.Module):
         old = state_dict.pop(prefix + "_extra_state", None)
         if isinstance(old, dict) and "step" in old:
             state_dict.setdefault(prefix + "num_updates", torch.tensor(old["step"]))
-        if prefix + "num_updates" in state_dict:
-            _check_count(state_dict[prefix + "num_updates"])
-        # Averages serve what is narrow here; where it is not, they are the weights, before rounding.
-        narrow = {name for name, tensor in _named_tensors(self.module) if is_narrow(tensor)}
-        given = names_in(state_dict, f"{prefix}averages.")
-        for key, name in given.items():
-            value = state_dict[key] if name in narrow else state_dict.pop(key)
-            if name in narrow:
-                self.averages.keep_(name, value)
-            elif f"{prefix}module.{name}" in state_dict:
-                state_dict[f"{prefix}module.{name}"] = value
-        for name in set(self.averages.names()) - set(given.values()):
-            self.averages.forget_(name)
+        if isinstance(state_dict.get(prefix + "num_updates"), Tensor):
+            check_count(state_dict[prefix + "num_updates"])
+            state_dict[prefix + "num_updates"] = state_dict[prefix + "num_updates"].long()
+        assign = bool(local_metadata.get("assign_to_params_buffers"))
+        averaged = self._averaged()
+        for name, tensor in named_tensors(self.module):
+            key, key_of_average = f"{prefix}module.{name}", f"{prefix}averages.{self.averages.key_of(name)}"
+            saved = state_dict.get(key)  # None where it is missing or not persistent
+            # The most precise value that the state has: its average, else the tensor.
+            value = state_dict.pop(key_of_average, saved)
+            if not isinstance(value, Tensor):
+                continue
+            if not is_narrow(saved if assign and isinstance(saved, Tensor) else tensor):
+                self.averages.forget_(name)
+                if saved is not None:
+                    state_dict[key] = value
+            elif name in averaged:
+                self.averages.keep_(name, widened(value).to(tensor.device))
+                state_dict[key_of_average] = widened(value)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Detached: a cast replaces what the parameter itself holds.
-        averages = {name: self.averages.of(name, tensor).detach() for name, tensor in _named_tensors(self.module)}
+        before = {name: self.averages.of(name, tensor).detach() for name, tensor in self._averaged().items()}
+        was_meta = self.num_updates.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in _named_tensors(self.module):
-            if not is_narrow(tensor):
-                if self.averages.has(name):
-                    tensor.copy_(averages[name])
-                    self.averages.forget_(name)
-            elif averages[name].is_floating_point() or averages[name].is_complex():
-                self.averages.keep_(name, widened(averages[name]).to(tensor.device))
+        if was_meta and not self.num_updates.is_meta:
+            self.num_updates.zero_()  # to_empty leaves whatever was in memory
+        self._keep_averages(before)
         return self
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """Return the tensors that an update may average, by name."""
+        policy = self.buffer_policy
+        named = policy.has if isinstance(policy, EMABuffers) else lambda name: False
+        by_hand = not (policy in BUFFER_POLICIES.values() or isinstance(policy, EMABuffers))
+        buffers = {
+            name: buffer
+            for name, buffer in self.module.named_buffers()
+            if is_running_statistic(name) or named(name) or by_hand
+        }
+        tensors = {**dict(self.module.named_parameters()), **buffers}
+        return {name: tensor for name, tensor in tensors.items() if has_average(tensor)}
+
+    @torch.no_grad()
+    def _keep_averages(self, before: Mapping[str, Tensor]) -> None:
+        """Keep an average of each narrow tensor and of no other, from now on: all ranks then have the same buffers.
+
+        Args:
+            before: values from before a cast.
+        """
+        for name, tensor in self._averaged().items():
+            if is_narrow(tensor):
+                self.averages.keep_(name, widened(before.get(name, tensor)).to(tensor.device))
+            elif self.averages.has(name):
+                tensor.copy_(before[name])
+                self.averages.forget_(name)
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""
@@ -372,91 +439,3 @@ class MomentumTeacher(Grouped, nn.Module):
         else:
             momentum = f"momentum={self.momentum:g}..{self.final_momentum:g} over {self.total_steps} steps"
         return f"{momentum}, buffers={self.buffer_policy_name!r}"
-
-
-def _check_can_be_copied(student: nn.Module) -> None:
-    """Raise if the student has no parameters, lazy ones, or sharded ones."""
-    parameters = dict(student.named_parameters())
-    if not parameters:
-        raise ValueError(
-            f"student must have parameters to follow, {type(student).__name__} has none: pass the module you train"
-        )
-    lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
-    if lazy:
-        raise ValueError(
-            f"student has lazy parameters without a shape, {lazy[0]} the first: run one batch through it, then build "
-            "the teacher"
-        )
-    if was_sharded(student):
-        raise ValueError(
-            "student must be whole, but fully_shard was called on it, and a sharded module cannot be copied: build "
-            "MomentumTeacher(student) first, then shard the student, and teacher.module too where it should be"
-        )
-
-
-def _step_number(step: Any) -> int:
-    """Return ``step`` as an int; raise if it is not an integer or out of range."""
-    if not isinstance(step, int):  # first, so that torch.compile does not trace operator.index
-        if not hasattr(step, "__index__"):
-            raise TypeError(f"step must be an int, got {step!r}: count optimizer steps, or leave it out")
-        step = operator.index(step)
-    if not 0 <= step < 2**63 - 1:
-        raise ValueError(f"step must be at least 0 and fit 64 bits, got {step}: count from 0")
-    return step
-
-
-def _paired(kind: str, ours: Iterator[tuple[str, Tensor]], theirs: Iterator[tuple[str, Tensor]]) -> list[_Pair]:
-    """Pair tensors of teacher and student by name; raise if a name or a shape differs."""
-    mine, other = dict(ours), dict(theirs)
-    for name in [*mine, *other]:
-        found = [tuple(tensors[name].shape) if name in tensors else "none" for tensors in (mine, other)]
-        if found[0] != found[1]:
-            raise ValueError(
-                f"student must be the module that the teacher was copied from, but its {kind} {name!r} is {found[1]} "
-                f"and the teacher's is {found[0]}: build a new MomentumTeacher after changing the student"
-            )
-    return [_Pair(name, tensor, other[name]) for name, tensor in mine.items()]
-
-
-def _lerp_(averages: list[Tensor], targets: list[Tensor], weight: float | Tensor) -> None:
-    """Move each average the share ``weight`` of the way to its target."""
-    for sharded in (False, True):  # the fused operation takes sharded tensors or whole ones, not both
-        mine = [tensor for tensor in averages if is_sharded(tensor) == sharded]
-        theirs = [target for tensor, target in zip(averages, targets, strict=True) if is_sharded(tensor) == sharded]
-        if isinstance(weight, Tensor):
-            for tensor, target in zip(mine, theirs, strict=True):
-                tensor.lerp_(target, weight.to(tensor))
-        elif mine:
-            torch._foreach_lerp_(mine, theirs, weight)
-
-
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _followers(copy: nn.Module, student: nn.Module) -> nn.Module:
-    """Return the module inside ``copy``; raise if it is not a copy of the student of its own."""
-    if not isinstance(copy, nn.Module):
-        raise TypeError(f"copy must be a torch.nn.Module, got {type(copy).__name__}: leave it out for a deep copy")
-    copy = unwrapped(copy)
-    for kind, tensors in (("parameter", nn.Module.named_parameters), ("buffer", nn.Module.named_buffers)):
-        pairs = _paired(kind, tensors(copy), tensors(student))
-        same = [name for name, mine, theirs in pairs if mine is theirs]
-        if same:
-            raise ValueError(
-                f"copy must have tensors of its own, but its {kind} {same[0]!r} is the student's: leave copy out for a "
-                "deep copy"
-            )
-    return copy
-
-
-def _check_total_steps(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"total_steps must be an int, got {value!r}")
-    if value < 0:
-        raise ValueError(f"total_steps must be at least 0, got {value}: give the number of updates, or None")
-
-
-def _check_count(value: Any) -> None:
-    if isinstance(value, Tensor) and not value.is_meta and value.numel() == 1 and int(value) < 0:
-        raise ValueError(f"num_updates of a state must be at least 0, got {int(value)}: the file is damaged")

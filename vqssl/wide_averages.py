@@ -66,6 +66,10 @@ class WideAverages(nn.Module):
         else:
             held.copy_(value)
 
+    def key_of(self, name: str) -> str:
+        """Return the key of a tensor's value in the state dict."""
+        return _key(name)
+
     def has(self, name: str) -> bool:
         """Return True if a value is kept under the name."""
         return self._value(name) is not None

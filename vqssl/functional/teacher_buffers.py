@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqssl.functional.spectral_norms import is_power_iteration_vector
 
@@ -20,11 +20,13 @@ __all__ = [
     "BUFFER_POLICIES",
     "BufferPolicy",
     "BufferPolicyName",
+    "EMABuffers",
     "copy_buffer",
     "ema_buffer",
     "ema_buffers",
     "is_running_statistic",
     "own_buffer",
+    "statistics_beside_flags",
 ]
 
 BufferPolicy = Callable[[str, Tensor, Tensor, float | Tensor], Tensor]
@@ -42,6 +44,22 @@ def is_running_statistic(name: str) -> bool:
     (True, False)
     """
     return name.rpartition(".")[2] in RUNNING_STATISTICS
+
+
+def statistics_beside_flags(module: nn.Module) -> frozenset[str]:
+    """Return the names of running statistics whose own module has a boolean buffer, such as ``initialized``.
+
+    A flag is copied. It would say of an average of the first statistics and none that they are the first statistics.
+
+    >>> sorted(statistics_beside_flags(nn.BatchNorm1d(2)))
+    []
+    """
+    names = []
+    for path, part in module.named_modules():
+        own = dict(part.named_buffers(recurse=False))
+        if any(buffer.dtype == torch.bool for buffer in own.values()):
+            names += [f"{path}.{name}" if path else name for name in own if is_running_statistic(name)]
+    return frozenset(names)
 
 
 def ema_buffer(name: str, teacher: Tensor, student: Tensor, weight: float | Tensor) -> Tensor:
@@ -89,17 +107,26 @@ def ema_buffers(*names: str) -> BufferPolicy:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"names must be strings, got {name!r}: write the names of buffers, one an argument")
-    return _EMABuffers(names)
+    return EMABuffers(names)
 
 
 @dataclass(frozen=True)
-class _EMABuffers:
-    """A class, because a function within a function cannot be pickled."""
+class EMABuffers:
+    """What :func:`ema_buffers` returns: a class, because a function within a function cannot be pickled."""
 
     names: tuple[str, ...]
 
+    def has(self, name: str) -> bool:
+        """Return True if the user named this buffer.
+
+        >>> EMABuffers(("centre",)).has("head.centre")
+        True
+        """
+        return name in self.names or name.rpartition(".")[2] in self.names
+
     def __call__(self, name: str, teacher: Tensor, student: Tensor, weight: float | Tensor) -> Tensor:
-        if name in self.names or name.rpartition(".")[2] in self.names:
+        """Return the new value of a buffer."""
+        if self.has(name):
             return _average(teacher, student, weight)
         return ema_buffer(name, teacher, student, weight)
 
