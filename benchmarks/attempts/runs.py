@@ -222,7 +222,7 @@ def second_checkpoint_is_another() -> Outcome:
 
 # ---- names ----
 
-NAMES = [rb"a$\b", rb"$\frac{$", b"na|me\n\x1b[31m", b"caf\xe9-\xff", "Größe".encode()]
+NAMES = [rb"a$\b", rb"$\frac{$", b"na|me\n\x1b[31m", b"ros\xe9-\xff", "Größe".encode()]
 
 
 @attempt("classes named `$\\`, `|`, line breaks, bytes that are not UTF-8; an ASCII terminal", right="a finished run")
