@@ -39,7 +39,6 @@ from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.kernels.repeats import repeated_rows
 from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import CodebookUsage, Quantized
@@ -501,8 +500,7 @@ class EMACodebook(Grouped, nn.Module):
         ``functional.codebook_usage(functional.code_counts(indices, K))``.
 
         Args:
-            dead_below: a code is dead that gets less than this fraction of the fair share, or that equals an earlier
-                one, which gets all its tokens.
+            dead_below: a code is dead that gets less than this fraction of the fair share.
 
         Returns:
             :class:`~vqssl.types.CodebookUsage` of detached scalars.
@@ -510,8 +508,7 @@ class EMACodebook(Grouped, nn.Module):
         >>> EMACodebook(codebook_size=8, dim=4).usage().dead.item()
         0
         """
-        counts = torch.where(repeated_rows(self.embed), 0.0, self.cluster_size)
-        return codebook_usage(counts, dead_below)
+        return codebook_usage(self.cluster_size, dead_below)
 
     @torch.no_grad()
     def set_codes_(self, codes: Tensor) -> None:
