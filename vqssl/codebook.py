@@ -500,7 +500,8 @@ class EMACodebook(Grouped, nn.Module):
         ``functional.codebook_usage(functional.code_counts(indices, K))``.
 
         Args:
-            dead_below: a code is dead that gets less than this fraction of the fair share.
+            dead_below: a code is dead that gets less than this fraction of the fair share, or that equals an earlier
+                one, which gets all its tokens.
 
         Returns:
             :class:`~vqssl.types.CodebookUsage` of detached scalars.
@@ -508,7 +509,7 @@ class EMACodebook(Grouped, nn.Module):
         >>> EMACodebook(codebook_size=8, dim=4).usage().dead.item()
         0
         """
-        return codebook_usage(self.cluster_size, dead_below)
+        return codebook_usage(self.cluster_size, dead_below, self.embed)
 
     @torch.no_grad()
     def set_codes_(self, codes: Tensor) -> None:

@@ -61,12 +61,12 @@ class SampleInit:
     r"""An initialisation by tokens of the first training batch over all ranks, without replacement if there are enough.
 
     Of equal codes only the first ever gets a token. Where a token is drawn again, since there are fewer tokens than
-    codes or equal ones among them, the code is moved in the direction of another token, seen from their mean:
+    codes or equal ones among them, the code is moved in the direction of another token, seen from the mean:
 
     .. math:: e_k = z_i + 0.1\, u\, (z_j - \bar z), \qquad u \sim U(0.5, 1.5)
 
-    It then shares the tokens around :math:`z_i` with the code that has that place. A batch in which all tokens are
-    equal still gives equal codes, until a revival replaces them.
+    with the mean :math:`\bar z` of the batch. It then shares the tokens around :math:`z_i` with the code that has that
+    place. A batch in which all tokens are equal still gives equal codes, until a revival replaces them.
 
     >>> import vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=8, dim=4, initialization=vqssl.SampleInit())
@@ -76,8 +76,14 @@ class SampleInit:
         """Return tokens at random positions, moved apart where they are equal."""
         codes = pool.take(random_positions(rng, codebook_size, pool.total))
         u = random_bits(rng, 3 * codebook_size)[2 * codebook_size :].to(codes.dtype) * 2.0**-62 + 0.5
-        apart = codes + _STEP_APART * u[:, None] * (codes.roll(1, 0) - codes.mean(0))
+        apart = codes + _STEP_APART * u[:, None] * (codes.roll(1, 0) - _mean(pool))
         return torch.where(repeated_rows(codes)[:, None], apart, codes)
+
+
+def _mean(pool: TokenPool) -> Tensor:
+    """Return the mean of all tokens, ``(D,)``: seen from the mean of the drawn ones, equal ones would all be zero."""
+    counts, sums = all_reduce_sum(kernels.code_sums(pool.x, torch.where(pool.valid, 0, -1), 1), pool.group)
+    return (sums / counts[:, None])[0]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,30 @@ def test_wrong_indices_are_refused(error, says, indices, size):
 # ---- usage ----
 
 
+@given(seed=seeds, size=st.integers(1, 12), values=st.integers(1, 4), dead_below=st.floats(0, 1))
+def test_equal_codes_count_as_one(seed, size, values, dead_below):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(values, (size, 2), generator=generator) / 3
+    counts = torch.rand(size, generator=generator)
+    merged = torch.zeros(size)
+    for k in range(size):
+        merged[next(j for j in range(size) if codes[j].equal(codes[k]))] += counts[k]
+    found, expected = codebook_usage(counts, dead_below, codes), codebook_usage(merged, dead_below)
+    assert found.perplexity.item() == pytest.approx(expected.perplexity.item())
+    near = (merged - dead_below * counts.mean()).abs() < 1e-6
+    if not (near & (merged > 0)).any():
+        assert (found.dead, found.fraction) == (expected.dead, expected.fraction)
+
+
+@pytest.mark.parametrize(
+    ("error", "codes"),
+    [(ValueError, torch.ones(3, 2)), (ValueError, torch.ones(2)), (TypeError, torch.ones(2, 2).int())],
+)
+def test_codes_that_do_not_belong_to_the_counts_are_refused(error, codes):
+    with pytest.raises(error, match="codes must"):
+        codebook_usage(torch.ones(2), codes=codes)
+
+
 @given(size=st.integers(1, 3000), count=st.integers(1, 2**40))
 def test_even_usage_has_perplexity_k(size, count):
     usage = codebook_usage(torch.full((size,), count))

@@ -239,7 +239,7 @@ BROKEN = {
         {"tokens": lambda step: 50 + torch.randn(512, 8), "initialization": RandomInit(), "revival": None},
         "codebook collapse",
     ),
-    "too many codes": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))], "revival": None}, "dead"),
+    "too many codes": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))], "revival": None}, "collapse"),
     "too many codes, revived": ({"tokens": lambda step: torch.eye(8)[torch.randint(5, (512,))]}, "near-duplicate"),
 }  # fmt: skip
 
@@ -550,6 +550,33 @@ def test_near_duplicates_do_not_depend_on_scale():
         assert health.near_duplicates == 60
         assert "60% of the codes (60 of 100) have a near-duplicate" in says(health, "act")
     assert only(given_counts([100.0] * 100, codes=torch.randn(100, 8))).near_duplicates == 0
+
+
+@pytest.mark.parametrize(("copies", "level"), [(0, "ok"), (1, "ok"), (2, "look"), (14, "act")])
+def test_equal_codes_count_as_one(copies, level):
+    """However alive the counts of the copies look: a revival gave them a fair share."""
+    codes = torch.randn(100, 8)
+    codes[50 : 50 + copies] = codes[:copies]
+    codebook = given_counts([100.0] * 100, codes=codes)
+    for source in (codebook, codebook.state_dict(), codebook.half().state_dict()):
+        health = only(source)
+        assert (health.equal, health.dead, health.dying) == (copies, copies, 0)
+        assert health.usage == pytest.approx(1 - copies / 100)
+        assert health.shares[:copies].tolist() == pytest.approx([2.0] * copies)
+        single = torch.tensor([2.0] * copies + [1.0] * (100 - 2 * copies), dtype=torch.float64) / 100
+        assert health.perplexity == pytest.approx(torch.special.entr(single).sum().exp().item())
+        assert health.level == level
+        if level != "ok":
+            assert f"and {copies} equal an earlier one" in says(health, level)
+            assert "are dead" not in says(health, level)
+
+
+def test_tokens_all_alike_are_found_however_long_they_are():
+    """Codes that get no tokens drift to the origin, so the spread of all codes says nothing."""
+    codebook = trained(lambda step: torch.ones(512, 8), steps=300)
+    health = only(codebook)
+    assert health.spread > 10 * health.used_spread
+    assert "all codes in use are nearly equal" in says(health, "act")
 
 
 def clumps(count, size=256, radius=0.01):

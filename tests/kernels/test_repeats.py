@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqssl.kernels.repeats import repeated_rows
+from vqssl.kernels.repeats import first_equal_rows, repeated_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -16,11 +16,12 @@ def test_equals_the_comparison_of_all_pairs(dtype, seed, rows, dim, values):
     x = torch.where(torch.rand(rows, dim, generator=generator) < 0.2, -x, x)  # minus zeros too
     counted = torch.rand(rows, generator=generator) < 0.7
     for chosen in (None, counted):
-        found = repeated_rows(x, chosen)
+        found, first = repeated_rows(x, chosen), first_equal_rows(x, chosen)
         among = torch.ones(rows, dtype=torch.bool) if chosen is None else chosen
         for i in range(rows):
             earlier = [j for j in range(i) if among[j] and torch.equal(x[i], x[j])]
             assert found[i].item() == bool(among[i] and earlier)
+            assert first[i].item() == (earlier[0] if among[i] and earlier else i)
 
 
 def test_nan_repeats_nothing_and_a_few_thousand_random_rows_neither():

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vqssl.checks import check_code_range, check_floating, check_indices, check_positive_int, check_range
 from vqssl.functional.vectors import unit
+from vqssl.kernels.repeats import first_equal_rows
 from vqssl.types import CodebookUsage
 
 __all__ = ["code_counts", "codebook_usage", "target_spread"]
@@ -36,7 +37,7 @@ def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
     return slot.new_zeros(codebook_size + 1).index_add_(0, slot, torch.ones_like(slot))[:codebook_size]
 
 
-def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
+def codebook_usage(counts: Tensor, dead_below: float = 0.0, codes: Tensor | None = None) -> CodebookUsage:
     r"""Compute perplexity, fraction of live codes and number of dead codes from the counts of each code.
 
     .. math:: \mathrm{perplexity} = \exp\Big(-\sum_k p_k \ln p_k\Big), \qquad p_k = n_k \big/ \textstyle\sum n
@@ -44,18 +45,23 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
     Args:
         counts: ``(K,)``, not negative: tokens of each code in a batch (:func:`code_counts`), or running counts.
         dead_below: a code is dead if its count is 0 or below this fraction of the mean count, 0 to 1.
+        codes: ``(K, D)``. If given, equal codes count as one: their counts are added up, and all but the first are
+            dead. Running counts take long to show that the first gets all tokens, and a revival starts them anew.
 
     Returns:
         :class:`~vqssl.types.CodebookUsage`. If all counts are 0, perplexity and fraction are 0 and all codes are dead.
 
     Raises:
-        TypeError: ``counts`` is not a tensor of real numbers.
-        ValueError: ``counts`` is not ``(K,)`` with K >= 1, or ``dead_below`` is outside [0, 1].
+        TypeError: ``counts`` is not a tensor of real numbers, or ``codes`` is not a floating tensor.
+        ValueError: ``counts`` is not ``(K,)`` with K >= 1, ``codes`` is not ``(K, D)``, or ``dead_below`` is outside
+            [0, 1].
 
     >>> import torch
     >>> usage = codebook_usage(torch.tensor([8, 8, 0, 0]))
     >>> usage.perplexity.item(), usage.fraction.item(), usage.dead.item()
     (2.0, 0.5, 2)
+    >>> codebook_usage(torch.tensor([8, 8, 8, 8]), codes=torch.tensor([[1.0], [1.0], [3.0], [3.0]])).dead.item()
+    2
     """
     if not isinstance(counts, Tensor) or counts.is_complex() or counts.dtype == torch.bool:
         found = counts.dtype if isinstance(counts, Tensor) else type(counts).__name__
@@ -68,9 +74,18 @@ def codebook_usage(counts: Tensor, dead_below: float = 0.0) -> CodebookUsage:
             "indices, and call it once for each codebook"
         )
     check_range("dead_below", dead_below, 0, 1, rule="it is a fraction of the mean count")
+    if codes is not None:
+        check_floating("codes", codes)
+        if codes.ndim != 2 or len(codes) != len(counts):
+            raise ValueError(
+                f"codes must be ({len(counts)}, D), a row for each count, got shape {tuple(codes.shape)}: give the "
+                "codes that were counted"
+            )
     counts = counts.detach()
     # float64 where the device has it: counts above 2^24 stay exact, and even usage gives exactly K.
     counts = counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
+    if codes is not None:
+        counts = torch.zeros_like(counts).index_add_(0, first_equal_rows(codes.detach()), counts)
     total = counts.sum()
     p = counts / torch.where(total > 0, total, 1.0)
     perplexity = torch.where(total > 0, torch.special.entr(p).sum().exp(), 0.0)

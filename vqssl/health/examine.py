@@ -25,6 +25,7 @@ from vqssl.health.measures import (
 )
 from vqssl.health.sources import FoundCodebook, find_codebooks, short_names
 from vqssl.health.verdict import Finding, Level, judge, worst
+from vqssl.kernels.repeats import first_equal_rows
 
 __all__ = ["CodebookHealth", "examine"]
 
@@ -75,11 +76,13 @@ class CodebookHealth:
     usage: float
     """Share of codes that are not dead, 0 to 1."""
     dead: int
-    """Number of codes with less than ``dead_below`` of the fair share."""
+    """Number of codes with less than ``dead_below`` of the fair share, or that equal an earlier one."""
     dying: int
     """Number of codes that are dead after 1 / (1 - decay) updates without tokens (:func:`vqssl.health.dying_codes`)."""
     not_finite: int
     """Number of codes with a NaN, an infinity, or a value whose square may overflow float64 (beyond 1e150)."""
+    equal: int
+    """Number of codes that equal an earlier one, which gets all their tokens. They are dead, whatever their count."""
     not_counts: int
     """Number of running counts that are NaN, infinite or negative; all measures take them as 0."""
     effective_dimension: float | None
@@ -87,6 +90,8 @@ class CodebookHealth:
     (:func:`vqssl.health.effective_dimension`)."""
     spread: float
     """S: root mean square distance of the codes from their mean (:func:`vqssl.health.code_spread`)."""
+    used_spread: float
+    """S of the codes that are not dead, as a dead one may lie anywhere; S itself if fewer than two are alive."""
     norm: float
     """Mean length of the codes."""
     norm_spread: float
@@ -114,7 +119,7 @@ class CodebookHealth:
     codes: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0))
     """``(K, D)``, a copy on the CPU, which a later ``examine(..., since=)`` compares with."""
     shares: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
-    """``(K,)`` float64: the running counts in units of the fair share."""
+    """``(K,)`` float64: the running counts in units of the fair share. Those of equal codes are added to the first."""
     nearest: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
     """``(K,)`` float64: distance of each finite code to the nearest other one, in units of S."""
     eigenvalues: Tensor = field(repr=False, default_factory=lambda: torch.empty(0))
@@ -216,8 +221,11 @@ def _examine(
     running = codebook.cluster_size.detach().cpu().double()
     broken = ~running.isfinite() | (running < 0)
     running = running.masked_fill(broken, 0.0)
+    first = first_equal_rows(embed).cpu()
+    running = torch.zeros_like(running).index_add_(0, first, running)  # of equal codes the first gets all tokens
     counts = _measure_counts(codebook, running, int(broken.sum()), decay, dead_below)
-    codes = _measure_codes(sound, running.to(embed.device)[finite], size)
+    codes = _measure_codes(sound, running.to(embed.device)[finite], size, counts.dead_below)
+    codes = codes._replace(equal=int((first != torch.arange(size)).sum()))
     kept = embed.to("cpu", copy=True)
     movement = MovementMeasures() if earlier is None else _measure_movement(name, codebook, kept, earlier)
     return CodebookHealth(
@@ -238,7 +246,7 @@ def _examine(
 def _measure_counts(
     codebook: FoundCodebook, counts: Tensor, not_counts: int, decay: float, dead_below: float | None
 ) -> CountMeasures:
-    """Measure the running counts ``(K,)``, of which ``not_counts`` were broken and are 0 here."""
+    """Measure the running counts ``(K,)``, of which ``not_counts`` were broken and are 0 here, as those of copies are."""
     decay = decay if codebook.decay is None else codebook.decay
     if dead_below is None:
         dead_below = 0.1 if codebook.threshold is None else codebook.threshold
@@ -275,8 +283,8 @@ def _tokens_per_step(total: float, size: int, decay: float, updates: int | None)
     return tokens, kept * size / total
 
 
-def _measure_codes(codes: Tensor, weights: Tensor, size: int) -> CodeMeasures:
-    """Measure the finite codes, of ``size`` codes in all."""
+def _measure_codes(codes: Tensor, weights: Tensor, size: int, dead_below: float) -> CodeMeasures:
+    """Measure the finite codes, of ``size`` codes in all, with their running counts as weights."""
     not_finite = size - len(codes)
     if not len(codes):
         return CodeMeasures(not_finite)
@@ -286,15 +294,19 @@ def _measure_codes(codes: Tensor, weights: Tensor, size: int) -> CodeMeasures:
     eigenvalues = spectrum(codes, weights)
     spread = code_spread(codes).item()
     if spread == 0:
-        equal = len(codes) if len(codes) > 1 else 0
-        return CodeMeasures(not_finite, spread, norm, norm_spread, equal, eigenvalues=eigenvalues.cpu())
+        duplicates = len(codes) if len(codes) > 1 else 0
+        return CodeMeasures(
+            not_finite, norm=norm, norm_spread=norm_spread, near_duplicates=duplicates, eigenvalues=eigenvalues.cpu()
+        )
+    used = codes[(weights > 0) & (weights >= dead_below * weights.mean())]
     dimension = effective_dimension(eigenvalues).item()
     nearest = (nearest_distances(codes) / spread).cpu()
     return CodeMeasures(
         not_finite,
-        spread,
-        norm,
-        norm_spread,
+        spread=spread,
+        used_spread=code_spread(used).item() if len(used) > 1 else spread,
+        norm=norm,
+        norm_spread=norm_spread,
         near_duplicates=int((nearest < near_duplicate_distance(size, dimension)).sum()),
         effective_dimension=dimension,
         nearest_min=nearest.min().item(),

@@ -40,7 +40,9 @@ class CodeMeasures(NamedTuple):
     """Measures of where the codes lie. :class:`vqssl.health.CodebookHealth` says what each field is."""
 
     not_finite: int
+    equal: int = 0
     spread: float = 0.0
+    used_spread: float = 0.0
     norm: float = 0.0
     norm_spread: float = 0.0
     near_duplicates: int = 0

@@ -52,7 +52,7 @@ ROWS: dict[str, Callable[[CodebookHealth], str]] = {
     "effective dimension": lambda r: _or_dash(r.effective_dimension),
     "nearest pair / S": lambda r: _or_dash(r.nearest_min),
     "  median / S": lambda r: _or_dash(r.nearest_median),
-    "near-duplicates": lambda r: _of_all(r.near_duplicates, r),
+    "near-duplicates": lambda r: _of_all(r.near_duplicates, r) + (f", {r.equal} equal" if r.equal else ""),
     "spread S": lambda r: _or_dash(r.spread),
     "norm ± share": lambda r: f"{r.norm:.3g} ± {100 * r.norm_spread:.0f}%",
 }

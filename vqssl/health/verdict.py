@@ -36,7 +36,7 @@ after 2 to 4 lengths (``docs/health.md``)."""
 
 DUPLICATES_ACT, DUPLICATES_LOOK = 0.25, 0.02
 """Share of codes with a near-duplicate. They waste capacity as dead codes do, even if their counts look alive. Random
-codes have almost none; a few come and go where a revival draws one token twice."""
+codes have almost none."""
 
 COLLAPSED = 1e-3
 """Spread of the codes relative to their length. Tokens of working encoders have 0.1 and more; float32 resolves 1e-7."""
@@ -93,7 +93,7 @@ def judge(
         return (_look("not trained yet: the codes are random", advice),)
     found = list(_failures(size, counts, codes))
     if not found:  # otherwise all others would be consequences of these
-        found = [*_usage(codebook, counts), *_geometry(size, dim, codebook.metric, codes)]
+        found = [*_usage(codebook, counts, codes.equal), *_geometry(size, dim, codebook.metric, codes)]
     if worst(found) != "act" or movement.since_initialized is False:  # a useless `since` is always reported
         found += _movement(movement)
     if worst(found) == "ok":
@@ -116,15 +116,15 @@ def _failures(size: int, counts: CountMeasures, codes: CodeMeasures) -> Iterator
         )
     elif not counts.shares.any():
         yield _act("no tokens: all running counts are 0", "check that masks keep tokens, and that tokens are finite")
-    if size - codes.not_finite > 1 and codes.spread <= COLLAPSED * codes.norm:
-        relative = codes.spread / codes.norm if codes.norm else 0.0
+    if size - codes.not_finite > 1 and codes.used_spread <= COLLAPSED * codes.norm:
+        relative = codes.used_spread / codes.norm if codes.norm else 0.0
         yield _act(
-            f"all codes are nearly equal: their spread is {relative:.1g} of their length",
+            f"all codes in use are nearly equal: their spread is {relative:.1g} of their length",
             "the tokens have collapsed, not the codebook: check the encoder's targets, and the projection before it",
         )
 
 
-def _usage(codebook: FoundCodebook, counts: CountMeasures) -> Iterator[Finding]:
+def _usage(codebook: FoundCodebook, counts: CountMeasures, equal: int) -> Iterator[Finding]:
     size = len(codebook.embed)
     if size < 2:
         return
@@ -152,7 +152,7 @@ def _usage(codebook: FoundCodebook, counts: CountMeasures) -> Iterator[Finding]:
             f"use codebook_size={_power_below(size * remembered / FEW_TOKENS)} or less, larger batches, or a decay "
             "closer to 1; until then some codes are dead by chance",
         )
-    uneven = _uneven(codebook, counts, remembered, few)
+    uneven = _uneven(codebook, counts, counts.dead - equal, remembered, few)
     if uneven is None:
         return
     settled = math.ceil(round(SETTLED / (1 - counts.decay), 6))
@@ -168,12 +168,12 @@ def _usage(codebook: FoundCodebook, counts: CountMeasures) -> Iterator[Finding]:
         yield uneven
 
 
-def _uneven(codebook: FoundCodebook, counts: CountMeasures, remembered: float, few: bool) -> Finding | None:
-    """Return what is wrong with the usage, if it has settled."""
+def _uneven(codebook: FoundCodebook, counts: CountMeasures, dead: int, remembered: float, few: bool) -> Finding | None:
+    """Return what is wrong with the usage, if it has settled; ``dead`` is without copies, which are another finding."""
     size = len(codebook.embed)
     even_perplexity, chance_dead = even_use(remembered, counts.dead_below)
     even = counts.perplexity / (even_perplexity * size)
-    dead = counts.dead / size - chance_dead
+    excess = dead / size - chance_dead
     if even < EVEN_ACT:
         start = _unless_kmeans(codebook, "write initialization=KMeansInit(), which starts at the tokens", "; ")
         revival = "" if codebook.revives else "write revival=BatchRevival(); "
@@ -184,9 +184,9 @@ def _uneven(codebook: FoundCodebook, counts: CountMeasures, remembered: float, f
         )
     if few:
         return None
-    if dead > DEAD_LOOK:
-        level: Level = "act" if dead > DEAD_ACT else "look"
-        return Finding(level, f"{_share(counts.dead, size)} are dead", _fewer_dead(codebook, counts))
+    if excess > DEAD_LOOK:
+        level: Level = "act" if excess > DEAD_ACT else "look"
+        return Finding(level, f"{_share(dead, size)} are dead", _fewer_dead(codebook, counts))
     if even < EVEN_LOOK:
         start = _unless_kmeans(codebook, "; initialization=KMeansInit() starts more evenly")
         return _look(
@@ -237,9 +237,10 @@ def _geometry(size: int, dim: int, metric: str | None, codes: CodeMeasures) -> I
     if codes.near_duplicates > DUPLICATES_LOOK * size:
         yield Finding(
             "act" if codes.near_duplicates > DUPLICATES_ACT * size else "look",
-            f"{_share(codes.near_duplicates, size)} have a near-duplicate",
-            "two such codes do the work of one: lower codebook_size; if batches have fewer tokens than codes, enlarge "
-            "them, because SampleInit() and BatchRevival() then repeat tokens",
+            f"{_share(codes.near_duplicates, size)} have a near-duplicate"
+            + (f", and {codes.equal} equal an earlier one" if codes.equal else ""),
+            "two such codes do the work of one, and of equal codes the first gets all tokens: check that tokens differ, "
+            "or lower codebook_size",
         )
     elif places is not None:
         yield _look(
