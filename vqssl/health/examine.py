@@ -246,7 +246,7 @@ def _examine(
 def _measure_counts(
     codebook: FoundCodebook, counts: Tensor, not_counts: int, decay: float, dead_below: float | None
 ) -> CountMeasures:
-    """Measure the running counts ``(K,)``, of which ``not_counts`` were broken and are 0 here, as those of copies are."""
+    """Measure the running counts ``(K,)``, of which ``not_counts`` were broken and are 0 here."""
     decay = decay if codebook.decay is None else codebook.decay
     if dead_below is None:
         dead_below = 0.1 if codebook.threshold is None else codebook.threshold
