@@ -1,39 +1,41 @@
-"""The exact search in PyTorch, on any device: one matrix product, an error bound, and a second look at close calls.
+"""The exact search in PyTorch, on any device: one matrix product, an error bound, and exact comparisons where it is close.
 
-1. *Scores.* The nearest code maximises ``s = x·c - |c|²/2`` (euclidean) or ``s = x·c`` with codes of length 1 (cosine).
+1. *Distinct codes.* Equal codes tie, and the first of them wins. So only the first is searched
+   (:mod:`vqssl.kernels.nearest.distinct`), and codes that are not finite are left out.
+2. *Scores.* The nearest code maximises ``s = x·c - |c|²/2`` (euclidean) or ``s = x·c`` with codes of length 1 (cosine).
    One product scores a tile of tokens against a block of codes in float32 (float64 for float64 input); the ``N x K``
-   scores never exist as a whole.
-2. *First look.* Rounding moves a score by at most half of the row's ``margin``, which :func:`_margin` computes. If the
-   best score leads all others by more than the margin, its code is the nearest: the row is *certified*.
-3. *Second look.* The few rows per thousand that remain are scored again. Every code within the margin of the best score
-   is a *candidate*, and :func:`second_look` compares the candidates of a row in float64, from the values as given.
-
-For the euclidean metric, tokens and codes are first centred on the mean of the codes. That changes no winner, and it
-keeps the margin small when all features share a large mean.
+   scores never exist as a whole. Centring and scaling (:mod:`vqssl.kernels.nearest.prepare`) keep their rounding small.
+3. *First look.* If the best score leads all others by more than the margin (:mod:`vqssl.kernels.nearest.margin`), its
+   code is the nearest. Otherwise every code within the margin is a *candidate*, while the scores are at hand. A few
+   candidates are compared in float64, from the values as given (:mod:`vqssl.kernels.nearest.settle`).
+4. *Last look.* Tokens with many candidates are searched again by a product in float64, whose margin is 10^9 times
+   smaller; what is still open there is compared pair by pair.
 
 Columns of scores come in *groups* of 64. The maximum of each group is computed first (the ``peaks``), because a maximum
 over 64 contiguous numbers takes a tenth of the time of ``torch.argmax``.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqssl.kernels.finite import finite_rows
-from vqssl.kernels.nearest.rule import exact_codes, exact_scores
-from vqssl.kernels.workspace import workspace
+from vqssl.kernels.nearest.distinct import first_equal
+from vqssl.kernels.nearest.margin import margin
+from vqssl.kernels.nearest.prepare import GROUP, Prepared, prepare, tokens_as_scored
+from vqssl.kernels.nearest.product import product
+from vqssl.kernels.nearest.rule import exact_codes
+from vqssl.kernels.nearest.settle import settle
+from vqssl.kernels.nearest.whole import nearest_without_rounding
+from vqssl.kernels.workspace import Workspace, workspace
 
 __all__ = ["nearest_codeword_tiled"]
 
-GROUP = 64
-"""Codes per group of the two-level maximum."""
-MAX_CODES = 2**11
+MAX_CODES = 2**13
 """Most codes per product. With more, a tile would have too few rows for a fast product, or too many scores."""
-PAIR_ELEMENTS = 2**20
-"""Most float64 numbers that the second look compares at once."""
+FEW = 8
+"""Most candidates of a token that the first look compares: more are cheaper by a product in float64."""
 
 
 def nearest_codeword_tiled(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
@@ -41,240 +43,162 @@ def nearest_codeword_tiled(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
 
     Must run without autocast: the error bound assumes the dtype that the scores are computed in.
     """
-    indices = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
-    if indices.numel() == 0:
-        return indices
+    kept = _distinct_codes(codebook, metric)
+    if 0 in (len(x), len(kept)):
+        return kept.new_full((len(x),), -1)
+    codes = codebook if len(kept) == len(codebook) else codebook[kept]
     work = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
-    codes = _prepare(codebook, metric, work, len(x))
-    tiles = Tiles(len(x), codes)
-    certified = torch.empty_like(indices, dtype=torch.bool)
-    for start, stop in _ranges(len(x), tiles.rows):
-        first_look(x[start:stop], codes, tiles, indices[start:stop], certified[start:stop])
-    uncertified = (~certified).nonzero().squeeze(-1)
-    for start, stop in _ranges(len(uncertified), tiles.rows_of_all_codes):
-        rows = uncertified[start:stop]
-        indices[rows] = second_look(x[rows], codes, tiles)
-    return indices
+    with workspace() as memory:
+        found = _look(x, codes, metric, work, FEW, memory)
+        rows = (found < 0).nonzero().squeeze(1)
+        rows = rows[finite_rows(x[rows])]
+        if len(rows):
+            found[rows] = _last_look(x[rows], codes, metric, memory)
+    return torch.where(found < 0, -1, kept[found])
 
 
-def _ranges(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """Yield start and stop of consecutive pieces of ``length``."""
-    for start in range(0, length, step):
-        yield start, min(start + step, length)
+def _distinct_codes(codebook: Tensor, metric: str) -> Tensor:
+    """Return the ascending indices of the finite codes that equal no code before them: ``(K, D) -> (K',)`` int64."""
+    compared = exact_codes(codebook, metric) if metric == "cosine" else codebook
+    index = torch.arange(len(codebook), device=codebook.device)
+    return (finite_rows(codebook) & (first_equal(compared) == index)).nonzero().squeeze(1)
 
 
-class PreparedCodes(NamedTuple):
-    """A codebook prepared for scoring."""
+def _last_look(x: Tensor, codes: Tensor, metric: str, memory: Workspace) -> Tensor:
+    """Return the index of the nearest code of each finite token, by float64: ``(R, D) -> (R,)`` int64."""
+    first = first_equal(x)
+    rows = (first == torch.arange(len(x), device=x.device)).nonzero().squeeze(1)
+    found = torch.empty_like(first)
+    found[rows] = nearest_without_rounding(x[rows], codes, metric, memory)
+    rows = rows[found[rows] < 0]
+    if len(rows):
+        found[rows] = _look(x[rows], codes, metric, torch.float64, None, memory)
+    return found[first]
 
-    metric: str
-    given: Tensor
-    """``(K, D)``: the codes as given."""
-    usable: Tensor
-    """``(K,)`` bool: the finite codes."""
-    centre: Tensor
-    """``(D,)``: what is subtracted from tokens and codes; zeros for cosine."""
-    columns: Tensor
-    """``(D + 1, K')``: each column holds a centred code and, in the last row, the constant part of its score.
 
-    The constant is -|c|²/2 (zero for cosine), and -inf for unusable codes. K' is K rounded up to whole groups. With the
-    constant in the product, no bias has to be added to the scores afterwards, which would cost more.
+def _look(x: Tensor, codes: Tensor, metric: str, work: torch.dtype, few: int | None, memory: Workspace) -> Tensor:
+    """Return the index of the nearest code: ``(N, D) -> (N,)`` int64, -1 where none was found.
+
+    Args:
+        x: tokens ``(N, D)``; those that are not finite get -1.
+        codes: finite, distinct codes ``(K, D)``.
+        metric: as in :mod:`vqssl.kernels.nearest.rule`.
+        work: dtype of the product.
+        few: most candidates of a token; with more it gets -1. None: no limit.
+        memory: scratch memory.
     """
-    max_norm: Tensor
-    """Scalar: the length of the longest centred code."""
+    prepared = prepare(codes, metric, work, memory)
+    found = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    step = _rows_of_a_tile(x, prepared, few)
+    for part, answer in zip(x.split(step), found.split(step), strict=True):
+        tokens = tokens_as_scored(part, prepared, memory)
+        length = tokens.norm(dim=1)
+        best, alone, index, scores = _best_of_each_row(tokens, length, prepared, memory)
+        answer.copy_(torch.where(alone, index, -1))
+        rows = (~alone).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        threshold = best[rows] - margin(length[rows], best[rows], prepared.bound)
+        if len(prepared.weight) > MAX_CODES:
+            scores = product(tokens[rows], prepared.weight, prepared.constant, memory)
+        else:
+            scores = scores[rows]
+        row, code = _candidates(scores, threshold, len(codes), few)
+        decided, winner = settle(part, codes, metric, rows[row], code)
+        answer[decided] = winner
+    return found
 
 
-def _prepare(codebook: Tensor, metric: str, work: torch.dtype, rows: int) -> PreparedCodes:
-    """Centre (or normalise) the codes and lay them out as the columns of the product with ``rows`` tokens."""
-    usable = finite_rows(codebook)
-    codes = torch.where(usable[:, None], codebook, 0.0) if not usable.all() else codebook
-    size, width = codes.shape
-    padded = size + -size % GROUP
-    scored = workspace("codes", work, codes.device, padded, width + 1)
-    centred = scored[:size, :width]
-    centre = scored.new_zeros(width)
-    if metric == "euclidean":
-        mean = codes.to(work).sum(0) / usable.sum().clamp_min(1)
-        centre = torch.where(torch.isfinite(mean), mean, 0.0)
-        torch.sub(codes, centre, out=centred)
-    else:
-        centred.copy_(exact_codes(codes, metric))
-    lengths = torch.linalg.vector_norm(centred, dim=1)
-    constant = -0.5 * lengths.square() if metric == "euclidean" else torch.zeros_like(lengths)
-    scored[:size, width] = torch.where(usable, constant, -torch.inf)
-    scored[size:, :width] = 0.0
-    scored[size:, width] = -torch.inf
-    columns = scored.T
-    if rows > size:  # a contiguous right factor makes the product faster, which pays for the copy if rows are many
-        columns = workspace("columns", work, codes.device, width + 1, padded).copy_(columns)
-    return PreparedCodes(metric, codebook, usable, centre, columns, torch.where(usable, lengths, 0.0).amax())
-
-
-class Tiles:
-    """The sizes of the tiles, and the scratch memory that all tiles use in turn.
+def _rows_of_a_tile(x: Tensor, prepared: Prepared, few: int | None) -> int:
+    """Return how many tokens are scored at once.
 
     On a CPU each thread gets 2^20 scores, 4 MB of float32: more do not fit its share of the cache, and with fewer the
-    threads spend their time on starting. So tiles grow with the threads (64 of them share 2^26 scores), but not beyond
-    half the size of the tokens: memory stays a fraction of what the caller already holds. A GPU gets fewer, larger
-    launches.
+    threads spend their time on starting. So tiles grow with the threads, up to what the allocator keeps between tiles,
+    but not beyond half the size of the tokens: memory stays a fraction of what the caller already holds. A GPU gets
+    fewer, larger launches.
     """
-
-    def __init__(self, rows: int, codes: PreparedCodes) -> None:
-        columns = codes.columns
-        work, device = columns.dtype, columns.device
-        width, size = columns.shape
-        scores = 2**26
-        if device.type == "cpu":
-            scores = max(2**21, min(torch.get_num_threads() * 2**20, rows * width // 2))
-        self.codes = min(size, MAX_CODES)
-        # Equal tiles: a short last tile would cost as many calls as a full one.
-        self.rows = math.ceil(rows / max(1, round(rows * self.codes / scores)))
-        # In a second look every code of every row may be a candidate, listed as two int64.
-        self.rows_of_all_codes = max(1, min(scores // 4 // size, self.rows))
-        self.scores = workspace("scores", work, device, max(self.rows * self.codes, self.rows_of_all_codes * size))
-        self.peaks = workspace("peaks", work, device, self.rows * self.codes // GROUP)
-        self.members = workspace("members", work, device, self.rows, GROUP)
-        self.tokens = workspace("tokens", work, device, self.rows, width)
-        self.tokens[:, -1] = 1.0
-        self.row = torch.arange(self.rows, device=device)
-        place = torch.arange(max(GROUP, self.codes // GROUP), device=device)
-        # (2, ·): the rows 1, 1, 1... and 0, 1, 2..., by which _best_of_each_row counts and locates.
-        self.count_and_place = torch.stack([torch.ones_like(place), place]).to(work)
-
-    def centred(self, x: Tensor, codes: PreparedCodes) -> Tensor:
-        """Return the tokens as they are scored, with a last entry of 1: ``(R, D) -> (R, D + 1)``."""
-        tokens = self.tokens[: len(x)]
-        torch.sub(x, codes.centre, out=tokens[:, :-1])
-        return tokens
-
-    def score(self, tokens: Tensor, columns: Tensor) -> Tensor:
-        """Return the scores of the tokens: ``(R, D + 1), (D + 1, K') -> (R, K')``."""
-        return torch.mm(tokens, columns, out=self.scores[: len(tokens) * columns.shape[1]].view(len(tokens), -1))
+    rows, width = x.shape
+    count = len(prepared.weight)
+    scores = 2**26
+    if x.device.type == "cpu":
+        scores = max(2**21, min(torch.get_num_threads() * 2**20, 2**22, rows * width // 2))
+    if few is None:  # every code of every row may be a candidate, listed as two int64
+        return max(1, scores // 8 // count)
+    # Equal tiles: a short last tile would cost as many calls as a full one.
+    return math.ceil(rows / max(1, round(rows * min(count, MAX_CODES) / scores)))
 
 
-def first_look(x: Tensor, codes: PreparedCodes, tiles: Tiles, indices: Tensor, certified: Tensor) -> None:
-    """Write the best code of each row to ``indices``, and whether it is certified; if it is not, it may be wrong."""
-    tokens = tiles.centred(x, codes)
-    margin = _margin(tokens, codes)
-    blocks = codes.columns.split(tiles.codes, 1)
-    best, alone, index = _best_of_each_row(tiles.score(tokens, blocks[0]), margin, tiles)
-    for number, block in enumerate(blocks[1:], 1):
-        block_best, block_alone, place = _best_of_each_row(tiles.score(tokens, block), margin, tiles)
-        better, apart = block_best > best, (block_best - best).abs_() > margin
-        alone = torch.where(better, block_alone, alone) & apart
-        index = torch.where(better, place + number * tiles.codes, index)
+def _best_of_each_row(
+    tokens: Tensor, length: Tensor, prepared: Prepared, memory: Workspace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return best score, whether it leads by more than the margin, its place if so, and the last block's scores."""
+    blocks = zip(prepared.weight.split(MAX_CODES), prepared.constant.split(MAX_CODES), strict=True)
+    for number, (weight, constant) in enumerate(blocks):
+        scores = product(tokens, weight, constant, memory)
+        peaks = scores.view(len(scores), -1, GROUP).amax(-1)
+        block_best = peaks.amax(-1)
+        block_alone, place = _only_one(scores, peaks, block_best - margin(length, block_best, prepared.bound))
+        if number == 0:
+            best, alone, index = block_best, block_alone, place
+            continue
+        better, gap = block_best > best, (block_best - best).abs_()
         best = torch.maximum(best, block_best)
-    torch.logical_and(alone, torch.isfinite(best), out=certified)
-    indices.copy_(index)
+        alone = torch.where(better, block_alone, alone) & (gap > margin(length, best, prepared.bound))
+        index = torch.where(better, place + number * MAX_CODES, index)
+    return best, alone, index, scores
 
 
-def _best_of_each_row(scores: Tensor, margin: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best score of each row, whether it leads by more than the margin, and if so its place.
+def _only_one(scores: Tensor, peaks: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whether one score of each row reaches its threshold alone, and if so its place.
 
-    Reads the scores only once, for the peak of each group. The peaks within the margin are then counted and located by
+    Reads only the peaks, and the one group that decides. The peaks that reach the threshold are counted and located by
     one small product with the rows 1, 1, 1... and 0, 1, 2...: if the count is 1, the sum of the places is the place.
     The same finds the column in that group. (torch.argmax takes ten times as long, torch.topk twenty times.)
 
     Args:
         scores: ``(R, K')``, K' a multiple of the group.
-        margin: ``(R,)``.
-        tiles: scratch memory.
+        peaks: ``(R, K' / 64)``, overwritten.
+        threshold: ``(R,)``; with NaN or an infinity no score is alone.
 
     Returns:
-        ``(R,)``, ``(R,)`` bool and ``(R,)`` int64.
+        ``(R,)`` bool and ``(R,)`` int64.
     """
-    rows, groups = len(scores), scores.shape[1] // GROUP
-    grouped = scores.view(rows, groups, GROUP)
-    peaks = torch.amax(grouped, -1, out=tiles.peaks[: rows * groups].view(rows, groups))
-    best = peaks.amax(-1)
-    threshold = (best - margin)[:, None]
-    close_groups, group = tiles.count_and_place[:, :groups] @ peaks.ge_(threshold).T
+    rows, groups = peaks.shape
+    place = torch.arange(max(GROUP, groups), device=scores.device)
+    count_and_place = torch.stack([torch.ones_like(place), place]).to(scores.dtype)
+    threshold = threshold[:, None]
+    close_groups, group = count_and_place[:, :groups] @ peaks.ge_(threshold).T
     group = group.clamp_(max=groups - 1).long()
-    chosen = torch.add(group, tiles.row[:rows], alpha=groups)
-    members = torch.index_select(grouped.view(-1, GROUP), 0, chosen, out=tiles.members[:rows])
-    close_members, place = tiles.count_and_place[:, :GROUP] @ members.ge_(threshold).T
-    return best, close_groups * close_members == 1, group.mul_(GROUP).add_(place.long())
+    chosen = torch.arange(0, rows * groups, groups, device=scores.device).add_(group)
+    members = scores.view(-1, GROUP).index_select(0, chosen)
+    close_members, column = count_and_place[:, :GROUP] @ members.ge_(threshold).T
+    alone = (close_groups * close_members == 1).logical_and_(torch.isfinite(threshold[:, 0]))
+    return alone, group.mul_(GROUP).add_(column.long())
 
 
-def _margin(tokens: Tensor, codes: PreparedCodes) -> Tensor:
-    r"""Return twice the largest rounding error of any score of each row: ``(R, D + 1) -> (R,)``.
-
-    .. math:: 2 \left[ (D + 12)\, u + 3 r \right] (|x|\,|c| + |c|^2) + \text{underflow}
-
-    The first term is the standard bound of an inner product of D terms (Higham, Accuracy and Stability of Numerical
-    Algorithms, 3.1) with a few roundings more for centring and constant; c is the longest code, u the unit roundoff of
-    the products' dtype, and r the rounding of their input that the user's settings allow.
-    """
-    info = torch.finfo(tokens.dtype)
-    terms = tokens.shape[-1] + 11
-    relative = terms * info.eps / 2 + 3 * _input_roundoff(tokens.dtype)
-    size = tokens[:, :-1].norm(dim=-1) * codes.max_norm + codes.max_norm.square()
-    return 2.0 * (relative * size + terms * info.tiny)
-
-
-def _input_roundoff(work: torch.dtype) -> float:
-    """Return how far a product may round its input, beyond its dtype, by ``torch.set_float32_matmul_precision``."""
-    if work != torch.float32:
-        return 0.0
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch raises if its old and its new switches were both used: assume the worst
-        precision = "medium"
-    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)
-
-
-def second_look(x: Tensor, codes: PreparedCodes, tiles: Tiles) -> Tensor:
-    """Return the index of the exact winner of each row, -1 if there is none: ``(R, D) -> (R,)`` int64."""
-    row, code = _candidates(x, codes, tiles)
-    if len(row) > 8 * len(x):
-        # Many candidates mean many equal codes, of which only the first can win.
-        first = _is_first_of_equals(codes.given)[code]
-        row, code = row[first], code[first]
-    step = max(1, PAIR_ELEMENTS // x.shape[-1])
-    exact = torch.cat(
-        [
-            exact_scores(x[r].double(), exact_codes(codes.given[c], codes.metric), codes.metric)
-            for r, c in zip(row.split(step), code.split(step), strict=True)
-        ]
-    )
-    best = exact.new_full((len(x),), -torch.inf).scatter_reduce_(0, row, exact, "amax")
-    wins = exact == best[row]
-    no_code = len(codes.given)
-    winner = code.new_full((len(x),), no_code).scatter_reduce_(0, row[wins], code[wins], "amin")
-    return torch.where(winner == no_code, -1, winner)
-
-
-def _candidates(x: Tensor, codes: PreparedCodes, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return P pairs of a row and a usable code that may be its nearest; rows that are not finite have none.
+def _candidates(scores: Tensor, threshold: Tensor, count: int, few: int | None) -> tuple[Tensor, Tensor]:
+    """Return P pairs of a row and a code that may be its nearest, without rows of more than a few.
 
     Args:
-        x: ``(R, D)``.
-        codes: the K codes.
-        tiles: scratch memory.
+        scores: ``(R, K')``.
+        threshold: ``(R,)``; what is not finite excludes no code.
+        count: K, the number of codes.
+        few: most candidates of a row, or None.
 
     Returns:
-        Rows ``(P,)`` and codes ``(P,)``, int64.
+        Rows ``(P,)``, ascending, and codes ``(P,)``, int64.
     """
-    tokens = tiles.centred(x, codes)
-    scores = tiles.score(tokens, codes.columns)
-    groups = scores.shape[1] // GROUP
-    grouped = scores.view(len(x), groups, GROUP)
-    peaks = grouped.amax(-1)
-    threshold = peaks.amax(-1) - _margin(tokens, codes)
-    # Scores that overflowed exclude no code.
-    overflowed = ~torch.isfinite(threshold)
-    row, group = (
-        ((peaks >= threshold[:, None]) | overflowed[:, None]).logical_and_(finite_rows(x)[:, None]).nonzero().unbind(1)
-    )
+    threshold = torch.where(torch.isfinite(threshold), threshold, torch.nan)
+    grouped = scores.view(len(scores), -1, GROUP)
+    groups = grouped.shape[1]
+    close_groups = ~(grouped.amax(-1) < threshold[:, None])
+    if few is not None:
+        close_groups &= (torch.isfinite(threshold) & (close_groups.sum(1) <= few))[:, None]
+    row, group = close_groups.nonzero().unbind(1)
     members = grouped.view(-1, GROUP)[row * groups + group]
-    close, place = ((members >= threshold[row, None]) | overflowed[row, None]).nonzero().unbind(1)
-    row, code = row[close], group[close] * GROUP + place
-    usable = torch.nn.functional.pad(codes.usable, (0, groups * GROUP - len(codes.usable)))[code]
-    return row[usable], code[usable]
-
-
-def _is_first_of_equals(codes: Tensor) -> Tensor:
-    """Return True for each code that no code of a lower index equals: ``(K, D) -> (K,)`` bool."""
-    values, member = torch.unique(codes, dim=0, return_inverse=True)
-    order = torch.arange(len(member), device=member.device)
-    first = order.new_full((len(values),), len(member)).scatter_reduce_(0, member, order, "amin")
-    return first[member] == order
+    close, column = (~(members < threshold[row, None])).nonzero().unbind(1)
+    row, code = row[close], group[close] * GROUP + column
+    kept = code < count
+    if few is not None:
+        kept &= (torch.bincount(row, minlength=len(scores)) <= few)[row]
+    return row[kept], code[kept]
