@@ -10,7 +10,7 @@ from vqssl.kernels.nearest.margin import Bound
 from vqssl.kernels.nearest.rule import exact_codes
 from vqssl.kernels.workspace import Workspace
 
-__all__ = ["GROUP", "Prepared", "prepare", "tokens_as_scored"]
+__all__ = ["GROUP", "Prepared", "lengths_as_scored", "prepare", "tokens_as_scored"]
 
 GROUP = 64
 """Codes per group of the two-level maximum."""
@@ -58,7 +58,7 @@ def prepare(codes: Tensor, metric: str, work: torch.dtype, memory: Workspace) ->
         torch.sub(codes.to(work).mul(scale), centre, out=own)
         lengths = _lengths(own)
     constant[:count] = lengths.square().mul_(-0.5)
-    longest = lengths.amax().to(work) * (1.0 + torch.finfo(work).eps)
+    longest = lengths.amax().add_(1e-150).to(work) * (1.0 + torch.finfo(work).eps)  # a square below 1e-300 is lost
     return Prepared(weight, constant, centre, scale, Bound.of(width, work, longest, True))
 
 
@@ -68,6 +68,15 @@ def tokens_as_scored(x: Tensor, codes: Prepared, memory: Workspace) -> Tensor:
     if codes.scale != 1.0:
         x = x.to(tokens.dtype).mul(codes.scale)
     return tokens.copy_(x) if codes.centre is None else torch.sub(x, codes.centre, out=tokens)
+
+
+def lengths_as_scored(tokens: Tensor) -> Tensor:
+    """Return at least the lengths of tokens ``(R, D)``, and at most a rounding more: ``(R,)``.
+
+    Squares may be lost below the smallest normal number, so that what they add up to at most is added.
+    """
+    lost = 4 * tokens.shape[1] * torch.finfo(tokens.dtype).tiny
+    return torch.mv(tokens.square(), tokens.new_ones(tokens.shape[1])).add_(lost).sqrt_()
 
 
 def _lengths(codes: Tensor) -> Tensor:

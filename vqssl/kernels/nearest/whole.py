@@ -9,9 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from vqssl.kernels.nearest.product import product
 from vqssl.kernels.nearest.rule import exact_codes
-from vqssl.kernels.workspace import Workspace
 
 __all__ = ["nearest_without_rounding"]
 
@@ -21,7 +19,7 @@ TOKEN_BITS = 4
 """Tokens may be up to 2^4 times as large as the codes."""
 
 
-def nearest_without_rounding(x: Tensor, codes: Tensor, metric: str, memory: Workspace) -> Tensor:
+def nearest_without_rounding(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     """Return the index of the nearest code where float64 computes all scores without rounding, -1 elsewhere.
 
     If all entries are multiples of q, codes up to ``2^b q`` and tokens up to ``2^(b+4) q``, then squared differences are
@@ -33,7 +31,6 @@ def nearest_without_rounding(x: Tensor, codes: Tensor, metric: str, memory: Work
         x: finite tokens ``(N, D)``.
         codes: finite codes ``(K, D)``.
         metric: as in :mod:`vqssl.kernels.nearest.rule`.
-        memory: scratch memory.
     """
     found = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     weight = exact_codes(codes, metric)
@@ -48,7 +45,7 @@ def nearest_without_rounding(x: Tensor, codes: Tensor, metric: str, memory: Work
     for part, answer in zip(*(t.split(max(1, TILE // max(codes.shape))) for t in (x, found)), strict=True):
         tokens = part.double()
         exact = _whole(tokens / quantum) & (tokens.abs().amax(1) <= largest * 2**TOKEN_BITS)
-        answer.copy_(torch.where(exact, product(tokens, weight, constant, memory).argmax(1), -1))
+        answer.copy_(torch.where(exact, torch.addmm(constant, tokens, weight.T).argmax(1), -1))
     return found
 
 
