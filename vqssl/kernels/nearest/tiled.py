@@ -98,7 +98,7 @@ class _Search:
         self.prepared = prepare(codes, metric, work, memory)
         weight, constant = self.prepared.weight, self.prepared.constant
         most = _most_scores(rows, codes)
-        self.tile = _equal_steps(rows, most // min(len(weight), MAX_CODES))
+        self.tile = _equal_steps(rows, min(most // min(len(weight), MAX_CODES), _most_rows(codes)))
         self.blocks = [
             Factor(*block, self.tile) for block in zip(weight.split(MAX_CODES), constant.split(MAX_CODES), strict=True)
         ]
@@ -169,6 +169,11 @@ def _most_scores(rows: int, codes: Tensor) -> int:
     if codes.device.type != "cpu":
         return 2**26
     return max(2**21, min(torch.get_num_threads() * 2**20, 2**22, rows * codes.shape[1] // 2))
+
+
+def _most_rows(codes: Tensor) -> int:
+    """Return how many tokens are scored at once, at most: on a CPU what leaves scores of few codes in the cache."""
+    return 2**10 * torch.get_num_threads() if codes.device.type == "cpu" else 2**26
 
 
 def _equal_steps(rows: int, most: int) -> int:
