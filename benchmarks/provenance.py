@@ -40,18 +40,26 @@ def provenance(command: str, device: str = "cpu") -> dict[str, Any]:
     Returns:
         ``command``, ``date``, ``commit``, ``device`` (the model), ``cores`` (threads; None on a GPU), ``versions``.
     """
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     on_gpu = device.startswith("cuda")
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": described.stdout.strip() or None,
+        "commit": commit(),
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "cores": None if on_gpu else torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def commit() -> str | None:
+    """Return what `git describe` says of this checkout; None without git, which no figure needs."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 import vector_quantize_pytorch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import functional_call
 
 from tests.laws import (
     DtypeLaws,
@@ -23,6 +25,7 @@ from tests.laws import (
     state_of,
 )
 from vqssl import BatchRevival, EMACodebook, KMeansInit
+from vqssl import codebook as codebook_module
 
 
 class CodebookMaterial(Material):
@@ -486,6 +489,161 @@ def test_lookup_gives_codes_zeros_where_masked_and_the_dtype_of_the_state():
     assert codebook.lookup(indices).dtype == torch.float64
 
 
+# ---- directions ----
+
+
+@pytest.mark.parametrize(("metric", "nothing"), [("cosine", 0.0), (correlation, 3.0)])
+def test_tokens_without_a_direction_do_not_become_first_codes(metric, nothing):
+    x = torch.randn(64, 4)
+    x[8:] = nothing
+    for initialization in (None, KMeansInit()):
+        codebook = EMACodebook(codebook_size=8, dim=4, metric=metric, initialization=initialization, revival=None)
+        codebook(x)
+        assert codebook.initialized
+        torch.testing.assert_close(codebook.embed.norm(dim=-1), torch.ones(8), rtol=1e-5, atol=0)
+        assert len(codebook.embed.unique(dim=0)) == 8
+    waiting = EMACodebook(codebook_size=8, dim=4, metric=metric)
+    waiting.initialize_(torch.full((20, 4), nothing))  # as an empty batch
+    assert not waiting.initialized
+
+
+def test_first_code_without_a_direction_keeps_its_place():
+    drawn = torch.randn(8, 4)
+    drawn[3] = 0
+
+    def draw(pool, codebook_size, rng, metric):
+        return drawn
+
+    for metric, kept in (("cosine", True), ("euclidean", False)):
+        codebook = EMACodebook(codebook_size=8, dim=4, metric=metric, initialization=draw)
+        before = codebook.embed.clone()
+        codebook.initialize_(torch.randn(20, 4))
+        torch.testing.assert_close(codebook.embed[3], before[3] if kept else drawn[3])
+        assert not torch.allclose(codebook.embed[2], before[2])
+
+
+@pytest.mark.parametrize("metric", ["cosine", correlation])
+def test_codes_without_a_direction_are_not_set(metric):
+    codebook = EMACodebook(codebook_size=8, dim=4, metric=metric)
+    before, codes = state_of(codebook), torch.randn(8, 4)
+    codes[5:7] = 0
+    with pytest.raises(ValueError, match=r"codes must have a direction in each row.* got 2 of 8 rows"):
+        codebook.set_codes_(codes)
+    assert_same_bits(state_of(codebook), before)
+    EMACodebook(codebook_size=8, dim=4).set_codes_(codes)
+
+
+# ---- states that others put in place ----
+
+
+def assert_initialises(codebook):
+    """Assert that a codebook with random codes draws its codes from the next batch, as a new one does."""
+    expected = EMACodebook(codebook_size=8, dim=4)
+    expected.load_state_dict(codebook.state_dict())
+    assert not codebook.initialized
+    assert codebook.needs_codes
+    x = torch.randn(40, 4)
+    assert_same_bits(codebook(x), expected(x))
+    assert codebook.initialized
+    assert_same_bits(state_of(codebook), state_of(expected))
+
+
+def trained(**options):
+    codebook = EMACodebook(codebook_size=8, dim=4, **options)
+    codebook(torch.randn(40, 4))
+    return codebook
+
+
+def call_with_trained_state(codebook):
+    state = state_of(trained(seed=1))
+    functional_call(codebook, state, (torch.randn(40, 4),))
+    assert state["num_updates"] == 2
+    return codebook
+
+
+def swap_with_fresh(codebook):
+    codebook(torch.randn(40, 4))
+    fresh = EMACodebook(codebook_size=8, dim=4, seed=2)
+    for name in state_of(codebook):
+        torch.utils.swap_tensors(getattr(codebook, name), getattr(fresh, name))
+    return codebook
+
+
+def copy_fresh_in_place(codebook):
+    codebook(torch.randn(40, 4))
+    for name, value in state_of(EMACodebook(codebook_size=8, dim=4, seed=2)).items():
+        getattr(codebook, name).copy_(value)
+    return codebook
+
+
+def empty_and_reset(codebook):
+    codebook(torch.randn(40, 4))
+    codebook.to_empty(device="cpu").reset_parameters()
+    return codebook
+
+
+def load_fresh(codebook, **how):
+    codebook(torch.randn(40, 4))
+    codebook.load_state_dict(state_of(EMACodebook(codebook_size=8, dim=4, seed=2)), **how)
+    return codebook
+
+
+WAYS = {
+    "functional_call": call_with_trained_state,
+    "copy of functional_call": lambda codebook: copy.deepcopy(call_with_trained_state(codebook)),
+    "pickle of functional_call": lambda codebook: pickle.loads(pickle.dumps(call_with_trained_state(codebook))),
+    "swap_tensors": swap_with_fresh,
+    "in place": copy_fresh_in_place,
+    "to_empty": empty_and_reset,
+    "load_state_dict": load_fresh,
+    "assign": lambda codebook: load_fresh(codebook, assign=True),
+    "cast": lambda codebook: call_with_trained_state(codebook).double().float(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_codebook_left_with_random_codes_initialises(way):
+    assert_initialises(WAYS[way](EMACodebook(codebook_size=8, dim=4)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_codebook_left_with_random_codes_initialises_where_reading_would_synchronise(way, monkeypatch):
+    """As on a GPU, where only the buffer that is in place tells. What is written into that buffer goes unseen there."""
+    monkeypatch.setattr(codebook_module, "can_read_without_sync", lambda tensor: False)
+    codebook = WAYS[way](EMACodebook(codebook_size=8, dim=4))
+    if way in ("swap_tensors", "in place"):
+        assert not codebook.needs_codes
+    else:
+        assert_initialises(codebook)
+
+
+def test_trained_codebook_stays_known_on_the_way_to_a_compiled_step(monkeypatch):
+    """A compiled step cannot read `initialized`: what was known must survive casts, copies and loading."""
+    monkeypatch.setattr(codebook_module, "can_read_without_sync", lambda tensor: False)
+    codebook, other = trained(), EMACodebook(codebook_size=8, dim=4)
+    other.load_state_dict(codebook.state_dict())
+    for known in (codebook, other, codebook.double(), copy.deepcopy(codebook), pickle.loads(pickle.dumps(codebook))):
+        assert not known.needs_codes
+
+
+def test_functional_call_changes_the_given_state_alone():
+    codebook, state = trained(), state_of(EMACodebook(codebook_size=8, dim=4, seed=3))
+    expected = EMACodebook(codebook_size=8, dim=4, seed=3)
+    before, x = state_of(codebook), torch.randn(40, 4)
+    assert_same_bits(functional_call(codebook, state, (x,)), expected(x))
+    assert_same_bits(state, state_of(expected))
+    assert_same_bits(state_of(codebook), before)
+
+
+def test_loaded_codebook_compiles_to_one_graph_without_a_step_before():
+    source, x = trained(), torch.randn(40, 4)
+    codebook = EMACodebook(codebook_size=8, dim=4)
+    codebook.load_state_dict(source.state_dict())
+    step = torch.compile(codebook, fullgraph=True, backend="aot_eager")
+    assert_same_bits(step(x), source(x))
+    assert_same_bits(state_of(codebook), state_of(source))
+
+
 # ---- refusals ----
 
 X = torch.randn(2, 5, 4)
@@ -539,6 +697,11 @@ REFUSALS = {
         ValueError,
         "codes must be finite",
     ),
+    "state of another library": (
+        lambda c: c.load_state_dict({"_codebook.embed": 0, "_codebook.cluster_size": 0, "_codebook.initted": 0}),
+        ValueError,
+        "another library's: write vqssl.interop.codebook_from_vector_quantize_pytorch",
+    ),
     "tuple": (lambda c: c((X, X)), TypeError, r"got a tuple of 2: .*model\(x\)\[0\], here x\[0\]"),
     "result": (lambda c: c(c.quantize(X)), TypeError, r"got Quantized: write x.quantized"),
     "list of numbers": (lambda c: c([0.0] * 4), TypeError, r"got a list of 4: write torch.as_tensor\(x\)"),
@@ -570,6 +733,17 @@ def test_refusals_name_the_rule_and_leave_the_state(case):
         ({"dim": 0}, ValueError, "dim must be at least 1"),
         ({"seed": 1.0}, TypeError, "seed must be an int"),
         ({"dtype": torch.int64}, TypeError, "dtype must be a floating dtype, got torch.int64"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a torch.dtype, got 'float32': write torch.float32$"),
+        ({"dtype": "tensor"}, TypeError, "dtype must be a torch.dtype, got 'tensor': write torch.float32 or"),
+        ({"dtype": float}, TypeError, "dtype must be a torch.dtype, got <class 'float'>"),
+        ({"process_group": "x"}, TypeError, "process_group must be a ProcessGroup or None, got 'x'"),
+        ({"process_group": [0, 1]}, TypeError, "process_group must be a ProcessGroup or None"),
+        ({"metric": torch.nn.Identity}, TypeError, "metric must be a function or an object, got the class Identity"),
+        ({"ema": dict}, TypeError, "ema must be a function or an object, got the class dict"),
+        ({"estimator": torch.nn.Identity}, TypeError, "estimator must be a function or an object, got the class"),
+        ({"codebok_size": 8}, TypeError, "EMACodebook has no argument 'codebok_size': write codebook_size="),
+        ({"initialisation": None}, TypeError, "has no argument 'initialisation': write initialization="),
+        ({"zzz": 1}, TypeError, "has no argument 'zzz': it takes codebook_size, dim, decay"),
         ({"decay": 1.5}, ValueError, "decay must be from 0 to 1.*share of the old statistics"),
         ({"decay": "0.9"}, TypeError, "decay must be a number"),
         ({"eps": -1.0}, ValueError, "eps must be from 0"),

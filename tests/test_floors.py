@@ -16,9 +16,9 @@ PACKAGE = Path(vqssl.__file__).parent
 
 # What each part of vqssl may import of the others, from the ground up. A part is a module or folder directly under
 # vqssl/; it may always import its own submodules. A new part needs a line here.
-MATHS = {"types", "checks", "kernels", "functional", "distributed"}
+MATHS = {"types", "checks", "kernels", "functional", "distributed", "loading"}
 POLICIES = {"initialization", "revival", "projection"}
-BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords"}
+BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement"}
 MAY_IMPORT = {
     "types": set(),
     "checks": set(),
@@ -29,6 +29,9 @@ MAY_IMPORT = {
     # Pure maths, and the distributed calls
     "functional": {"types", "checks", "kernels"},
     "distributed": {"types", "checks", "kernels"},
+    "agreement": {"checks", "distributed"},
+    # What load_state_dict refuses
+    "loading": {"checks", "distributed"},
     # Policies as objects, and the update of codebooks
     "initialization": MATHS,
     "revival": MATHS,
@@ -37,8 +40,15 @@ MAY_IMPORT = {
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
-    "fusion": MATHS | POLICIES,
-    "teacher": MATHS | {"copying"},
+    "fusion": MATHS | POLICIES | {"foreign_keywords"},
+    "wide_averages": {"distributed"},
+    "following": {"copying", "distributed"},
+    "teacher": MATHS | {"copying", "following", "foreign_keywords", "wide_averages"},
+    "centring": MATHS,
+    "place_centring": MATHS,
+    "code_targets": MATHS,
+    "code_heads": MATHS,
+    "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
     "health": MATHS | POLICIES | {"codebook"},
 }

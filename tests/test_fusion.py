@@ -395,6 +395,8 @@ def test_samples_are_independent_in_eval_mode(name):
         (TypeError, "dim must be an int", {"dim": 4.0}),
         (ValueError, "num_scales must be at least 1", {"num_scales": 0}),
         (ValueError, "hidden_dim must be at least 1", {"hidden_dim": 0}),
+        (TypeError, "dtype must be a torch.dtype, got 'float16': write torch.float16", {"dtype": "float16"}),
+        (TypeError, "SERFFusion has no argument 'hiden_dim': write hidden_dim=", {"hiden_dim": 8}),
         (ValueError, "operator must be one of 'channel', 'batch', 'spatial'", {"operator": "cross"}),
         (TypeError, r"operator must be a name or.*write .*SERFOperator\(function", {"operator": spatial_attention}),
         (TypeError, "operator must be a name or", {"operator": None}),

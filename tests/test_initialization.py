@@ -54,7 +54,25 @@ def test_each_of_few_tokens_becomes_a_code(size, data):
     tokens = data.draw(st.integers(1, size))
     x = torch.randn(tokens, 3)
     rows = rows_of(first_codes(x, size), x)
-    assert {found[0] for found in rows} == set(range(tokens))
+    assert {found[0] for found in rows if found} == set(range(tokens))
+
+
+@given(st.integers(2, 60), st.data())
+def test_first_codes_are_distinct_where_tokens_differ(size, data):
+    tokens = data.draw(st.integers(2, 60))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    x = torch.randn(tokens, 3, generator=generator)
+    x[torch.randperm(tokens, generator=generator)[: tokens // 3]] = x[0].clone()  # equal tokens among them
+    codes = first_codes(x, size)
+    if len(torch.unique(x, dim=0)) > 2:
+        assert len(torch.unique(codes, dim=0)) == size
+    spread = torch.cdist(x, x).max()
+    assert torch.cdist(codes, x).min(1).values.max() <= 0.15 * spread + 1e-6
+
+
+def test_tokens_that_are_all_equal_give_equal_codes():
+    x = torch.ones(5, 3)
+    assert torch.equal(first_codes(x, 4), torch.ones(4, 3))
 
 
 def test_each_token_is_drawn_equally_often_for_any_code():
@@ -214,3 +232,14 @@ def test_global_generators_are_left_alone(initialization):
         assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
         found.append(state_of(codebook))
     assert_same_bits(*found)
+
+
+def test_k_means_of_few_tokens_may_take_sampled_codes():
+    x = torch.randn(5, 3)
+    sampled = EMACodebook(codebook_size=8, dim=3)
+    k_means = EMACodebook(codebook_size=8, dim=3, initialization=KMeansInit(few_tokens="sample"))
+    for codebook in (sampled, k_means):
+        codebook.initialize_(x)
+    assert torch.equal(k_means.embed, sampled.embed)
+    with pytest.raises(ValueError, match="few_tokens must be 'refuse' or 'sample', got 'drop'"):
+        KMeansInit(few_tokens="drop")

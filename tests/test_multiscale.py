@@ -342,6 +342,10 @@ def test_state_that_fits_one_scale_only_changes_none(change):
         ({"dtype": torch.int32}, TypeError, "dtype"),
         ({"metric": "dot"}, ValueError, "metric must be one of"),
         ({"no_such_option": 1}, TypeError, "no_such_option"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a torch.dtype, got 'float32': write torch.float32"),
+        ({"decey": 0.9}, TypeError, "MultiScaleQuantizer has no argument 'decey': write decay="),
+        ({"in_chanels": 3}, TypeError, "MultiScaleQuantizer has no argument 'in_chanels': write in_channels="),
+        ({"process_group": "x"}, TypeError, "process_group must be a ProcessGroup or None"),
     ],
 )
 def test_constructor_refuses(arguments, error, message):

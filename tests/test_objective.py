@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vqssl import DiSSECTLoss, DiSSECTObjective
 from vqssl.functional import REFINEMENTS, cosine_regression_loss
 from vqssl.functional.refinement import RefinementName
-from vqssl.types import Quantized
+from vqssl.types import CodePredictionLoss, Quantized
 
 MODES = tuple(REFINEMENTS)
 seeds = st.integers(0, 2**31 - 1)
@@ -35,14 +35,14 @@ def slow_regression(p, t):
     return total / len(p)
 
 
-def slow_objective(p, z_c, z_s, commitment, weights, commitment_weight, mode):
-    views = range(len(p))
-    pairs = [(v, w) for v in views for w in views if v != w]
+def slow_objective(p, z_c, z_s, commitment, codes, weights, commitment_weight, code_weight, mode):
+    pairs = [(v, w) for v in range(len(p)) for w in range(len(z_c)) if v != w]
     to_global = sum(slow_regression(p[v], z_c[w]) for v, w in pairs) / len(pairs)
     to_refined = sum(slow_regression(p[v], z_s[w]) for v, w in pairs) / len(pairs)
-    refinement = sum(slow_regression(z_s[v], z_c[v]) for v in views) / len(p) if mode == "predict" else 0.0
-    total = weights[0] * to_global + weights[1] * to_refined + refinement + commitment_weight * commitment
-    return [total, to_global, to_refined, refinement, commitment]
+    refinement = sum(slow_regression(z_s[v], z_c[v]) for v in range(len(z_c))) / len(z_c) if mode == "predict" else 0.0
+    total = weights[0] * to_global + weights[1] * to_refined + refinement
+    total += commitment_weight * commitment + code_weight * codes
+    return [total, to_global, to_refined, refinement, commitment, codes]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -53,25 +53,41 @@ def slow_objective(p, z_c, z_s, commitment, weights, commitment_weight, mode):
     dim=st.integers(1, 5),
     weights=st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.0, 0.5, 1.0])),
     commitment_weight=st.sampled_from([0.0, 1.0, 3.0]),
-    commitment=st.sampled_from([None, 0.7]),
+    code_weight=st.sampled_from([0.0, 0.5]),
+    losses=st.tuples(st.sampled_from([None, 0.7]), st.sampled_from([None, 0.3])),
+    only_predict=st.integers(0, 2),
 )
-def test_objective_equals_formula(mode, views, seed, batch, dim, weights, commitment_weight, commitment):
+def test_objective_equals_formula(
+    mode, views, seed, batch, dim, weights, commitment_weight, code_weight, losses, only_predict
+):
     p, z_c, z_s = setting(seed, views, batch, dim)
-    objective = DiSSECTObjective(target_weights=weights, commitment_weight=commitment_weight, refinement=mode)
-    found = objective(p, z_c, z_s, None if commitment is None else torch.tensor(commitment, dtype=torch.float64))
+    targets = max(1, views - only_predict)
+    z_c, z_s = z_c[:targets], z_s[:targets]
+    objective = DiSSECTObjective(
+        target_weights=weights, commitment_weight=commitment_weight, code_weight=code_weight, refinement=mode
+    )
+    found = objective(
+        p, z_c, z_s, *(None if loss is None else torch.tensor(loss, dtype=torch.float64) for loss in losses)
+    )
     assert type(found) is DiSSECTLoss
     assert all(part.shape == () for part in found)
-    expected = slow_objective(p, z_c, z_s, commitment or 0.0, weights, commitment_weight, mode)
+    given = [loss or 0.0 for loss in losses]
+    expected = slow_objective(p, z_c, z_s, *given, weights, commitment_weight, code_weight, mode)
     assert [part.item() for part in found] == pytest.approx(expected, rel=1e-11, abs=1e-12)
-    total = weights[0] * found.alignment_global + weights[1] * found.alignment_refined + found.refinement
-    torch.testing.assert_close(found.total, total + commitment_weight * found.commitment, rtol=1e-14, atol=0)
 
 
 def test_defaults_are_those_of_the_paper():
     p, z_c, z_s = setting()
     found = DiSSECTObjective()(p, z_c, z_s, torch.tensor(0.7, dtype=torch.float64))
-    expected = slow_objective(p, z_c, z_s, 0.7, (0.5, 0.5), 1.0, "predict")
+    expected = slow_objective(p, z_c, z_s, 0.7, 0.0, (0.5, 0.5), 1.0, 0.5, "predict")
     assert [part.item() for part in found] == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradient_of_the_code_loss_is_its_weight():
+    p, z_c, _ = setting()
+    codes = torch.tensor(0.3, requires_grad=True)
+    DiSSECTObjective(code_weight=0.25)(p, z_c, code_loss=codes).total.backward()
+    assert codes.grad.item() == 0.25
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,7 +102,7 @@ def test_without_refined_targets_it_is_byol(mode, views):
     byol = sum((2 - 2 * cosine(p[v], z_c[w], dim=-1)).mean() for v, w in pairs) / len(pairs)
     torch.testing.assert_close(found.total, byol, rtol=1e-13, atol=0)
     assert found.total.equal(found.alignment_global)
-    assert [part.item() for part in found[2:]] == [0, 0, 0]
+    assert [part.item() for part in found[2:]] == [0, 0, 0, 0]
 
 
 # ---- gradients ----
@@ -229,7 +245,9 @@ def test_custom_refinement_gives_targets_and_loss():
 def test_repr_has_all_options_and_there_is_no_state():
     objective = DiSSECTObjective(target_weights=(1, 0), commitment_weight=2, refinement="align")
     assert objective.state_dict() == {}
-    assert repr(objective) == ("DiSSECTObjective(target_weights=(1.0, 0.0), commitment_weight=2, refinement='align')")
+    assert repr(objective) == (
+        "DiSSECTObjective(target_weights=(1.0, 0.0), commitment_weight=2, code_weight=0.5, refinement='align')"
+    )
 
 
 # ---- errors ----
@@ -246,6 +264,7 @@ def test_repr_has_all_options_and_there_is_no_state():
         (ValueError, "target_weights must be from 0", {"target_weights": (math.nan, 0.5)}),
         (TypeError, "target_weights must be a number", {"target_weights": ("1", 0.5)}),
         (ValueError, "commitment_weight must be from 0", {"commitment_weight": -1}),
+        (ValueError, "code_weight must be from 0", {"code_weight": -1}),
     ],
 )
 def test_wrong_options_are_refused(error, says, arguments):
@@ -262,7 +281,8 @@ def z(*shape):
     [
         (ValueError, "at least 2 views, got 1", ([z()], [z()])),
         (ValueError, "at least 2 views, got 0", ([], [])),
-        (ValueError, "global_targets must hold one.*order of the predictions", ([z(), z()], [z()])),
+        (ValueError, "global_targets must hold one.*order of the predictions", ([z(), z()], [z()] * 3)),
+        (ValueError, "global_targets must hold one.*order of the predictions", ([z(), z()], [])),
         (ValueError, "refined_targets must hold one", ([z(), z()], [z(), z()], [z()])),
         (ValueError, "same output width", ([z(), z(3, 5)], [z(), z()])),
         (ValueError, "same output width", ([z(), z()], [z(), z()], [z(), z(2, 4)])),
@@ -278,6 +298,11 @@ def z(*shape):
         (TypeError, "Quantized: write its .commitment_loss", ([z(), z()], [z(), z()], None, Quantized(z(), z(), z()))),
         (TypeError, r"predictions\[0\] .*got a tuple of 2: .*student\(view\)\[0\]", ([(z(), [z()])] * 2, [z(), z()])),
         (TypeError, r"predictions\[1\] .*got a list of 1: .*student\(view\)\[0\]", ((z(), [z()]), [z(), z()])),
+        (
+            TypeError,
+            "code_loss must be a scalar, got the whole CodePredictionLoss: write its .total",
+            ([z(), z()], [z(), z()], None, None, CodePredictionLoss(z(), (z(),))),
+        ),
         # One tensor has a length too: its samples would pass for views.
         (TypeError, r"predictions must be a sequence.*predictions.chunk\(2\) for two views joined", (z(), [z()] * 3)),
         (TypeError, "global_targets must be a sequence", ([z()] * 3, z())),

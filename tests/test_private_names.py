@@ -12,8 +12,10 @@ PACKAGE = Path(vqssl.__file__).parent
 ALLOWED = {
     # torch has no public name for these.
     "_base": "the tensor that a view views: detached_copy finds views of parameters by it",
+    "_forward_pre_hooks": "torch has no public list of hooks, and its older spectral norm is one",
     "_foreach_lerp_": "one kernel for all parameters of a teacher, as torch.optim does it",
     "_orig_mod": "the module inside torch.compile's wrapper",
+    "_version": "how often a tensor was written to: the teacher reads its count from a GPU only then",
     "_pytree": "torch.export.save refuses a named tuple that is not registered there",
     "_register_namedtuple": "as _pytree",
     # Public, in spite of the underscore, as the standard library's documentation says.

@@ -144,5 +144,11 @@ def test_wrong_widths_are_refused(cls, error, says, widths):
         cls(*widths)
 
 
+@pytest.mark.parametrize("cls", PROJECTIONS)
+def test_name_of_a_dtype_is_refused(cls):
+    with pytest.raises(TypeError, match=r"dtype must be a torch.dtype, got 'float64': write torch.float64"):
+        cls(6, 4, dtype="float64")
+
+
 def test_repr_has_the_widths():
     assert repr(OrthogonalProjection(6, 4)) == "OrthogonalProjection(6, 4)"

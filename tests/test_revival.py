@@ -106,7 +106,8 @@ def test_threshold_does_not_depend_on_the_batch_size(size, tokens, times, thresh
         batch = x.repeat(repeat, 1)
         codebook(batch)
         other(batch)
-        revived.append((codebook.embed != other.embed).any(-1))
+        revived.append(codebook.revival.dead(other.state()))
+        assert not ((codebook.embed != other.embed).any(-1) & ~revived[-1]).any()
         # By the definition, in exact halves: (repeat + n) / 2 against the mean.
         counts = (2 * other.cluster_size - repeat).round()
         assert counts.sum() == len(batch)
@@ -172,13 +173,40 @@ def test_each_step_draws_other_tokens():
     assert all(row >= 0 for draw in draws for row in draw)
 
 
-def test_batch_with_fewer_tokens_than_dead_codes_is_used_repeatedly():
-    codebook = half_dead(decay=0.0, revival=BatchRevival(0.5))
-    x = near(2)
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_no_token_is_given_to_two_codes(tokens):
+    """Equal codes would stay equal: the lowest index wins all their tokens."""
+    codebook = half_dead(revival=BatchRevival(1.0))
+    x = near(tokens)
     codebook(x)
-    dead = row_of(codebook.embed[5:], x)
-    assert set(dead.tolist()) <= {0, 1}
+    given = [row for row in row_of(codebook.embed[5:], x).tolist() if row >= 0]
+    assert len(given) == len(set(given))
+    assert len(torch.unique(codebook.embed, dim=0)) == 10
     assert torch.isfinite(codebook.embed_avg).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_equal_tokens_revive_one_code(metric):
+    codebook = half_dead(metric, revival=BatchRevival(1.0))
+    codebook(near(1).expand(50, 3))
+    assert len(torch.unique(codebook.embed, dim=0)) == 10
+
+
+def test_codes_that_were_set_equal_part_in_training():
+    codebook = EMACodebook(codebook_size=16, dim=3, decay=0.8)
+    codebook.set_codes_(torch.randn(4, 3).repeat(4, 1))
+    for _ in range(60):
+        codebook(torch.randn(200, 3))
+    assert len(torch.unique(codebook.embed, dim=0)) == 16
+    assert codebook.usage().dead == 0
+
+
+def test_all_codes_become_distinct_with_few_tokens_a_step():
+    """With one token for several dead codes, 15% of the codes were distinct after these steps."""
+    codebook = EMACodebook(codebook_size=512, dim=8, decay=0.95)
+    for _ in range(300):
+        codebook(torch.randn(16, 8))
+    assert len(torch.unique(codebook.embed, dim=0)) == 512
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

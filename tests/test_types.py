@@ -7,12 +7,21 @@ import torch
 from torch.utils import _pytree
 
 from tests.typed_use import ACCEPTED, REFUSED
-from vqssl import CodebookUsage, DiSSECTLoss, EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
+from vqssl import (
+    CodebookUsage,
+    CodePredictionLoss,
+    DiSSECTLoss,
+    EMACodebook,
+    MultiScaleQuantized,
+    MultiScaleQuantizer,
+    Quantized,
+)
 
 TYPES = {
     Quantized: ("quantized", "indices", "commitment_loss"),
     MultiScaleQuantized: ("quantized", "indices", "commitment_loss", "commitment_losses"),
-    DiSSECTLoss: ("total", "alignment_global", "alignment_refined", "refinement", "commitment"),
+    DiSSECTLoss: ("total", "alignment_global", "alignment_refined", "refinement", "commitment", "code_prediction"),
+    CodePredictionLoss: ("total", "losses"),
     CodebookUsage: ("perplexity", "fraction", "dead"),
 }
 

@@ -11,7 +11,14 @@ from tests.laws import assert_same_bits, correlation, state_of
 from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer, NoRevival
 from vqssl.distributed import TokenPool, rank_counts
 from vqssl.functional import batch_mean_ema, commitment_loss, count_weighted_ema, straight_through, unit
-from vqssl.update import batch_statistics, ema_step, replacement_candidates, without_overflow, write_back_
+from vqssl.update import (
+    batch_statistics,
+    ema_step,
+    replaced_codes,
+    replacement_positions,
+    without_overflow,
+    write_back_,
+)
 
 
 def trained(metric="euclidean", seed=0, **options):
@@ -57,8 +64,10 @@ def test_steps_by_hand_equal_update_codebooks():
     dead = other.revival.dead(state)
     assert dead.any()
     pool = TokenPool(x, k >= 0, rank_counts(statistics.slots))
-    candidates = replacement_candidates(other, pool, dead)
-    write_back_(other, other.revival.replace(state, dead, candidates), torch.tensor(True))
+    positions = replacement_positions(other, pool, dead)
+    tokens = pool.take(positions)
+    replaced = replaced_codes(state, dead, positions, tokens)
+    write_back_(other, other.revival.replace(state, replaced, tokens), torch.tensor(True))
     assert_same_bits(state_of(other), state_of(codebook))
 
 

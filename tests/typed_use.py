@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqssl import EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
+from vqssl import BagTarget, CodePrediction, EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
 
 
 def freeze_keeps_the_type_of_a_codebook() -> Quantized:
@@ -42,6 +42,15 @@ def a_name_may_come_from_a_typed_variable() -> EMACodebook:
 
 def options_of_codebooks_are_known() -> MultiScaleQuantizer:
     return MultiScaleQuantizer([3, 5], codebook_size=[8, 16], dim=4, metric="cosine", decay=0.9, revival=None)
+
+
+def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
+    prediction = CodePrediction(4, [8], target=BagTarget(reduction="max"))
+    return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
+
+
+def misspelt_target() -> None:
+    CodePrediction(4, [8], target="bags")  # type: ignore[arg-type]
 
 
 def misspelt_name() -> None:
@@ -75,8 +84,10 @@ ACCEPTED = (
     results_unpack,
     a_name_may_come_from_a_typed_variable,
     options_of_codebooks_are_known,
+    code_prediction_is_typed,
 )
 REFUSED = (
+    misspelt_target,
     misspelt_name,
     misspelt_name_for_all_scales,
     misspelt_keyword,

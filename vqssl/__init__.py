@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from vqssl import functional
+from vqssl.centring import TargetCentring
+from vqssl.code_targets import AnchorTarget, BagTarget, PlaceTarget
 from vqssl.codebook import EMACodebook
 from vqssl.fusion import SERFFusion
 from vqssl.initialization import KMeansInit, RandomInit, SampleInit
 from vqssl.multiscale import MultiScaleQuantizer
 from vqssl.objective import DiSSECTObjective
+from vqssl.place_centring import PlaceCentring
+from vqssl.prediction import CodePrediction
 from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.teacher import MomentumTeacher
-from vqssl.types import CodebookUsage, DiSSECTLoss, MultiScaleQuantized, Quantized
+from vqssl.types import CodebookUsage, CodePredictionLoss, DiSSECTLoss, MultiScaleQuantized, Quantized
 from vqssl.update import update_codebooks
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ __all__ = [
     "MultiScaleQuantizer",
     "SERFFusion",
     "MomentumTeacher",
+    "CodePrediction",
+    "TargetCentring",
+    "PlaceCentring",
     "DiSSECTObjective",
     "update_codebooks",
     "RandomInit",
@@ -34,10 +41,14 @@ __all__ = [
     "KMeansInit",
     "BatchRevival",
     "NoRevival",
+    "AnchorTarget",
+    "BagTarget",
+    "PlaceTarget",
     "OrthogonalProjection",
     "LearnedProjection",
     "Quantized",
     "MultiScaleQuantized",
+    "CodePredictionLoss",
     "DiSSECTLoss",
     "CodebookUsage",
     "functional",

@@ -216,6 +216,16 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must fit 64 bits, got {seed}: write seed % 2**63")
 
 
+def check_floating_dtype(dtype: Any) -> None:
+    """Raise unless ``dtype`` is None or a real floating dtype."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
+        cure = f"torch.{dtype}" if known else "torch.float32 or torch.float64"
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r}: write {cure}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype, got {dtype}: write torch.float32 or torch.float64")
+
+
 def check_range(name: str, value: float, low: float, high: float, *, rule: str = "") -> None:
     """Raise unless ``value`` is a number from ``low`` to ``high``; ``rule`` says what it means."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -239,8 +249,10 @@ def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: s
     differ = []
     for name, ours in chain(module.named_parameters(), module.named_buffers()):
         theirs = state_dict.get(prefix + name)
-        # A scalar takes a vector of one entry, as everywhere in torch; a lazy parameter takes any shape.
-        if isinstance(theirs, Tensor) and not is_lazy(ours) and ours.ndim > 0 and theirs.shape != ours.shape:
+        if not isinstance(theirs, Tensor) or is_lazy(ours):  # a lazy parameter takes any shape
+            continue
+        # A scalar takes a vector of one entry, as everywhere in torch.
+        if theirs.shape != ours.shape and not (ours.ndim == 0 and theirs.shape == (1,)):
             differ.append(f"{name} {tuple(ours.shape)}, got {tuple(theirs.shape)}")
     if differ:
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
@@ -251,13 +263,15 @@ def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: s
 
 
 def by_name(kind: str, choice: str | T, table: Mapping[Any, T]) -> T:
-    """Return what ``choice`` names in ``table``, or ``choice`` itself where it is callable."""
+    """Return what ``choice`` names in ``table``, or ``choice`` itself where it is callable and no class."""
     if isinstance(choice, str):
         if choice not in table:
             raise ValueError(f"{kind} must be one of {', '.join(map(repr, table))}, or a callable, got {choice!r}")
         return table[choice]
     if not callable(choice):
         raise TypeError(f"{kind} must be a name ({', '.join(map(repr, table))}) or a callable, got {choice!r}")
+    if isinstance(choice, type):
+        raise TypeError(f"{kind} must be a function or an object, got the class {choice.__name__}: give an object")
     return choice
 
 

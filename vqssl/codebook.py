@@ -1,8 +1,9 @@
 """EMACodebook: vector quantisation whose codes follow the data by exponential moving averages."""
 
+import functools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from vqssl import kernels
+from vqssl.agreement import Agreement, checksum, option_text
 from vqssl.checks import (
     by_name,
     can_read_without_sync,
     check_code_range,
     check_device,
     check_floating,
+    check_floating_dtype,
     check_indices,
     check_mask,
     check_object,
@@ -36,6 +39,7 @@ from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
+from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import CodebookUsage, Quantized
 from vqssl.update import update_codebooks
@@ -71,7 +75,7 @@ class EMACodebook(Grouped, nn.Module):
 
     Under ``torch.distributed`` the statistics are summed over the ranks of ``process_group``, which is looked up at
     call time. Every rank has to call forward equally often, with any number of tokens, also with none. Ranks that start
-    with equal codes stay equal.
+    with equal codes stay equal; :meth:`check_ranks` compares them at the first call.
 
     Args:
         codebook_size: K, the number of codes.
@@ -161,8 +165,7 @@ class EMACodebook(Grouped, nn.Module):
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
         check_seed(seed)
         check_precision(precision)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating dtype, got {dtype}: write torch.float32 or torch.float64")
+        check_floating_dtype(dtype)
         self.codebook_size = codebook_size
         self.dim = dim
         self.decay = decay
@@ -188,9 +191,12 @@ class EMACodebook(Grouped, nn.Module):
         self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
         self.register_buffer("num_updates", torch.empty((), device=device, dtype=torch.int64))
         self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_forget_initialized)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_settle_loaded)  # type: ignore[no-untyped-call]
+        self._agreement = Agreement()
         self._warned_of_random_codes = False
+        # The buffer `initialized` where it is known to be True. The buffer itself, not a flag: functional_call and
+        # others put another tensor in its place for a while.
+        self._known_initialized: Tensor | None = None
         self.reset_parameters()
 
     # ---- forward ----
@@ -211,6 +217,8 @@ class EMACodebook(Grouped, nn.Module):
                 initialisation refuses the batch. The state is then as it was.
         """
         self._check(x, mask)
+        if self.training:
+            self.check_ranks()
         tokens = self.as_compared(_zero_where_masked(x, mask))
         if self.training and self.needs_codes:
             self._initialize(tokens, mask)
@@ -320,6 +328,8 @@ class EMACodebook(Grouped, nn.Module):
         check_indices("indices", indices, x.shape[:-1], x.device)
         if indices.device.type == "cpu":  # elsewhere it would synchronise; the device has an assertion of its own
             check_code_range("indices", indices, self.codebook_size)
+        if not self.frozen:
+            self.check_ranks()
         finite = kernels.finite_rows(x.detach().reshape(-1, self.dim)).reshape(indices.shape)
         update_codebooks([self], [self.as_compared(x)], [torch.where(finite, indices.long(), -1)], compared=True)
 
@@ -340,7 +350,11 @@ class EMACodebook(Grouped, nn.Module):
     @property
     def needs_codes(self) -> bool:
         """True unless the codebook is frozen or known to be initialised; reading it never synchronises."""
-        return not (self.frozen or self._known_initialized or self.embed.is_meta)
+        if self.frozen or self.embed.is_meta:
+            return False
+        if can_read_without_sync(self.initialized):
+            return self.is_known_random()
+        return self._known_initialized is not self.initialized
 
     def is_known_random(self) -> bool:
         """Return True if the codes are known to be uninitialised: on a CPU, outside of tracing and vmap."""
@@ -366,6 +380,8 @@ class EMACodebook(Grouped, nn.Module):
         True
         """
         self._check(x, mask)
+        if not self.frozen:
+            self.check_ranks()
         if self.needs_codes:
             self._initialize(self.as_compared(_zero_where_masked(x, mask)), mask)
 
@@ -381,6 +397,8 @@ class EMACodebook(Grouped, nn.Module):
         (torch.Size([8, 4]), False)
         """
         self._check(x, mask)
+        if not self.frozen:
+            self.check_ranks()
         return self._first_codes(self.as_compared(_zero_where_masked(x, mask)), mask) if self.needs_codes else None
 
     @torch.no_grad()
@@ -397,18 +415,72 @@ class EMACodebook(Grouped, nn.Module):
         return self._draw_first_codes(tokens, mask)
 
     def _draw_first_codes(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        self.check_ranks()
         if self.initialized:
-            self._known_initialized = True
+            self._known_initialized = self.initialized
             return None
         tokens = tokens.detach().reshape(-1, self.dim).to(self.embed.dtype)
-        valid = kernels.finite_rows(tokens)
+        valid = kernels.finite_rows(tokens) & self._comparable(tokens)
         if mask is not None:
             valid &= mask.reshape(-1)
         pool = gather_pool(tokens, valid, self.process_group)
         if pool.total == 0:
             return None
         codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
-        return self.embed if codes is None else codes
+        if codes is None:
+            return self.embed
+        self._check_codes(codes)
+        # A mean of tokens that cancel out has no direction: that code keeps its place.
+        return torch.where(self._comparable(codes)[:, None], codes.to(self.embed.dtype), self.embed)
+
+    def _comparable(self, x: Tensor) -> Tensor:
+        """Return which tokens or codes ``(N, D)`` the metric can compare: by all but the euclidean, not zeros."""
+        form = self.as_compared(x)
+        return x.new_ones(len(x), dtype=torch.bool) if form is x else (form != 0).any(-1)
+
+    # ---- ranks ----
+
+    def check_ranks(self, **more: object) -> None:
+        """Raise if the ranks of ``process_group`` differ in the options or the state of this codebook.
+
+        Compares once, at the first call under ``torch.distributed``; one rank, and later calls, have nothing to do.
+        Forward in training mode, :meth:`initialize_`, :meth:`first_codes` and :meth:`update_` begin with it. It does
+        nothing in a compiled graph. A frozen codebook does not wait for other ranks.
+
+        Compared are all options, the seed and the number of draws, ``initialized``, ``num_updates``, and once it is
+        initialised every bit of codes, counts and sums. A later difference, such as a checkpoint that one rank alone
+        loads during training, is not found.
+
+        Args:
+            **more: what else has to be equal on all ranks, for quantisers made of codebooks.
+
+        Raises:
+            ValueError: the ranks differ; all of them raise it, and nothing has changed. Or the codebook is frozen on
+                some ranks alone; those that wait for them raise it.
+            RuntimeError: a rank did not come within the time-out of ``init_process_group``. It is named.
+
+        >>> EMACodebook(codebook_size=8, dim=4).check_ranks()
+        """
+        if torch.compiler.is_compiling() or self.embed.is_meta:
+            return
+
+        def facts() -> dict[str, str]:
+            return {name: option_text(value) for name, value in {**more, **self._options(), **self._history()}.items()}
+
+        self._agreement.reach(type(self).__name__, facts, self.process_group, frozen=self.frozen)
+
+    def _history(self) -> dict[str, object]:
+        """Return what ranks have to have in common besides options."""
+        seed, draws = self.rng.tolist()
+        initialized = bool(self.initialized)
+        return {
+            "dtype": str(self.embed.dtype),
+            "initialized": initialized,
+            "num_updates": int(self.num_updates),
+            "seed": seed,
+            "draws": draws,
+            "checksum of codes, counts and sums": checksum(self.state()) if initialized else "none",
+        }
 
     # ---- state ----
 
@@ -447,7 +519,8 @@ class EMACodebook(Grouped, nn.Module):
 
         Raises:
             TypeError: ``codes`` is not a floating tensor.
-            ValueError: the shape is not ``(K, D)``, or a value is NaN or infinite.
+            ValueError: the shape is not ``(K, D)``, a value is NaN or infinite, or the metric cannot compare a code: by
+                all but the euclidean, one whose form is all zeros.
 
         >>> import torch
         >>> codebook = EMACodebook(codebook_size=3, dim=2)
@@ -455,19 +528,14 @@ class EMACodebook(Grouped, nn.Module):
         >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
         1
         """
-        check_floating("codes", codes)
-        if codes.shape != self.embed.shape:
-            raise ValueError(
-                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
-            )
-        if codes.is_meta != self.embed.is_meta:
-            check_device("codes", codes, self.embed.device)
+        self._check_codes(codes)
         codes = codes.to(self.embed)  # first: what is finite in float64 may not be finite here
         if not codes.is_meta and not torch.isfinite(codes).all():
             raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
+        self._check_comparable("codes", codes)
         self._start_from(codes)
         self.initialized.fill_(True)
-        self._known_initialized = True
+        self._known_initialized = self.initialized
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -476,7 +544,7 @@ class EMACodebook(Grouped, nn.Module):
         codes = random_normal(self.rng, self.codebook_size * self.dim, self.embed.dtype)
         self._start_from(codes.reshape(self.codebook_size, self.dim))
         self.initialized.fill_(False)
-        self._known_initialized = False
+        self._known_initialized = None
 
     def _start_from(self, codes: Tensor) -> None:
         self.embed.copy_(self.as_compared(codes))
@@ -485,20 +553,25 @@ class EMACodebook(Grouped, nn.Module):
         self.num_updates.fill_(0)
         self.rng[1] += 1
 
-    def extra_repr(self) -> str:
-        """Return sizes and options, for ``repr``."""
-        options = {
+    def _options(self) -> dict[str, object]:
+        return {
             "codebook_size": self.codebook_size,
             "dim": self.dim,
             "decay": self.decay,
+            "eps": self.eps,
             "metric": policy_name(self.metric),
+            "commitment_weight": self.commitment_weight,
             "ema": policy_name(self.ema),
             "initialization": self.initialization,
             "revival": self.revival,
             "estimator": policy_name(self.estimator),
             "precision": self.precision,
         }
-        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+
+    def extra_repr(self) -> str:
+        """Return sizes and options, for ``repr``."""
+        shown = {name: value for name, value in self._options().items() if name not in ("eps", "commitment_weight")}
+        listed = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{listed}{', frozen' if self.frozen else ''}"
 
     def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
@@ -506,9 +579,37 @@ class EMACodebook(Grouped, nn.Module):
         check_device("x", x, self.embed.device)
         check_mask(mask, x.shape[:-1], x.device)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state, as every module does, and refuse a damaged one before anything changes.
+
+        Args:
+            state_dict: of a codebook of any version.
+            strict: True raises where names are missing or unknown.
+            assign: True puts the tensors themselves in place of the buffers, half precision as float32.
+
+        Raises:
+            TypeError: an entry is not a tensor, or a counter is not an integer.
+            ValueError: the sizes differ, the state is damaged (see :meth:`check_state`), or it is another library's.
+            RuntimeError: names are missing or unknown.
+
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
+        >>> codebook.load_state_dict(codebook.state_dict())
+        <All keys matched successfully>
+        """
+        reader = reader_of_foreign_state(state_dict)
+        if reader and strict:
+            raise ValueError(f"state_dict must be one of EMACodebook, got another library's: write {reader}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
     ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        reader = reader_of_foreign_state(state_dict, prefix)
+        if reader:  # whether its names are an error is decided at the root
+            warnings.warn(f"the state under {prefix!r} is another library's: write {reader}", stacklevel=2)
+        check_state_fits(self, state_dict, prefix)
+        self.check_state(state_dict, prefix, assign=assign)
         # Files without versions, such as safetensors, count as version 1. Only missing entries are added.
         version = local_metadata.get("version", 1)
         if prefix + "embed" in state_dict:
@@ -523,21 +624,67 @@ class EMACodebook(Grouped, nn.Module):
                 # Version 2 counted two draws before the first update.
                 updates = torch.where(draws < 0, -1, (draws - 2).clamp_min(0))
                 state_dict.setdefault(prefix + "num_updates", updates)
-            for name in CodebookState._fields:  # with assign=True the tensors themselves become the state
+        if assign:  # the tensors themselves become the state
+            for name, ours in self.named_buffers(recurse=False):
                 value = state_dict.get(prefix + name)
-                if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-                    state_dict[prefix + name] = value.float()
+                if isinstance(value, Tensor) and not (ours.is_floating_point() and value.itemsize >= 4):
+                    dtype = torch.float32 if ours.is_floating_point() else ours.dtype
+                    state_dict[prefix + name] = value.to(dtype)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
+        """Raise if a state holds values that no training gives; ``load_state_dict`` begins with it.
+
+        Args:
+            state_dict: of this codebook or of a module around it; entries may be missing.
+            prefix: in front of the codebook's names, dot included.
+            assign: True if the tensors are going to replace the buffers, False if they are copied into them.
+
+        Raises:
+            TypeError: an entry is not a tensor, or a counter is not an integer.
+            ValueError: a value is NaN or infinite, a count is negative, a counter is out of its range, or the metric
+                cannot compare a code.
+
+        >>> codebook = EMACodebook(codebook_size=8, dim=4)
+        >>> codebook.check_state(codebook.state_dict())
+        """
+        for name, ours in self.named_buffers(recurse=False):
+            check_entry(state_dict, prefix + name, ours, RULES[name], assign)
+        codes, initialized = state_dict.get(prefix + "embed"), state_dict.get(prefix + "initialized")
+        # Codes that the first batch is going to replace may be anything.
+        if codes is not None and (initialized is None or count_of(initialized)):
+            self._check_comparable(prefix + "embed", codes.to(self.embed.dtype))
+
+    def _check_codes(self, codes: Tensor) -> None:
+        check_floating("codes", codes)
+        if codes.shape != self.embed.shape:
+            raise ValueError(
+                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
+            )
+        if codes.is_meta != self.embed.is_meta:
+            check_device("codes", codes, self.embed.device)
+
+    def _check_comparable(self, name: str, codes: Tensor) -> None:
+        count = count_of(~self._comparable(codes))
+        if count:
+            raise ValueError(
+                f"{name} must have a direction in each row, by which metric {policy_name(self.metric)!r} compares, "
+                f"got {count} of {len(codes)} rows whose form is all zeros: replace those rows"
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        known = self._known_initialized is self.initialized  # also on another device
+
         # .half() and .bfloat16() cast the rest of a model; statistics that add a hundredth a step need float32.
         def at_least_float32(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
-            if applied.dtype in (torch.float16, torch.bfloat16):
+            if applied.is_floating_point() and applied.itemsize < 4:
                 return tensor.to(applied.device)
             return applied
 
-        return super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+        self._known_initialized = self.initialized if known else None
+        return self
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
 
@@ -547,6 +694,23 @@ class EMACodebook(Grouped, nn.Module):
 
 UNCOUNTED_DRAWS = -(2**62)
 """Draw counter of a state that was saved without one: below zero, so that no draw repeats."""
+
+
+def _draws_are_possible(rng: Tensor) -> Tensor:
+    possible = (rng >= UNCOUNTED_DRAWS) & (rng <= MOST)
+    possible[..., 0] = True  # a seed may be anything
+    return possible
+
+
+RULES = {
+    "embed": FINITE,
+    "cluster_size": COUNTS,
+    "embed_avg": FINITE,
+    "initialized": FLAG,
+    "num_updates": Rule("a count, or -1 where it is unknown", lambda x: (x >= -1) & (x <= MOST), floating=False),
+    "rng": Rule("a seed and a count of draws", _draws_are_possible, floating=False),
+}
+"""What each buffer may hold."""
 
 
 def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> None:
@@ -584,7 +748,11 @@ def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
-def _forget_initialized(module: nn.Module, incompatible_keys: Any) -> None:
-    # A loaded `initialized` may be True or False; the next training step reads it.
+def _settle_loaded(module: nn.Module, incompatible_keys: Any) -> None:
     assert isinstance(module, EMACodebook)
-    module._known_initialized = False
+    # Assigned tensors may differ in dtype among themselves, or from those that were left out.
+    dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in module.state()])
+    for name, tensor in module.state()._asdict().items():
+        setattr(module, name, tensor.to(dtype))
+    # Read here, since a compiled training step cannot.
+    module._known_initialized = module.initialized if count_of(module.initialized) else None

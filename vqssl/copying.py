@@ -41,7 +41,7 @@ def detached_copy(student: nn.Module) -> nn.Module:
                     f"student keeps {path + '.' if path else ''}{name}, a view of {parameters[id(value._base)]}. In "
                     "the copy the view does not follow that parameter: this is harmless if forward computes it again, "
                     "otherwise make it a property",
-                    stacklevel=3,
+                    stacklevel=4,  # the caller of MomentumTeacher: between lie its __init__ and the check of keywords
                 )
             detached[id(value)] = value.detach().clone()
     try:

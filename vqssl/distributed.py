@@ -64,7 +64,12 @@ class Grouped:
         return self._group.group
 
     @process_group.setter
-    def process_group(self, group: ProcessGroup | None) -> None:
+    def process_group(self, group: Any) -> None:
+        # `new_group` gives ranks outside of the group a number, which is refused when they take part.
+        outside = dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER
+        if group is not None and not outside and not isinstance(group, ProcessGroup):
+            cure = "mesh.get_group()" if hasattr(group, "get_group") else "torch.distributed.new_group(ranks), or None"
+            raise TypeError(f"process_group must be a ProcessGroup or None, got {group!r}: write {cure}")
         self._group = GroupHolder(group)
 
 
@@ -87,9 +92,25 @@ def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup | None = None)
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     flat = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
-    dist.all_reduce(flat, group=group)
+    _all_reduce_(flat, group)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _all_reduce_(flat: Tensor, group: ProcessGroup | None) -> None:
+    if torch.compiler.is_compiling():
+        dist.all_reduce(flat, group=group)
+        return
+    try:
+        dist.all_reduce(flat, group=group)
+    except RuntimeError as error:
+        rank, world_size = rank_and_world_size(group)
+        first = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"rank {rank} of {world_size} could not sum statistics over its process_group ({first}): every rank has to "
+            "call each module of vqssl in training mode, and MomentumTeacher.update_, equally often and in one order; "
+            "look for a rank that stopped, is in eval mode or frozen, or made one call more or less"
+        ) from error
 
 
 @torch.no_grad()

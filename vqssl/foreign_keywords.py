@@ -1,10 +1,12 @@
-"""Keywords of other libraries, and the error that names ours."""
+"""Keywords of other libraries and misspelt ones, and the error that names ours."""
 
+import difflib
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec
 
-__all__ = ["FOREIGN_KEYWORDS", "names_foreign_keywords"]
+__all__ = ["FOREIGN_KEYWORDS", "FOREIGN_TEACHER_KEYWORDS", "names_foreign_keywords"]
 
 FOREIGN_KEYWORDS = {
     # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
@@ -31,31 +33,59 @@ FOREIGN_KEYWORDS = {
 }
 """What to write instead, by keyword of another library."""
 
+FOREIGN_TEACHER_KEYWORDS = {
+    # timm, ema-pytorch, torch.optim.swa_utils, solo-learn, lightly
+    **dict.fromkeys(("decay", "ema_decay", "beta", "m", "base_tau", "base_tau_momentum"), "momentum="),
+    "tau": "momentum= if it weighs the old weights, momentum=1 - tau if it weighs the student's",
+    **dict.fromkeys(("final_tau", "final_tau_momentum", "end_decay"), "final_momentum="),
+    **dict.fromkeys(("num_steps", "max_training_steps"), "total_steps="),
+    "max_steps": "total_steps=, for lightly's cosine_schedule max_steps - 1",
+    "use_buffers": 'buffers="ema" if it is True, buffers="own" if it is False',
+    **dict.fromkeys(("ema_model", "teacher", "module"), "copy=, an existing copy to take over"),
+}
+"""What to write instead, by keyword of another library's moving average of weights."""
+
 Parameters = ParamSpec("Parameters")
 
 
 def names_foreign_keywords(
-    ours: Mapping[str, str], *, sizes_by_name: str, positional: int = 0
+    ours: Mapping[str, str],
+    *,
+    sizes_by_name: str,
+    positional: int = 0,
+    what: str = "sizes",
+    passed_on: Iterable[str] = (),
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Decorate an ``__init__`` so that another library's keyword, or a positional size, gets an error that names ours.
+    """Decorate an ``__init__``: an error for another library's or a misspelt keyword, or a positional size, names ours.
 
     Args:
         ours: what to write instead, by the other library's keyword.
         sizes_by_name: what to write instead of more positional arguments.
         positional: how many arguments may be positional.
+        what: that which goes by name.
+        passed_on: keywords that ``__init__`` takes by ``**`` and passes on.
     """
 
     def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        parameters = inspect.signature(init).parameters.values()
+        own = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name != "self"]
+        known = [*own, *passed_on]
+
         @functools.wraps(init)
         def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
             owner = type(args[0]).__name__
             for name in kwargs:
+                if name in known:
+                    continue
                 if name in ours:
                     raise TypeError(f"{owner} has no argument {name!r}, which another library has: write {ours[name]}")
-            if any(isinstance(value, int) for value in args[1 + positional :]):
+                near = difflib.get_close_matches(name, known, n=1)
+                cure = f"write {near[0]}=" if near else f"it takes {', '.join(known)}"
+                raise TypeError(f"{owner} has no argument {name!r}: {cure}")
+            if any(isinstance(value, int | float) for value in args[1 + positional :]):
                 raise TypeError(
-                    f"{owner} takes its sizes by name, since libraries differ in their order, got "
-                    f"{', '.join(map(repr, args[1:]))}: write {sizes_by_name}"
+                    f"{owner} takes its {what} by name, since libraries differ in their order, got "
+                    f"{', '.join(map(repr, args[1 + positional :]))}: write {sizes_by_name}"
                 )
             init(*args, **kwargs)
 

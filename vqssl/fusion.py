@@ -1,7 +1,7 @@
 """SERFFusion: quantised feature maps refine the continuous embedding into a second target."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -11,11 +11,13 @@ from vqssl.checks import (
     check_device,
     check_dtype,
     check_floating,
+    check_floating_dtype,
     check_mask,
     check_one_a_scale,
     check_positive_int,
     check_state_fits,
 )
+from vqssl.foreign_keywords import names_foreign_keywords
 from vqssl.functional.serf_operators import (
     OPERATORS,
     OperatorName,
@@ -23,6 +25,7 @@ from vqssl.functional.serf_operators import (
     masked_mean,
     spatial_attention_weights,
 )
+from vqssl.loading import check_finite_state, check_parts
 from vqssl.types import MultiScaleQuantized
 
 __all__ = ["SERFFusion"]
@@ -67,6 +70,7 @@ class SERFFusion(nn.Module):
     torch.Size([4, 8])
     """
 
+    @names_foreign_keywords({}, sizes_by_name="SERFFusion(dim, num_scales)", positional=2)
     def __init__(
         self,
         dim: int,
@@ -82,6 +86,7 @@ class SERFFusion(nn.Module):
         super().__init__()
         check_positive_int("dim", dim)
         check_positive_int("num_scales", num_scales)
+        check_floating_dtype(dtype)
         self.operator_name, self.operator = _named_operator(operator)
         same_width = self.operator.width == 1
         if residual and not same_width:
@@ -100,6 +105,7 @@ class SERFFusion(nn.Module):
         self.hidden_dim = hidden_dim
         self.channels_last = channels_last
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
         self.psi = nn.ModuleList(nn.Linear(dim, dim, device=device, dtype=dtype) for _ in range(num_scales))
         self.alpha = nn.Parameter(torch.full((num_scales,), 1 / num_scales, device=device, dtype=dtype))
         self.mlp: nn.Module = nn.Identity()
@@ -198,6 +204,23 @@ class SERFFusion(nn.Module):
         )
         per_scale = weights.split([z.shape[1] for z in tokens], dim=1)
         return tuple(w.reshape(len(w), *self._spatial(q)) for w, q in zip(per_scale, quantized, strict=True))
+
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
+        """Raise if a state holds values that no training gives; ``load_state_dict`` begins with it.
+
+        Args:
+            state_dict: of this module or of one around it; entries may be missing.
+            prefix: in front of the module's names, dot included.
+            assign: True if the tensors are going to replace ours, False if they are copied into them.
+
+        Raises:
+            TypeError: an entry is not a tensor, or a counter is not an integer.
+            ValueError: a value is NaN or infinite, or a variance or a counter is negative.
+
+        >>> fusion = SERFFusion(8, 1)
+        >>> fusion.check_state(fusion.state_dict())
+        """
+        check_finite_state(self, state_dict, prefix, assign)
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqssl.checks import (
     check_device,
     check_floating,
+    check_floating_dtype,
     check_mask,
     check_one_a_scale,
     check_positive_int,
@@ -18,6 +19,7 @@ from vqssl.checks import (
 )
 from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
+from vqssl.loading import check_parts
 from vqssl.projection import OrthogonalProjection, Projection
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
 from vqssl.update import update_codebooks
@@ -79,7 +81,10 @@ class MultiScaleQuantizer(nn.Module):
     """
 
     @names_foreign_keywords(
-        KEYWORDS, sizes_by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)", positional=1
+        KEYWORDS,
+        sizes_by_name="MultiScaleQuantizer(in_channels, codebook_size=, dim=)",
+        positional=1,
+        passed_on=CodebookOptions.__annotations__,
     )
     def __init__(
         self,
@@ -115,6 +120,7 @@ class MultiScaleQuantizer(nn.Module):
         self.channels_last = channels_last
         sizes = _sizes(codebook_size, len(self.in_channels), shared)
         check_seed(seed)
+        check_floating_dtype(dtype)
         self.projections = nn.ModuleList(
             OrthogonalProjection(channels, dim, seed=seed + scale) if projection is None else projection(channels, dim)
             for scale, channels in enumerate(self.in_channels)
@@ -125,6 +131,7 @@ class MultiScaleQuantizer(nn.Module):
             for scale, size in enumerate(sizes)
         )
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
 
     @property
     def num_scales(self) -> int:
@@ -147,6 +154,8 @@ class MultiScaleQuantizer(nn.Module):
                 shape. No codebook has changed then.
         """
         masks = self._check(features, masks)
+        if self.training:
+            self._check_ranks()
         tokens = [
             project(self._channels_last(feature, mask))
             for project, feature, mask in zip(self.projections, features, masks, strict=True)
@@ -204,6 +213,15 @@ class MultiScaleQuantizer(nn.Module):
 
     def _own_codebooks(self) -> list[EMACodebook]:
         return [self.codebook(scale) for scale in range(len(self.codebooks))]
+
+    def _check_ranks(self) -> None:
+        layout = {
+            "in_channels": str(self.in_channels),
+            "shared": self.shared,
+            "projection": type(self.projections[0]).__name__,
+        }
+        for number, codebook in enumerate(self._own_codebooks()):
+            codebook.check_ranks(scale=number, **layout)
 
     def _initialize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> None:
         if not any(codebook.needs_codes for codebook in self._own_codebooks()):

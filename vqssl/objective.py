@@ -9,21 +9,22 @@ from torch import Tensor, nn
 from vqssl.checks import by_name, check_device, check_floating, check_range, policy_name
 from vqssl.functional.cross_view import cross_view_loss
 from vqssl.functional.refinement import REFINEMENTS, Refinement, RefinementName
-from vqssl.types import DiSSECTLoss, MultiScaleQuantized, Quantized
+from vqssl.types import CodePredictionLoss, DiSSECTLoss, MultiScaleQuantized, Quantized
 
 __all__ = ["DiSSECTObjective"]
 
 
 class DiSSECTObjective(nn.Module):
-    r"""Cross-view objective of DiSSECT: alignment with two targets, refinement and commitment.
+    r"""Cross-view objective of DiSSECT: alignment with two targets, refinement, commitment and predicted codes.
 
-    .. math:: \mathcal{L} = \frac{1}{V (V - 1)} \sum_{v \neq w} \big[ w_c\, L(p^v, \mathrm{sg}[z_c^w])
-        + w_s\, L(p^v, z_s^w) \big] + \lambda L_{VQ}, \qquad
+    .. math:: \mathcal{L} = \frac{1}{W (V - 1)} \sum_{v \neq w} \big[ w_c\, L(p^v, \mathrm{sg}[z_c^w])
+        + w_s\, L(p^v, z_s^w) \big] + \lambda L_{VQ} + \mu L_{code}, \qquad
         L(p, t) = 2 - 2 \left\langle \tfrac{p}{\lVert p \rVert}, \tfrac{t}{\lVert t \rVert} \right\rangle
 
     Source: DiSSECT, arXiv 2509.18765, Eq. 7, with weights of one half each. With two views it is BYOL's symmetric loss
-    plus a second target. Give predictions and targets in the same order of views: the objective crosses them itself. It
-    detaches z_c. ``refinement`` decides what trains the head that makes z_s:
+    plus a second target. Give predictions and targets in the same order of views: the objective crosses them itself.
+    The first W of V views have targets; the others, such as small local crops, only predict. No gradient reaches z_c.
+    ``refinement`` decides what trains the head that makes z_s:
 
     - ``"predict"`` (default): the head predicts z_c. The student sees z_s detached, and the mean over views of
       L(z_s, sg[z_c]) is added to the total. The head cannot make its target easier for the student.
@@ -34,12 +35,13 @@ class DiSSECTObjective(nn.Module):
     Args:
         target_weights: w_c and w_s. (1, 0) and (0, 1) leave one target only.
         commitment_weight: lambda.
+        code_weight: mu, of the loss of a :class:`~vqssl.CodePrediction`, which the paper does not have.
         refinement: one of the names above, or a function of your own like those of
             ``vqssl.functional.REFINEMENTS``: ``(refined_targets, global_targets) -> (targets, loss)``.
 
     Shape:
-        Two sequences of V tensors ``(B, D)``, V >= 2, a third or None, and a scalar or None. Output
-        :class:`~vqssl.types.DiSSECTLoss` of scalars.
+        V predictions ``(B, D)``, V >= 2; W targets of each kind, 1 <= W <= V, or None for the refined ones; scalars or
+        None. Output :class:`~vqssl.types.DiSSECTLoss` of scalars.
 
     Raises:
         TypeError: a weight is not a number, or ``refinement`` is neither a name nor callable.
@@ -60,6 +62,7 @@ class DiSSECTObjective(nn.Module):
         *,
         target_weights: tuple[float, float] = (0.5, 0.5),
         commitment_weight: float = 1.0,
+        code_weight: float = 0.5,
         refinement: RefinementName | Refinement = "predict",
     ) -> None:
         super().__init__()
@@ -69,7 +72,9 @@ class DiSSECTObjective(nn.Module):
             check_range("each of target_weights", weight, 0, float("inf"))
         check_range("commitment_weight", commitment_weight, 0, float("inf"))
         self.target_weights = (float(target_weights[0]), float(target_weights[1]))
+        check_range("code_weight", code_weight, 0, float("inf"))
         self.commitment_weight = commitment_weight
+        self.code_weight = code_weight
         self.refinement: Refinement = by_name("refinement", refinement, REFINEMENTS)
         self.refinement_name = policy_name(refinement)
 
@@ -79,25 +84,28 @@ class DiSSECTObjective(nn.Module):
         global_targets: Sequence[Tensor],
         refined_targets: Sequence[Tensor] | None = None,
         commitment_loss: Tensor | None = None,
+        code_loss: Tensor | None = None,
     ) -> DiSSECTLoss:
         """Compute the loss of a batch.
 
         Args:
             predictions: p, one ``(B, D)`` a view.
-            global_targets: z_c, one ``(B, D)`` a view.
-            refined_targets: z_s, one ``(B, D)`` a view. None gives BYOL's loss: the global target with weight 1.
+            global_targets: z_c, one ``(B, D)`` for each of the first W views.
+            refined_targets: z_s, likewise. None gives BYOL's loss: the global target with weight 1.
             commitment_loss: L_VQ, a scalar, or None.
+            code_loss: L_code, a scalar such as the ``total`` of :class:`~vqssl.types.CodePredictionLoss`, or None.
 
         Returns:
             :class:`~vqssl.types.DiSSECTLoss`; call ``backward`` on ``total``.
 
         Raises:
             TypeError: an entry is not a floating tensor, or a single tensor is given instead of a sequence.
-            ValueError: there are fewer than two views or not one target for each, two shapes or devices differ, the
-                batch is empty, or the commitment loss is not a scalar.
+            ValueError: there are fewer than two predictions, no targets or more than predictions, two shapes or devices
+                differ, the batch is empty, or a loss is not a scalar.
         """
         _check_views(predictions, global_targets, refined_targets)
-        _check_commitment(commitment_loss, predictions[0].device)
+        _check_scalar("commitment_loss", commitment_loss, predictions[0].device)
+        _check_scalar("code_loss", code_loss, predictions[0].device)
 
         z_c = [target.detach() for target in global_targets]
         alignment_global = cross_view_loss(predictions, z_c)
@@ -113,13 +121,17 @@ class DiSSECTObjective(nn.Module):
         if commitment_loss is not None:
             commitment = commitment_loss
             total = total + self.commitment_weight * commitment
-        return DiSSECTLoss(total, alignment_global, alignment_refined, refinement, commitment)
+        codes = zero
+        if code_loss is not None:
+            codes = code_loss
+            total = total + self.code_weight * codes
+        return DiSSECTLoss(total, alignment_global, alignment_refined, refinement, commitment, codes)
 
     def extra_repr(self) -> str:
         """Return the options that ``repr`` shows."""
         return (
             f"target_weights={self.target_weights}, commitment_weight={self.commitment_weight:g}, "
-            f"refinement={self.refinement_name!r}"
+            f"code_weight={self.code_weight:g}, refinement={self.refinement_name!r}"
         )
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
@@ -130,6 +142,7 @@ class DiSSECTObjective(nn.Module):
             global_targets: Sequence[Tensor],
             refined_targets: Sequence[Tensor] | None = None,
             commitment_loss: Tensor | None = None,
+            code_loss: Tensor | None = None,
         ) -> DiSSECTLoss:
             """Call :meth:`forward`."""
 
@@ -140,7 +153,7 @@ class DiSSECTObjective(nn.Module):
 def _check_views(
     predictions: Sequence[Tensor], global_targets: Sequence[Tensor], refined_targets: Sequence[Tensor] | None
 ) -> None:
-    """Raise if the inputs are not sequences of floating tensors on one device, one a view."""
+    """Raise if the inputs are not sequences of floating tensors on one device, predictions of all views among them."""
     given: dict[str, Any] = {"predictions": predictions, "global_targets": global_targets}
     if refined_targets is not None:
         given["refined_targets"] = refined_targets
@@ -157,12 +170,17 @@ def _check_views(
             f"predictions must hold at least 2 views, got {views}: each view is predicted from the others, so give "
             "one (B, D) tensor a view"
         )
-    for name, tensors in given.items():
-        if len(tensors) != views:
-            raise ValueError(
-                f"{name} must hold one tensor for each of the {views} predictions, got {len(tensors)}: give the target "
-                "of each view, in the order of the predictions"
-            )
+    targets = len(global_targets)
+    if not 1 <= targets <= views:
+        raise ValueError(
+            f"global_targets must hold one tensor for each of the {views} predictions, or for the first of them, got "
+            f"{targets}: give the targets in the order of the predictions, views that only predict last"
+        )
+    if refined_targets is not None and len(refined_targets) != targets:
+        raise ValueError(
+            f"refined_targets must hold one tensor for each of the {targets} global targets, got "
+            f"{len(refined_targets)}: give both targets of the same views, in the same order"
+        )
     several = "give one (B, D) tensor a view; of a student that returns (z, maps), write predictor(student(view)[0])"
     for name, tensors in given.items():
         for view, tensor in enumerate(tensors):
@@ -170,18 +188,15 @@ def _check_views(
             check_device(f"{name}[{view}]", tensor, predictions[0].device, "predictions[0]")
 
 
-def _check_commitment(loss: Tensor | None, device: torch.device) -> None:
-    """Raise if the commitment loss is neither None nor a floating scalar on ``device``."""
+def _check_scalar(name: str, loss: Tensor | None, device: torch.device) -> None:
+    """Raise if a loss is neither None nor a floating scalar on ``device``."""
     if loss is None:
         return
-    if isinstance(loss, Quantized | MultiScaleQuantized):
-        raise TypeError(
-            f"commitment_loss must be a scalar, got the whole {type(loss).__name__}: write its .commitment_loss"
-        )
+    whole = {Quantized: ".commitment_loss", MultiScaleQuantized: ".commitment_loss", CodePredictionLoss: ".total"}
+    if type(loss) in whole:
+        raise TypeError(f"{name} must be a scalar, got the whole {type(loss).__name__}: write its {whole[type(loss)]}")
     reduce = "write {0}.mean() for one a view, {0}.sum() for one a scale"
-    check_floating("commitment_loss", loss, reduce.format("torch.stack(commitment_loss)"))
+    check_floating(name, loss, reduce.format(f"torch.stack({name})"))
     if loss.ndim != 0:
-        raise ValueError(
-            f"commitment_loss must be a scalar, got shape {tuple(loss.shape)}: {reduce.format('commitment_loss')}"
-        )
-    check_device("commitment_loss", loss, device, "the predictions")
+        raise ValueError(f"{name} must be a scalar, got shape {tuple(loss.shape)}: {reduce.format(name)}")
+    check_device(name, loss, device, "the predictions")

@@ -1,14 +1,15 @@
 """Projections from an encoder's channels to the code width; MultiScaleQuantizer puts one before each codebook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from vqssl.checks import check_dtype, check_positive_int, check_seed
+from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, check_seed, check_state_fits
 from vqssl.functional.random import random_normal
+from vqssl.loading import check_finite_state, check_parts
 
 __all__ = ["LearnedProjection", "OrthogonalProjection", "Projection"]
 
@@ -58,11 +59,18 @@ class OrthogonalProjection(nn.Module):
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
         check_seed(seed)
+        check_floating_dtype(dtype)
         self.in_channels = in_channels
         self.dim = dim
         self.seed = seed
         self.register_buffer("weight", torch.empty(dim, in_channels, device=device, dtype=dtype))
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
         self.reset_parameters()
+
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
+        """Raise if a state holds NaN or infinities, as :meth:`vqssl.EMACodebook.check_state` does."""
+        check_finite_state(self, state_dict, prefix, assign)
 
     def reset_parameters(self) -> None:
         """Draw the map from ``seed``: the same map every time."""
@@ -112,7 +120,14 @@ class LearnedProjection(nn.Sequential):
     def __init__(self, in_channels: int, dim: int, **factory: Any) -> None:
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
+        check_floating_dtype(factory.get("dtype"))
         super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
+        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
+        """Raise if a state holds NaN or infinities, as :meth:`vqssl.EMACodebook.check_state` does."""
+        check_finite_state(self, state_dict, prefix, assign)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project tokens ``(*batch, C)`` to ``(*batch, D)``."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, NoReturn
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
+__all__ = ["CodePredictionLoss", "CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
 
 
 class Quantized(NamedTuple):
@@ -59,11 +59,12 @@ class DiSSECTLoss(NamedTuple):
         alignment_refined: L(p, z_s), averaged over ordered pairs of views; unweighted.
         refinement: L(z_s, sg[z_c]), which trains the fusion head; 0 where the objective does not use it.
         commitment: L_VQ as it was given; unweighted by lambda.
+        code_prediction: L_code as it was given; unweighted by mu.
 
     >>> import torch, vqssl
     >>> z = [torch.randn(4, 8) for _ in range(2)]
     >>> vqssl.DiSSECTObjective()(z, z[::-1], z[::-1], torch.tensor(0.1))._fields
-    ('total', 'alignment_global', 'alignment_refined', 'refinement', 'commitment')
+    ('total', 'alignment_global', 'alignment_refined', 'refinement', 'commitment', 'code_prediction')
     """
 
     total: Tensor
@@ -71,12 +72,35 @@ class DiSSECTLoss(NamedTuple):
     alignment_refined: Tensor
     refinement: Tensor
     commitment: Tensor
+    code_prediction: Tensor
 
     @property
     def backward(self) -> NoReturn:
         """Raise AttributeError: write ``loss.total.backward()``."""
         # A property, so that `hasattr` is False and the error says what to write.
         raise AttributeError("DiSSECTLoss holds the loss and its parts, and has no backward: write .total.backward()")
+
+
+class CodePredictionLoss(NamedTuple):
+    """The loss of predicted codes. Call ``backward`` on ``total``.
+
+    Attributes:
+        total: the mean of ``losses``.
+        losses: one scalar a scale.
+
+    >>> import torch, vqssl
+    >>> loss = vqssl.CodePrediction(4, [8], target="bag")(torch.randn(2, 4), [torch.tensor([[0, 1], [7, 7]])])
+    >>> len(loss.losses)
+    1
+    """
+
+    total: Tensor
+    losses: tuple[Tensor, ...]
+
+    @property
+    def backward(self) -> NoReturn:
+        """Raise AttributeError: write ``loss.total.backward()``."""
+        raise AttributeError("CodePredictionLoss holds the loss by scale, and has no backward: write .total.backward()")
 
 
 class CodebookUsage(NamedTuple):
@@ -101,5 +125,5 @@ class CodebookUsage(NamedTuple):
 
 
 # torch.export.save refuses named tuples that are not registered.
-for _cls in (Quantized, MultiScaleQuantized, DiSSECTLoss, CodebookUsage):
+for _cls in (Quantized, MultiScaleQuantized, DiSSECTLoss, CodePredictionLoss, CodebookUsage):
     _pytree._register_namedtuple(_cls, serialized_type_name=f"vqssl.types.{_cls.__name__}")

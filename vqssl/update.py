@@ -14,7 +14,8 @@ from vqssl import kernels
 from vqssl.checks import can_read_without_sync, check_code_range, check_device, check_indices, check_tokens
 from vqssl.distributed import TokenPool, all_reduce_sum, rank_counts, slots
 from vqssl.functional.ema_rules import CodebookState, EMARule
-from vqssl.functional.random import random_positions
+from vqssl.functional.random import distinct_positions
+from vqssl.kernels.repeats import repeated_rows
 from vqssl.revival import Revival
 
 __all__ = [
@@ -22,7 +23,8 @@ __all__ = [
     "Updatable",
     "batch_statistics",
     "ema_step",
-    "replacement_candidates",
+    "replaced_codes",
+    "replacement_positions",
     "update_codebooks",
     "without_overflow",
     "write_back_",
@@ -140,16 +142,18 @@ def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None
     ]
     states = [ema_step(batch.codebook, each) for batch, each in zip(batches, statistics, strict=True)]
     dead = [batch.codebook.revival.dead(state) for batch, state in zip(batches, states, strict=True)]
-    own_candidates = [
-        replacement_candidates(batch.codebook, pool, is_dead)
+    positions = [
+        replacement_positions(batch.codebook, pool, is_dead)
         for batch, pool, is_dead in zip(batches, pools, dead, strict=True)
     ]
-    candidates = _sum_over_ranks([[] if drawn is None else [drawn] for drawn in own_candidates], group)
-    for batch, each, pool, state, is_dead, drawn in zip(
-        batches, statistics, pools, states, dead, candidates, strict=True
+    own_candidates = [[] if drawn is None else [pool.own(drawn)] for pool, drawn in zip(pools, positions, strict=True)]
+    candidates = _sum_over_ranks(own_candidates, group)
+    for batch, each, state, is_dead, drawn, tokens in zip(
+        batches, statistics, states, dead, positions, candidates, strict=True
     ):
-        if is_dead is not None and drawn:
-            state = batch.codebook.revival.replace(state, is_dead & (pool.total > 0), drawn[0])
+        if is_dead is not None and drawn is not None:
+            replaced = replaced_codes(state, is_dead, drawn, tokens[0])
+            state = batch.codebook.revival.replace(state, replaced, tokens[0])
         write_back_(batch.codebook, state, each.counts.sum() > 0)
 
 
@@ -209,11 +213,13 @@ def ema_step(codebook: Updatable, statistics: Statistics) -> CodebookState:
     return new
 
 
-def replacement_candidates(codebook: Updatable, pool: TokenPool, dead: Tensor | None) -> Tensor | None:
-    """Return this rank's share of the K replacement candidates, ``(K, D)``, or None if none is needed.
+def replacement_positions(codebook: Updatable, pool: TokenPool, dead: Tensor | None) -> Tensor | None:
+    """Return which token of the pool each dead code may become, ``(K,)`` int64, or None if none is needed.
 
-    The candidates are drawn over all ranks by the codebook's own generator. Over several ranks their number must not
-    depend on what died, and reading ``dead`` would synchronise a GPU: then there are K, whatever died.
+    No token is given twice: equal codes would stay equal, since the lowest index wins all their tokens. With fewer
+    tokens than dead codes the others wait, with -1. The positions are drawn by the codebook's own generator and are
+    equal on all ranks. Over several ranks the shape must not depend on what died, and reading ``dead`` would
+    synchronise a GPU: then there are always K.
 
     Args:
         codebook: whose generator draws.
@@ -221,14 +227,36 @@ def replacement_candidates(codebook: Updatable, pool: TokenPool, dead: Tensor | 
         dead: ``(K,)`` bool, or None where no code is ever replaced.
 
     >>> import torch, vqssl
-    >>> codebook, x = vqssl.EMACodebook(codebook_size=4, dim=2), torch.randn(9, 2)
-    >>> pool = vqssl.distributed.gather_pool(x, torch.ones(9, dtype=torch.bool))
-    >>> replacement_candidates(codebook, pool, torch.ones(4, dtype=torch.bool)).shape
-    torch.Size([4, 2])
+    >>> codebook, x = vqssl.EMACodebook(codebook_size=4, dim=2), torch.randn(3, 2)
+    >>> pool = vqssl.distributed.gather_pool(x, torch.ones(3, dtype=torch.bool))
+    >>> replacement_positions(codebook, pool, torch.ones(4, dtype=torch.bool)).sort().values
+    tensor([-1,  0,  1,  2])
     """
     if dead is None or (pool.is_local and can_read_without_sync(dead) and not dead.any()):
         return None
-    return pool.own(random_positions(codebook.rng, len(codebook.embed), pool.total))
+    return distinct_positions(codebook.rng, dead, pool.total)
+
+
+def replaced_codes(state: CodebookState, dead: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """Return which dead codes become the token drawn for them, ``(K,)`` bool.
+
+    All that have one, unless it equals a living code or an earlier one of these tokens.
+
+    Args:
+        state: after the EMA step.
+        dead: ``(K,)`` bool.
+        positions: ``(K,)``, from :func:`replacement_positions`.
+        tokens: ``(K, D)``, the tokens at these positions.
+
+    >>> import torch
+    >>> state = CodebookState(torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(3), torch.ones(3, 1))
+    >>> dead, tokens = torch.tensor([False, True, True]), torch.tensor([[0.0], [1.0], [5.0]])
+    >>> replaced_codes(state, dead, torch.tensor([-1, 0, 1]), tokens).tolist()
+    [False, False, True]
+    """
+    drawn = positions >= 0
+    repeats = repeated_rows(torch.cat([state.embed, tokens]), torch.cat([~dead, drawn]))
+    return drawn & ~repeats[len(dead) :]
 
 
 @torch.no_grad()

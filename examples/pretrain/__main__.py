@@ -7,23 +7,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
-from examples.pretrain import ranks
-from examples.pretrain.augment import to_float
+from examples.pretrain import agreement, ranks
+from examples.pretrain.augment import check_augmentation, to_float
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.encoder import Encoder
+from examples.pretrain.divergence import Diverged
+from examples.pretrain.encoder import Encoder, check_encoder
+from examples.pretrain.lock import hold
 from examples.pretrain.methods import METHODS
+from examples.pretrain.optimization import check_optimization
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.knn import knn_monitor
-from examples.pretrain.protocols.linear import FRACTIONS, probe_encoder
+from examples.pretrain.protocols.linear import FRACTIONS, check_labels, probe_encoder
+from examples.pretrain.ranges import check_distinct, check_range
 from examples.pretrain.records import provenance, write_record
 from examples.pretrain.reports import pictures
-from examples.pretrain.train import Run
+from examples.pretrain.reports.text import any_terminal, write_text
+from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold_new, refuse_among_images
+from examples.pretrain.train import Monitor, Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0] not in PRESETS and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "demo")  # the default preset
+    any_terminal()
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python3 examples")
     try:
         with ranks.joined(device_of(config)):
             experiment(config)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, TypeError, OSError, Diverged) as error:
+        ranks.end(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command with --resume continues from the last whole epoch")
 
@@ -54,28 +62,27 @@ def experiment(config: Experiment) -> dict:
     Under torchrun all ranks pretrain. Rank 0 does the rest; the others return an empty dict.
     """
     start = time.perf_counter()
-    check(config)
+    agreement.on_all(lambda: check(config))
+    agreement.check_equal({"options": options_of(config)})
     out = ranks.decided_by_first(lambda: folder_of(config))
     device = device_of(config)
     say = print if ranks.rank() == 0 else lambda *_, **__: None
-    data = images_of(config)
-    train_index, test_index = train_test_split(data, seed=config.seed)
-    train, test = data.subset(train_index), data.subset(test_index)
+    train, test = agreement.on_all(lambda: sides_of(config))
+    monitor = monitor_of(train, config)
+    runs = agreement.on_all(lambda: runs_of(train, config, out, device))
+    agreement.check_equal({method: run.facts() for method, run in runs.items()})
+    # Nothing has been written so far: what is refused leaves no trace.
+    ranks.decided_by_first(lambda: hold(out) if config.resume else hold_new(out))
     say(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
-
-    monitor = None if train.labels is None else knn_monitor(train, seed=config.seed)
-    runs = {}
-    for method in config.methods:
-        run = Run(train, config.pretraining(method, device=device), out / method)
-        if config.resume and run.resume():
+    for method, run in runs.items():
+        if run.epoch:
             say(f"{method}: continuing after epoch {run.epoch}", flush=True)
         run.train(monitor=monitor)
-        runs[method] = run
 
     if ranks.rank() > 0:
         return {}
     table = {}
-    if data.labels is None:
+    if train.labels is None:
         print("no labels, no probes: the encoders are in the checkpoints")
     else:
         table = probes(runs, train, test, config)
@@ -100,10 +107,12 @@ def experiment(config: Experiment) -> dict:
     write_record(out / "table.json", result)
     if table:
         markdown = markdown_of(table)
-        (out / "table.md").write_text(markdown + "\n")
+        write_text(out / "table.md", markdown + "\n")
         print(f"\nmacro AUC (%) of a linear probe on the frozen encoder, by share of labels\n\n{markdown}\n")
     drawn = draw(runs, test, out)
     print(f"pictures: {', '.join(map(str, drawn))}")
+    for run in runs.values():
+        run.check_files("checkpoint.pt", "metrics.csv")
     print(f"done in {(time.perf_counter() - start) / 60:.1f} min")
     return result
 
@@ -113,31 +122,33 @@ def command() -> str:
     return " ".join(["python3 examples", *(Path(part).name if "/" in part else part for part in sys.argv[1:])])
 
 
+def options_of(config: Experiment) -> dict[str, Any]:
+    """Return the options that ranks must share: all but the place of the images, which are compared themselves."""
+    options = {name: value for name, value in asdict(config).items() if name != "data"}
+    return options | {"out": None if config.out is None else str(config.out.absolute())}
+
+
 def check(config: Experiment) -> None:
-    """Raise ValueError or FileNotFoundError unless methods and data exist."""
+    """Raise ValueError or FileNotFoundError unless options are in their ranges, and methods and data exist."""
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown or not config.methods:
         raise ValueError(
             f"methods must be one or more of {', '.join(METHODS)}, got {' '.join(config.methods) or 'none'}"
         )
+    check_distinct("--methods", config.methods)
+    check_range("--subsets", config.subsets, least=1)
+    check_range("--seed", config.seed, least=0, most=2**32 - 1)
+    check_optimization(config.optimization)
+    check_augmentation(config.augmentation)
+    check_encoder(config.encoder)
     if config.data is not None and not config.data.exists():
         raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
 
 
 def folder_of(config: Experiment) -> Path:
     """Return the folder for the results; a folder that holds a run is continued, never overwritten."""
-    if config.out is not None:
-        if not config.resume and any(config.out.glob("*/checkpoint.pt")):
-            raise ValueError(f"{config.out} already holds a run: continue it with --resume, or give another --out")
-        config.out.mkdir(parents=True, exist_ok=True)
-        return config.out
-    root = Path("runs")
-    past = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{config.name}-*") if path.name[-1].isdigit()]
-    if config.resume and not past:
-        raise ValueError(f"nothing to resume under {root.absolute()}: say where the run is with --out")
-    number = max(past, default=0) + (not config.resume)
-    out = root / f"{config.name}-{number}"
-    out.mkdir(parents=True, exist_ok=True)
+    out = (folder_to_resume if config.resume else folder_to_start)(config.name, config.out)
+    refuse_among_images(config.data, [out, *(out / method for method in config.methods)])
     return out
 
 
@@ -148,6 +159,40 @@ def images_of(config: Experiment) -> ImageSet:
     if ranks.rank() == 0:
         print(f"drawing {config.phantoms} thorax phantoms", flush=True)
     return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
+
+
+def sides_of(config: Experiment) -> tuple[ImageSet, ImageSet]:
+    """Return training and test images, whose labels the probes can use.
+
+    Raises:
+        ValueError: the images cannot be split, or have labels that no probe can be scored by.
+    """
+    data = images_of(config)
+    train, test = (data.subset(index) for index in train_test_split(data, seed=config.seed))
+    if train.labels is not None and test.labels is not None:
+        check_labels(train.labels, test.labels, FRACTIONS, config.subsets, config.seed)
+    return train, test
+
+
+def monitor_of(train: ImageSet, config: Experiment) -> Monitor | None:
+    """Return the probe that runs after every epoch; None, and say why, if the labels do not suit one."""
+    if train.labels is None:
+        return None
+    try:
+        return knn_monitor(train, seed=config.seed)
+    except ValueError as error:
+        if ranks.rank() == 0:
+            print(f"no kNN probe after each epoch: {error}", flush=True)
+        return None
+
+
+def runs_of(train: ImageSet, config: Experiment, out: Path, device: str) -> dict[str, Run]:
+    """Return a run for each method, continued from its checkpoint with --resume; all of them before one trains."""
+    runs = {method: Run(train, config.pretraining(method, device=device), out / method) for method in config.methods}
+    if config.resume:
+        for run in runs.values():
+            run.resume()
+    return runs
 
 
 def probes(

@@ -19,10 +19,14 @@ import torch
 import tyro
 
 from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.protocols.linear import probe_encoder
+from examples.pretrain.protocols.linear import check_labels, probe_encoder
+from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
 from examples.pretrain.reports import sweep as report
+from examples.pretrain.reports.text import any_terminal
+from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
 from examples.pretrain.variants import SMALL, VARIANTS
 
@@ -65,19 +69,28 @@ def sweep(config: Ablation) -> None:
     """Run every variant and seed that has no result yet.
 
     Raises:
-        ValueError: a variant is unknown.
+        ValueError: a variant is unknown, an option is out of its range, or the labels do not suit the probes.
     """
     assert config.data is not None
+    check_distinct("--variants", config.variants)
+    check_distinct("--seeds", config.seeds)
+    check_range("--subsets", config.subsets, least=1)
+    share, shares = share_of(config.part)
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"variants must be of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
+    refuse_among_images(config.data, [config.runs, config.results])
     torch.set_num_threads(1)
-    config.results.mkdir(parents=True, exist_ok=True)
     data = load_images(config.data, config.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))
+    if train.labels is None or test.labels is None:
+        raise ValueError(
+            f"{config.data} must hold labels for the probes, and holds none: see load_images for their place"
+        )
+    check_labels(train.labels, test.labels, SHARES, config.subsets)
+    config.results.mkdir(parents=True, exist_ok=True)
     # Seeds in the outer loop: an interrupted sweep has all variants with fewer seeds.
     todo = [(name, seed) for seed in config.seeds for name in ("random", *config.variants)]
-    share, shares = map(int, config.part.split("/"))
     for number, (name, seed) in enumerate(todo):
         path = config.results / f"{name}-seed{seed}.json"
         if number % shares == share and not path.exists():
@@ -118,7 +131,8 @@ def command(config: Ablation) -> str:
 
 
 if __name__ == "__main__":
+    any_terminal()
     try:
         main(tyro.cli(Ablation))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, Diverged) as error:
         sys.exit(f"error: {error}")

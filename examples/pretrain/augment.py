@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.pretrain.ranges import check_range
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -23,6 +25,16 @@ class Augmentation:
     """Probability of a Gaussian blur."""
     jitter: float = 0.0
     """Largest relative change of brightness and contrast; 0 in the paper."""
+
+
+def check_augmentation(config: Augmentation) -> None:
+    """Raise ValueError unless every option is in its range."""
+    small, large = config.crop_scale
+    check_range("the first of --augmentation.crop-scale", small, above=0, most=1)
+    check_range("the second of --augmentation.crop-scale", large, least=small, most=1)
+    check_range("--augmentation.flip", config.flip, least=0, most=1)
+    check_range("--augmentation.blur", config.blur, least=0, most=1)
+    check_range("--augmentation.jitter", config.jitter, least=0, most=1)
 
 
 def to_float(images: np.ndarray) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Literal
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
+from examples.pretrain.ranges import check_distinct, check_range
+
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -16,11 +18,22 @@ class EncoderOptions:
     """The encoder, the same for all methods. The defaults are the paper's."""
 
     width: int = 64
-    """Channels of the first stage; a ResNet-18 has 64."""
+    """Channels of the first stage, at least 8; a ResNet-18 has 64."""
     stem_stride: Literal[1, 2, 4] = 4
     """4: the usual stem, 7 x 7 with stride 2 and max-pooling. 1 and 2, for small images: 3 x 3 without pooling."""
     scales: tuple[str, ...] = ("layer2", "layer3", "layer4")
     """Stages whose maps are returned: those that DiSSECT quantises and some protocols look at."""
+
+
+def check_encoder(options: EncoderOptions) -> None:
+    """Raise ValueError unless every option is in its range."""
+    # With fewer input channels than a vector of AVX2 holds, oneDNN's strided 1 x 1 convolution writes past its memory
+    # in the backward pass: wrong gradients, a hang or a crash (uxlfoundation/oneDNN#6035, torch 2.13).
+    check_range("--encoder.width", options.width, least=8)
+    unknown = [scale for scale in options.scales if scale not in STAGES]
+    if unknown:
+        raise ValueError(f"--encoder.scales must be of {', '.join(STAGES)}, got {', '.join(unknown)}")
+    check_distinct("--encoder.scales", options.scales)
 
 
 class Encoder(nn.Module):
@@ -31,9 +44,9 @@ class Encoder(nn.Module):
         options: width, stem and scales.
 
     >>> import torch
-    >>> features, maps = Encoder(1, EncoderOptions(width=4))(torch.zeros(2, 1, 64, 64))
+    >>> features, maps = Encoder(1, EncoderOptions(width=8))(torch.zeros(2, 1, 64, 64))
     >>> features.shape, [tuple(each.shape) for each in maps]
-    (torch.Size([2, 32]), [(2, 8, 8, 8), (2, 16, 4, 4), (2, 32, 2, 2)])
+    (torch.Size([2, 64]), [(2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)])
     """
 
     def __init__(self, channels: int, options: EncoderOptions) -> None:

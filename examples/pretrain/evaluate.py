@@ -25,12 +25,17 @@ from tqdm import tqdm
 
 from examples.pretrain import finished_runs
 from examples.pretrain.checkpoint import differences
+from examples.pretrain.divergence import Diverged
 from examples.pretrain.finished_runs import Found, Images, digest, find, subject_of
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject
 from examples.pretrain.protocols.labels import subset_size
 from examples.pretrain.protocols.segment import presence
-from examples.pretrain.records import provenance, write_record
+from examples.pretrain.protocols.subject import check_settings, count_planes
+from examples.pretrain.ranges import check_distinct, check_range, share_of
+from examples.pretrain.records import provenance, read_record, write_record
 from examples.pretrain.reports import evaluation as report
+from examples.pretrain.reports.text import any_terminal
+from examples.pretrain.run_folder import refuse_among_images
 
 if TYPE_CHECKING:  # a type checker cannot read the names of the table
     Name = str
@@ -74,6 +79,12 @@ class Evaluation:
 
 def main(config: Evaluation) -> str:
     """Measure what is missing in `config.out`; return the tables as markdown."""
+    check_settings(config.settings)
+    check_range("--phantoms", config.phantoms, least=1)
+    for name, values in (("--runs", config.runs), ("protocols", config.protocols), ("--encoders", config.encoders)):
+        if values:
+            check_distinct(name, values)
+    refuse_among_images(config.data, [config.out])
     if not config.report:
         found = find(config.runs, config.encoders, device=config.device, unfinished=config.unfinished)
         measure(found, config)
@@ -90,13 +101,13 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
             that was named.
     """
     work = [(name, each) for each in found for name in (config.protocols or PROTOCOLS)]
-    share, shares = map(int, config.part.split("/"))
+    share, shares = share_of(config.part)
     config.out.mkdir(parents=True, exist_ok=True)
     finished_runs.file.cache_clear()  # a file may have changed since the last call
     # Before hours of measuring: a result with other settings does not belong in the table.
     for path in config.out.glob("*-seed*.json"):
         refuse_others(path, {"settings": asdict(config.settings)})
-    said: set[str] = set()
+    left_out = lacking(found, config)
     new: set[str] = set()
     bar = tqdm(work[share::shares], desc="protocols x encoders x seeds")
     for name, each in bar:
@@ -107,13 +118,7 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
         if path.exists():
             refuse_others(path, basis)
             continue
-        missing = PROTOCOLS[name].lacking(subject)
-        if missing is not None:
-            if name in config.protocols:
-                raise ValueError(f"the protocol {name} needs {missing}")
-            if name not in said:
-                tqdm.write(f"{name}: left out, it needs {missing}")
-            said.add(name)
+        if (name, each.name, each.config.seed) in left_out:
             continue
         record = {
             **provenance(command(config), config.device),
@@ -136,6 +141,29 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
         pictures(found, new, config)
 
 
+def lacking(found: Sequence[Found], config: Evaluation) -> set[tuple[str, str, int]]:
+    """Return protocol, encoder and seed of what cannot be measured, and say so once a protocol.
+
+    All runs are looked at before one is measured: what is missing is said before hours of measuring.
+
+    Raises:
+        ValueError: it cannot be measured, and was named.
+    """
+    left_out: set[tuple[str, str, int]] = set()
+    for each in found:
+        subject = subject_of(each, config.images)
+        for name in config.protocols or PROTOCOLS:
+            missing = PROTOCOLS[name].unfit(subject, config.settings)
+            if missing is None:
+                continue
+            if name in config.protocols:
+                raise ValueError(f"the protocol {name} needs {missing}")
+            if name not in {other for other, *_ in left_out}:
+                tqdm.write(f"{name}: left out, it needs {missing}")
+            left_out.add((name, each.name, each.config.seed))
+    return left_out
+
+
 def basis_of(each: Found, subject: Subject, settings: Settings) -> dict[str, Any]:
     """Return everything that a result depends on."""
     sides = {"train": subject.train, "test": subject.test}
@@ -156,14 +184,14 @@ def drawn(subject: Subject, settings: Settings) -> dict[str, dict[str, int]]:
         labels = subject.train.labels
         found["labels"] = {f"{100 * share:g}%": subset_size(labels, share) for share in settings.shares}
     if subject.masked is not None:
-        masks = presence(subject.masked[0])
+        masks = presence(subject.masked[0], count_planes(*subject.masked))
         found["masks"] = {f"{100 * share:g}%": subset_size(masks, share) for share in settings.mask_shares}
     return found
 
 
 def refuse_others(path: Path, basis: dict[str, Any]) -> None:
     """Raise ValueError unless the result in `path` is of the same basis."""
-    record = json.loads(path.read_text())
+    record = read_record(path)
     theirs = {key: record.get(key) for key in basis}
     changed = [
         f"{name} was {a}, is {b}"
@@ -185,7 +213,7 @@ def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
         subjects = subjects or [
             subject_of(each, config.images) for each in found if each.config.seed == found[0].config.seed
         ]
-        able = [subject for subject in subjects if protocol.lacking(subject) is None]
+        able = [subject for subject in subjects if protocol.unfit(subject, config.settings) is None]
         if able:
             protocol.draw(able, config.settings, config.out)
 
@@ -204,7 +232,8 @@ def command(config: Evaluation) -> str:
 
 
 if __name__ == "__main__":
+    any_terminal()
     try:
         main(tyro.cli(Evaluation))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, Diverged) as error:
         sys.exit(f"error: {error}")

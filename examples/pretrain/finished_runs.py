@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from examples.pretrain.checkpoint import differences, fingerprint
+from examples.pretrain.checkpoint import differences
+from examples.pretrain.checkpoint import digest as file_digest
 from examples.pretrain.checkpoint import load as load_checkpoint
+from examples.pretrain.checkpoint_checks import check_facts
 from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data.fingerprint import changes, side_of
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
@@ -132,7 +135,8 @@ def read(path: Path, device: str) -> Found:
     Raises:
         ValueError: it cannot be read, or is of another version of the example.
     """
-    state = load_checkpoint(path, "cpu")
+    state = load_checkpoint(path, "meta")  # the weights are read when they are needed
+    check_facts(path, state)
     folder = path.parent
     try:
         config = replace(settings_of(json.loads(state["config"])), device=device)
@@ -144,7 +148,7 @@ def read(path: Path, device: str) -> Found:
         config=config,
         images=state["data"],
         epoch=state["epoch"],
-        digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        digest=file_digest(path),
         devices=tuple(state["devices"]),
     )
 
@@ -169,7 +173,7 @@ def built(kind: Any, values: dict[str, Any]) -> Any:
 
 def subject_of(each: Found, source: Images) -> Subject:
     """Return the encoder with its run and the images that it is evaluated on."""
-    size = int(each.images.split(",")[1])  # "(N, S, S) uint8 checksum"
+    size = side_of(each.images)
     # Phantoms depend on the seed of the run; a file is read once for all seeds.
     data = (
         phantoms(source.phantoms, size, each.config.seed) if source.data is None else with_bits(file(source.data, size))
@@ -180,7 +184,7 @@ def subject_of(each: Found, source: Images) -> Subject:
     if each.name == "random":
         torch.manual_seed(each.config.seed)
         encoder = Encoder(train.channels, each.config.encoder).to(each.config.device)
-    elif not run.resume():
+    elif not run.resume(images_only=True):
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None
     if source.masks is not None:
@@ -216,7 +220,7 @@ def split_of(data: ImageSet, each: Found) -> tuple[ImageSet, ImageSet]:
     """Return training and test images of the run: the example splits by its own seed, the sweep by 0."""
     for seed in (each.config.seed, 0):
         train, test = (data.subset(index) for index in train_test_split(data, seed=seed))
-        if fingerprint(train) == each.images:
+        if not changes(each.images, train.fingerprint, train.images, images_only=True):
             return train, test
     raise ValueError(
         f"{each.folder} was not trained on these images, or not on as many: give its own --data, or --phantoms"
@@ -229,7 +233,8 @@ def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
         raise ValueError("masks in a file of their own need `groups`, as the images do, to keep patients apart")
     known = {image.tobytes() for image in train.images}
     same = np.array([image.tobytes() in known for image in masked.images])  # perhaps under another patient's name
-    seen = np.isin(masked.groups, train.groups) | np.isin(masked.groups, masked.groups[same])
+    # As text: numpy compares integers of unlike dtypes as floats, which merges those above 2**53.
+    seen = np.isin(masked.groups.astype(str), train.groups.astype(str)) | np.isin(masked.groups, masked.groups[same])
     if seen.all() or not seen.any():
         raise ValueError(
             f"masks must be of both patients pretrained on and others, got {seen.sum()} and {(~seen).sum()} images: "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
+
+from examples.pretrain.checkpoint import write_whole
+from examples.pretrain.lock import hold
 
 Row = dict[str, float]
 """The figures of an epoch by column."""
@@ -16,7 +20,7 @@ class Log:
     TensorBoard is used where it is installed.
 
     Args:
-        folder: created if needed.
+        folder: created if needed, and held against other processes.
         rows: of a resumed run; the file is written again from its first epoch.
     """
 
@@ -26,36 +30,34 @@ class Log:
         self.board: Any = None
 
     def __enter__(self) -> Log:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = (self.folder / "metrics.csv").open("w", newline="")
-        self.writer: csv.DictWriter[str] | None = None
+        hold(self.folder)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             pass
         else:
             self.board = SummaryWriter(str(self.folder), purge_step=len(self.rows) + 1)
-        for row in self.rows:
-            self._to_csv(row)
+        self._to_csv()
         return self
 
     def write(self, row: Row) -> None:
         """Add the figures of an epoch."""
-        self._to_csv(row)
+        self.rows.append(row)
+        self._to_csv()
         if self.board is not None:
             for name, value in row.items():
                 self.board.add_scalar(name, value, int(row["epoch"]))
 
-    def _to_csv(self, row: Row) -> None:
-        if self.writer is None:
-            # The last row has the most columns: a run may have been started without a monitor.
-            self.writer = csv.DictWriter(self.file, list(self.rows[-1] if self.rows else row), extrasaction="ignore")
-            self.writer.writeheader()
-        self.writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
-        self.file.flush()
+    def _to_csv(self) -> None:
+        text = io.StringIO(newline="")
+        # The last row has the most columns: a run may have been started without a monitor.
+        writer = csv.DictWriter(text, list(self.rows[-1] if self.rows else ()), extrasaction="ignore")
+        if self.rows:
+            writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+        write_whole(self.folder / "metrics.csv", text.getvalue().encode())
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
         if self.board is not None:
             self.board.close()
 

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from examples.pretrain.ranges import check_range
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -29,6 +31,16 @@ class Optimization:
     """Passes over the training images."""
     warmup_epochs: int = 10
     """Epochs of linear warm-up; half a cosine follows."""
+
+
+def check_optimization(config: Optimization) -> None:
+    """Raise ValueError unless every option is in its range."""
+    check_range("--optimization.lr", config.lr, above=0)
+    check_range("--optimization.momentum", config.momentum, least=0, below=1)
+    check_range("--optimization.weight-decay", config.weight_decay, least=0)
+    check_range("--optimization.batch-size", config.batch_size, least=2)
+    check_range("--optimization.epochs", config.epochs, least=1)
+    check_range("--optimization.warmup-epochs", config.warmup_epochs, least=0)
 
 
 def make_optimizer(model: nn.Module, config: Optimization) -> Optimizer:

@@ -13,6 +13,7 @@ from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.methods import default_options
 from examples.pretrain.methods.byol import BYOLOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
 
@@ -62,7 +63,12 @@ class Experiment:
 
 SMALL_ENCODER = EncoderOptions(width=12, stem_stride=2)
 SMALL_BYOL = BYOLOptions(hidden_dim=512, momentum=0.99)
-SMALL_OPTIONS = default_options() | {"byol": SMALL_BYOL, "dissect": DiSSECTOptions(byol=SMALL_BYOL, codebook_size=256)}
+SMALL_DISSECT = DiSSECTOptions(byol=SMALL_BYOL, codebook_size=256)
+SMALL_OPTIONS = default_options() | {
+    "byol": SMALL_BYOL,
+    "dissect": SMALL_DISSECT,
+    "dissect_codes": DiSSECTCodesOptions(dissect=SMALL_DISSECT),
+}
 # With the paper's crop and flip alone, a small encoder learns brightness as a shortcut. Harder views than these (crops
 # from 0.4, jitter 0.4) are not learnt in 800 steps, and the features fall behind the random encoder's.
 SMALL_AUGMENTATION = Augmentation(crop_scale=(0.6, 1.0), jitter=0.2)

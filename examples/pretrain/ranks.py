@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +28,12 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Join the processes that `torchrun` started in a process group; do nothing without torchrun."""
+    """Join the processes that `torchrun` started in a process group; do nothing without torchrun.
+
+    Raises:
+        ValueError: another launcher started several processes, which know nothing of each other.
+    """
+    check_launcher()
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         yield
         return
@@ -35,8 +42,77 @@ def joined(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
+    except Exception:
+        # torchrun ends the other ranks once one has ended: theirs would be the signal's exit status, not their own.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def check_launcher() -> None:
+    """Raise ValueError if this is one of several processes that are no ranks: each would train alone in one folder."""
+    environment = os.environ
+    if "LOCAL_RANK" in environment:
+        return
+    if _number("WORLD_SIZE") > 1:
+        raise ValueError(
+            f"RANK and WORLD_SIZE need LOCAL_RANK beside them, got WORLD_SIZE={environment['WORLD_SIZE']} without it: "
+            "start with torchrun, which sets all three"
+        )
+    # A batch script is a single process of an allocation for many; a step that srun started says how many it has.
+    tasks = _number("SLURM_STEP_NUM_TASKS") or _number("SLURM_NTASKS")
+    if "SLURM_PROCID" in environment and tasks > 1:
+        nodes = max(_number("SLURM_STEP_NUM_NODES") or _number("SLURM_NNODES"), 1)
+        raise ValueError(
+            f"processes of one run must be started by torchrun, got {tasks} by srun, which know nothing of each other: "
+            f"write `{srun_line(tasks, nodes)}`"
+        )
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if _number(name) > 1:
+            raise ValueError(
+                f"processes of one run must be started by torchrun, got {name}={environment[name]} of MPI, which know "
+                f"nothing of each other: write `torchrun --standalone --nproc-per-node={environment[name]} -m "
+                "examples.pretrain ...`"
+            )
+
+
+def srun_line(tasks: int, nodes: int) -> str:
+    """Return the command that starts `tasks` ranks on `nodes` nodes of a SLURM allocation.
+
+    >>> srun_line(4, 1)
+    'srun --ntasks=1 torchrun --standalone --nproc-per-node=4 -m examples.pretrain ...'
+    """
+    if nodes == 1:
+        return f"srun --ntasks=1 torchrun --standalone --nproc-per-node={tasks} -m examples.pretrain ..."
+    return (
+        f"srun --ntasks={nodes} --ntasks-per-node=1 torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
+        "--rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$(scontrol show hostnames | head -n 1):29500 "
+        "-m examples.pretrain ..."
+    )
+
+
+def _number(name: str) -> int:
+    """Return an environment variable as a number, 0 if it is not set or not a number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0
+
+
+def end(message: str) -> NoReturn:
+    """End the process with status 1 and a line on the terminal that those of other ranks cannot cut in two."""
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(message)
+    sys.stderr.write(f"{message}\n")  # in one piece; sys.exit writes the end of the line by itself
+    sys.exit(1)
+
+
+def gathered(value: T) -> list[T]:
+    """Return the values of all ranks, in their order."""
+    found: list[Any] = [None] * world_size()
+    if world_size() == 1:
+        return [value]
+    dist.all_gather_object(found, value)
+    return found
 
 
 def decided_by_first(function: Callable[[], T]) -> T:
@@ -54,12 +130,6 @@ def decided_by_first(function: Callable[[], T]) -> T:
         raise found[1]
     result: T = found[0]
     return result
-
-
-def all_together() -> None:
-    """Wait until all ranks are here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 @torch.no_grad()

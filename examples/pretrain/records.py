@@ -11,7 +11,7 @@ import torch
 from benchmarks.provenance import cpu_model, provenance
 from examples.pretrain.checkpoint import write_whole
 
-__all__ = ["device_model", "provenance", "rounded", "write_record"]
+__all__ = ["device_model", "provenance", "read_record", "rounded", "write_record"]
 
 
 def device_model(device: str) -> str:
@@ -27,6 +27,21 @@ def write_record(path: Path, record: dict[str, Any], *, allow_nan: bool = True) 
     """
     lines = ",\n".join(f' "{key}": {json.dumps(value, allow_nan=allow_nan)}' for key, value in record.items())
     write_whole(path, ("{\n" + lines + "\n}\n").encode())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record in a file.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: must hold a record as JSON, got {error}: remove it to measure again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: must hold a record as JSON, got a {type(record).__name__}: remove it")
+    return record
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from examples.pretrain import checkpoint, ranks
+from examples.pretrain import agreement, checkpoint, ranks
 from examples.pretrain.augment import Augmentation, Normalize, to_float, two_views, views_of
+from examples.pretrain.checkpoint_checks import check_facts, check_values
 from examples.pretrain.data import ImageSet
+from examples.pretrain.data.fingerprint import changes
+from examples.pretrain.divergence import check_losses, check_state, finite
 from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.lock import hold
 from examples.pretrain.log import Log, Row, line_of
 from examples.pretrain.methods import METHODS, Step
-from examples.pretrain.optimization import Optimization, make_optimizer, make_schedule
+from examples.pretrain.optimization import Optimization, check_optimization, make_optimizer, make_schedule
 from examples.pretrain.records import device_model
 
 Monitor = Callable[["Run"], Row]
@@ -55,7 +61,8 @@ class Run:
         folder: created when there is something to write.
 
     Raises:
-        ValueError: the batch is larger than the data, or no multiple of the number of ranks.
+        ValueError: the batch is larger than the data, or no multiple of the number of ranks; an option of the optimizer
+            is out of its range.
     """
 
     def __init__(self, data: ImageSet, config: Pretraining, folder: Path) -> None:
@@ -63,6 +70,7 @@ class Run:
         self.config = config
         self.folder = folder
         optimization = config.optimization
+        check_optimization(optimization)
         self.steps_per_epoch = len(data) // optimization.batch_size
         if self.steps_per_epoch < 1:
             raise ValueError(
@@ -88,9 +96,26 @@ class Run:
         self.scheduler = make_schedule(self.optimizer, optimization, self.steps_per_epoch)
         self.epoch = 0
         self.seconds = 0.0
+        self.resumed_from: str | None = None
+        """Digest of the checkpoint that the run continued from."""
         self.rows: list[Row] = []
         self.devices: list[str] = []
         """Models of the devices that the run has trained on, in order."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the training images, as the checkpoint holds it."""
+        return self.data.fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """Return what has to be equal on all ranks before they train, by name."""
+        return {
+            "config": json.loads(json.dumps(asdict(self.config))),
+            "images": self.fingerprint,
+            "folder": str(self.folder.absolute()),
+            "epoch reached": self.epoch,
+            "checkpoint": self.resumed_from,
+        }
 
     def train(self, *, until: int | None = None, quiet: bool = False, monitor: Monitor | None = None) -> None:
         """Train from the epoch reached so far.
@@ -99,7 +124,13 @@ class Run:
             until: the last epoch; None trains to the end.
             quiet: whether to print nothing.
             monitor: called after each epoch; its figures are added to the log and never trained on.
+
+        Raises:
+            Diverged: the loss, or what an epoch left behind, is not finite. The checkpoint of the epoch before is kept.
+            ValueError: the ranks do not agree on what they train.
+            FileNotFoundError: the folder or its log was removed while training.
         """
+        agreement.check_equal(self.facts())
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
         self.method.train()
@@ -112,27 +143,40 @@ class Run:
         model = device_model(self.config.device)
         if self.epoch < last and self.devices[-1:] != [model]:
             self.devices.append(model)
-        with Log(self.folder, self.rows) if first else contextlib.nullcontext() as log:
+        with contextlib.ExitStack() as stack:
+            log = agreement.on_all(lambda: stack.enter_context(Log(self.folder, self.rows)) if first else None)
             while self.epoch < last:
                 start = time.perf_counter()
                 row = self._epoch(images, forward, quiet)
                 self.epoch += 1
                 self.seconds += time.perf_counter() - start
                 row["seconds"] = self.seconds
-                if monitor is not None and first:
-                    row |= monitor(self)
-                    self.method.train()
+                row |= ranks.decided_by_first(lambda: {} if monitor is None else monitor(self))
+                self.method.train()
                 self.rows.append(row)
-                if first:
-                    self.save()
-                ranks.all_together()
-                if log is not None:
-                    log.write(row)
+                agreement.on_all(lambda: None if log is None else self._keep(log))
                 if not quiet:
                     tqdm.write(line_of(self.config.method, row, self.config.optimization.epochs))
         self.method.eval()
-        if first:
-            self.export()
+        agreement.on_all(lambda: self._finish() if first else None)
+
+    def check_files(self, *names: str) -> None:
+        """Raise FileNotFoundError if a file of the run is gone: to go on would leave half a run that looks whole."""
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{self.folder / name} is gone: it was removed while the run went on. Start again"
+                )
+
+    def _finish(self) -> None:
+        self.check_files("metrics.csv")
+        self.export()
+
+    def _keep(self, log: Log) -> None:
+        """Write the checkpoint, then the last row of the log."""
+        self.check_files("metrics.csv")
+        self.save()
+        log.write(self.rows[-1])
 
     def export(self) -> None:
         """Write the method's exports as safetensors: weights for other programs, with nothing to execute."""
@@ -151,17 +195,32 @@ class Run:
         title = f"{self.config.method} {self.epoch + 1}/{self.config.optimization.epochs}"
         bar = tqdm(batches, desc=title, leave=False, disable=True if quiet else None, mininterval=0.5)
         names: list[str] = []
-        sums = torch.zeros((), device=self.config.device)
+        seen: list[Tensor] = []
         for number, index in enumerate(bar, 1):
             step = self._step(forward, images[index].to(self.config.device, non_blocking=True))
             names = ["loss", *step.parts]
-            sums = sums + torch.stack([step.loss, *step.parts.values()]).detach()
+            seen.append(torch.stack([step.loss, *step.parts.values()]).detach())
             if number % 10 == 0:  # reading a figure synchronises with the device
-                bar.set_postfix(loss=f"{sums[0].item() / number:.3f}", refresh=False)
-        ranks.average_([sums])
+                bar.set_postfix(loss=f"{torch.stack(seen[-10:])[:, 0].mean().item():.3f}", refresh=False)
+        losses = torch.stack(seen)
+        ranks.average_([losses])
         ranks.average_statistics_(self.method)
-        means = dict(zip(names, (sums / len(batches)).tolist(), strict=True))
+        self._check_finite(losses, names)
+        means = dict(zip(names, losses.mean(0).tolist(), strict=True))
         return {"epoch": self.epoch + 1, **means, "lr": self.scheduler.get_last_lr()[0], **self.method.figures()}
+
+    def _check_finite(self, losses: Tensor, names: list[str]) -> None:
+        """Raise Diverged on all ranks unless the epoch that ends here left finite numbers everywhere."""
+        of = f"{self.config.method}, epoch {self.epoch + 1}"
+        kept = f"The checkpoint of epoch {self.epoch} is kept. " if self.epoch else ""
+        options = self.config.optimization
+        advice = (
+            f"{kept}Train again in another --out with a smaller --optimization.lr than {options.lr:g}, or with more "
+            f"--optimization.warmup-epochs than {options.warmup_epochs}"
+        )
+        check_losses(losses, names, of=of, advice=advice)
+        parts = {"method": self.method, "optimizer": self.optimizer}
+        agreement.on_all(lambda: check_state(parts, of=of, advice=advice))
 
     def _batches(self, count: int) -> Iterator[Tensor]:
         """Yield this rank's share of the indices of every batch."""
@@ -183,10 +242,10 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint; the file is whole whenever the process is killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        hold(self.folder)
         state = {
             "config": json.dumps(asdict(self.config), sort_keys=True),
-            "data": checkpoint.fingerprint(self.data),
+            "data": self.fingerprint,
             "devices": self.devices,
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -197,32 +256,45 @@ class Run:
         }
         checkpoint.save(self.folder / "checkpoint.pt", state)
 
-    def resume(self) -> bool:
+    def resume(self, *, images_only: bool = False) -> bool:
         """Continue from the folder's checkpoint; return False if there is none.
 
+        Args:
+            images_only: whether labels, groups, masks and names may be others than those of the run, if only the
+                images are the same: to evaluate, not to train on.
+
         Raises:
-            ValueError: it cannot be read, or belongs to another configuration or other images.
+            ValueError: it cannot be read, holds impossible values, or belongs to another configuration or other images.
         """
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not os.path.lexists(path):  # a link to a file that is gone is no reason to start again
             return False
         state = checkpoint.load(path, self.config.device)
+        check_facts(path, state)
         ours = json.loads(json.dumps(asdict(self.config)))
         changed = [
             f"{name} was {a}, is {b}" for name, a, b in checkpoint.differences(json.loads(state["config"]), ours)
         ]
-        if state["data"] != checkpoint.fingerprint(self.data):
-            changed.append("the training images are others")
+        changed += changes(state["data"], self.fingerprint, self.data.images, images_only=images_only)
         if changed:
             raise ValueError(
                 f"{path} belongs to another configuration: {'; '.join(changed)}. Give the options it was made with, or "
                 "another --out"
             )
+        check_values(
+            path,
+            state,
+            self.method,
+            self.optimizer,
+            epochs=self.config.optimization.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.seconds, self.rows = state["epoch"], state["seconds"], state["rows"]
         self.devices = state["devices"]
+        self.resumed_from = checkpoint.digest(path)
         self.method.eval()
         return True
 
@@ -235,13 +307,15 @@ class Run:
             encoder: None is the method's.
         """
         encoder = (self.method.encoder if encoder is None else encoder).eval()
-        return torch.cat([encoder(batch)[0].cpu() for batch in self._normalized(images)])
+        features = torch.cat([encoder(batch)[0].cpu() for batch in self._normalized(images)])
+        return finite(features, of=f"features of the encoder of {self.folder}")
 
     @torch.no_grad()
     def maps(self, images: Tensor, encoder: nn.Module) -> list[Tensor]:
         """Return the encoder's maps `(N, C, H, W)`, one a scale, as :meth:`encode` returns the features."""
         parts = [[scale.cpu() for scale in encoder.eval()(batch)[1]] for batch in self._normalized(images)]
-        return [torch.cat(scales) for scales in zip(*parts, strict=True)]
+        joined = [torch.cat(scales) for scales in zip(*parts, strict=True)]
+        return [finite(scale, of=f"feature maps of the encoder of {self.folder}") for scale in joined]
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> dict[str, np.ndarray] | None:

@@ -23,7 +23,7 @@ def shrunk(config):
         options = replace(options, codebook_size=16, byol=replace(options.byol, dim=8, hidden_dim=16))
     else:
         options = replace(options, dim=8, hidden_dim=16)
-    return replace(config, options=options, encoder=replace(config.encoder, width=4))
+    return replace(config, options=options, encoder=replace(config.encoder, width=8))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

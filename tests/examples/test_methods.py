@@ -15,7 +15,7 @@ from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.simsiam import SimSiamOptions
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Run
-from tests.examples.tiny import BYOL, DISSECT, ENCODER, pretraining, tiny_method
+from tests.examples.tiny import BYOL, DISSECT, ENCODER, OPTIONS, pretraining, tiny_method
 from tests.laws import assert_same_bits
 
 
@@ -51,7 +51,7 @@ def test_every_method_keeps_the_contract(name, views):
     assert isinstance(default_options()[name], METHODS[name].Options)
 
 
-@pytest.mark.parametrize("name", ["byol", "dissect"])
+@pytest.mark.parametrize("name", ["byol", "dissect", "dissect_codes"])
 def test_the_teacher_gets_no_gradient_and_follows_after_a_step(name):
     method = tiny_method(name)
     byol = method if name == "byol" else method.byol
@@ -111,6 +111,45 @@ def test_codes_are_those_of_the_quantised_maps(source):
     assert method.target_encoder is encoder
     expected = method.quantizer(encoder(images)[1]).indices
     assert_same_bits(method.codes(images), dict(zip(ENCODER.scales, expected, strict=True)))
+
+
+# ---- DiSSECT with code prediction ----
+
+
+def codes_method(**changes):
+    return tiny_method("dissect_codes", replace(OPTIONS["dissect_codes"], **changes))
+
+
+@pytest.mark.parametrize("control", ["none", "maps", "shuffled"])
+@pytest.mark.parametrize("target", ["anchor", "bag"])
+def test_loss_is_byols_and_that_of_the_codes(control, target):
+    method = codes_method(control=control, target=target, code_weight=0.25)
+    views = views_of_noise()
+    byol = copy.deepcopy(method.byol)(views)
+    step = method(views)
+    codes = torch.stack([step.parts[f"code_{scale}"] for scale in ENCODER.scales]).mean()
+    torch.testing.assert_close(step.loss, byol.loss + 0.25 * codes)
+
+
+def test_code_prediction_trains_heads_and_encoder_but_no_teacher_or_codes():
+    method = codes_method(code_weight=1.0)
+    step = method(views_of_noise())
+    (step.loss - step.parts["alignment_global"]).backward()
+    reached = {
+        name for name, parameter in method.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
+    assert any(name.startswith("prediction.heads") for name in reached)
+    assert any(name.startswith("byol.student.embedder.encoder") for name in reached)
+    assert not any(part in name for name in reached for part in ("teacher", "projector", "predictor", "quantizer"))
+
+
+def test_shuffled_codes_are_those_of_the_next_image():
+    """With equal images, shuffling changes nothing; with others it does."""
+    for views, same in (([torch.randn(1, 1, 32, 32).expand(8, -1, -1, -1)] * 2, True), (views_of_noise(), False)):
+        plain, shuffled = codes_method(target="bag"), codes_method(target="bag", control="shuffled")
+        shuffled.load_state_dict(plain.state_dict())
+        a, b = plain(views).parts["code_layer2"], shuffled(views).parts["code_layer2"]
+        assert torch.allclose(a, b) == same
 
 
 # ---- SimSiam ----

@@ -93,7 +93,7 @@ def test_images_without_labels_give_pictures_only(tmp_path, phantoms, capsys):
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
-    arguments = ["--phantoms", "48", "--encoder.width", "4", "--optimization.epochs", "1", "--optimization.batch-size",
+    arguments = ["--phantoms", "48", "--encoder.width", "8", "--optimization.epochs", "1", "--optimization.batch-size",
                  "16", "--methods", "byol", "--subsets", "1", "--out", str(tmp_path)]  # fmt: skip
     main(arguments)
     with pytest.raises(SystemExit, match="already holds a run: continue it with --resume"):

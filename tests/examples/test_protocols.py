@@ -15,11 +15,13 @@ from torch import nn
 
 from examples.pretrain.augment import Augmentation, to_float
 from examples.pretrain.data import ImageSet
+from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
 from examples.pretrain.protocols.knn import knn_auc
-from examples.pretrain.protocols.labels import label_subset, macro_auc
+from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc, subset_size, transfer_auc
 from examples.pretrain.protocols.linear import fit, linear_probe
+from examples.pretrain.protocols.subject import check_settings
 from examples.pretrain.train import Run
 from tests.examples.tiny import ENCODER, pretraining
 
@@ -270,6 +272,15 @@ def test_label_subsets_hold_every_class_and_repeat_with_the_seed():
         label_subset(np.repeat([0, 1], [999, 1]), 0.02, 0)
 
 
+@given(counts=st.lists(st.integers(2, 40), min_size=2, max_size=40), share=st.floats(0.001, 0.999))
+def test_label_subsets_hold_every_class_however_many_and_rare(counts, share):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    index = label_subset(labels, share, 0)
+    assert np.bincount(labels[index], minlength=len(counts)).min() >= 2
+    assert len(np.unique(index)) == len(index) == subset_size(labels, share)
+    assert (index == np.sort(index)).all()
+
+
 def test_the_linear_probe_separates_signal_from_noise():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
@@ -307,9 +318,174 @@ def test_the_knn_probe_separates_signal_from_noise():
     assert knn_auc((signal[:300], findings[:300]), (signal[300:], findings[300:])) > 0.75
 
 
+def axes(labels, classes, seed):
+    """Return features of a perfect encoder: each class lies along an axis of its own, with little noise."""
+    return np.eye(classes)[labels] + 0.05 * np.random.default_rng(seed).standard_normal((len(labels), classes))
+
+
+def missing_on_a_side(count):
+    """Yield the classes of both sides for every way of leaving out some, as long as two are shared."""
+    subsets = [part for size in range(2, count + 1) for part in itertools.combinations(range(count), size)]
+    return [(known, asked) for known in subsets for asked in subsets if len(set(known) & set(asked)) > 1]
+
+
+@pytest.mark.parametrize(("known", "asked"), missing_on_a_side(3))
+def test_perfect_embedding_scores_one_whatever_classes_are_missing(known, asked):
+    train, test = np.repeat(known, 30), np.repeat(asked, 10)
+    sides = (axes(train, 3, 0), train), (axes(test, 3, 1), test)
+    assert knn_auc(*sides) == 1
+    assert linear_probe(*sides, fractions=(0.2, 1.0), subsets=2) == {0.2: [1, 1], 1.0: [1]}
+    # The numbers of the classes are names: any others in their place give the same.
+    names = np.array([-3, 70, 10**12])
+    assert knn_auc((sides[0][0], names[train]), (sides[1][0], names[test])) == 1
+
+
+@given(
+    train=st.lists(st.integers(0, 4), min_size=2, max_size=12),
+    test=st.lists(st.integers(0, 4), min_size=2, max_size=12),
+    seed=st.integers(0, 5),
+)
+def test_transfer_auc_is_the_mean_over_pairs_of_shared_classes(train, test, seed):
+    """The oracle counts pairs: a class is scored if both sides have it and something else that is known."""
+    train, test = np.array(train), np.array(test)
+    columns = np.unique(train)
+    scores = np.random.default_rng(seed).integers(0, 4, (len(test), len(columns)))  # with ties
+    asked = [i for i in range(len(test)) if test[i] in train]
+    found = []
+    for column, label in enumerate(columns):
+        inside = [scores[i, column] for i in asked if test[i] == label]
+        outside = [scores[i, column] for i in asked if test[i] != label]
+        if inside and outside:
+            found.append(np.mean([(a > b) + 0.5 * (a == b) for a in inside for b in outside]))
+    if found:
+        assert transfer_auc(train, test, columns, scores) == pytest.approx(np.mean(found))
+        assert len(learnable(train, test)) == len(found)
+    else:
+        with pytest.raises(ValueError, match="AUC is not defined"):
+            transfer_auc(train, test, columns, scores)
+
+
+def test_constant_findings_are_left_out_of_both_probes():
+    labels = np.arange(120) % 2
+    rng = np.random.default_rng(0)
+    known = np.stack([labels, np.ones(120), np.zeros(120), labels], 1).astype(np.uint8)
+    asked = np.stack([labels, rng.integers(0, 2, 120), rng.integers(0, 2, 120), np.ones(120)], 1).astype(np.uint8)
+    assert learnable(known, asked).tolist() == [0]
+    features = axes(labels, 2, 0), axes(labels, 2, 1)
+    assert knn_auc((features[0], known), (features[1], asked)) == 1
+    assert linear_probe((features[0], known), (features[1], asked), (1.0,)) == {1.0: [1.0]}
+    one = labels[:, None].astype(np.uint8)  # a single column is a finding, not a class
+    assert knn_auc((features[0], one), (features[1], one)) == 1
+
+
+def test_knn_votes_are_the_weighted_shares_of_the_neighbours():
+    rng = np.random.default_rng(0)
+    train, test = rng.standard_normal((60, 4)), rng.standard_normal((40, 4))
+    labels, truth = rng.integers(0, 3, 60), rng.integers(0, 3, 40)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
+    distance = 1 - unit[1] @ unit[0].T
+    votes = np.zeros((40, 3))
+    for row, line in enumerate(distance):
+        for near in np.argsort(line)[:20]:
+            votes[row, labels[near]] += 1 / line[near]
+    assert knn_auc((train, labels), (test, truth)) == pytest.approx(
+        macro_auc(truth, votes / votes.sum(1, keepdims=True))
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "finetune"])
+def test_fine_tuning_and_probe_leave_unknown_classes_out(name, tmp_path):
+    """Bright left, bright right, and a class that training lacks: its images change no score."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 2
+    images = rng.integers(0, 60, (160, 32, 32))
+    images[labels == 1, :, :16] += 150
+    images[labels == 0, :, 16:] += 150
+    names = np.array([4, 9])[labels]
+    names[150:] = 6
+    images[150:] = 255
+    subject = subject_on(ImageSet(images.astype(np.uint8), labels=names), tmp_path)
+    without = replace(subject, test=subject.test.subset(slice(0, 30)))
+    assert subject.test.labels[-1] == 6
+    assert PROTOCOLS[name].measure(subject, SETTINGS) == PROTOCOLS[name].measure(without, SETTINGS)
+
+
+def test_plane_that_training_lacks_is_missing_not_dropped(tmp_path):
+    toys = toy()
+    toys.masks[120:, 0, 0] |= 2
+    subject = subject_on(toys, tmp_path)
+    assert PROTOCOLS["segment-frozen"].lacking(subject) == "every kind of mask among the images to train on"
+    assert segment.plane_names(*subject.masked) == ["mask 0", "mask 1"]
+
+
+def test_subset_that_cannot_be_drawn_is_known_before_measuring(tmp_path):
+    labels = np.arange(160) % 2
+    labels[3] = 2
+    masks = np.zeros((160, 32, 32), np.uint8)
+    masks[[3, 150], 4:8, 4:8] = 1
+    images = np.random.default_rng(0).integers(0, 255, (160, 32, 32), dtype=np.uint8)
+    subject = subject_on(ImageSet(images, labels=labels, masks=masks), tmp_path)
+    for name in ("linear", "finetune", "segment-frozen", "segment-tuned"):
+        assert PROTOCOLS[name].lacking(subject) is None
+        assert "too rare" in PROTOCOLS[name].unfit(subject, SETTINGS)
+        assert PROTOCOLS[name].unfit(subject, replace(SETTINGS, shares=(1.0,), mask_shares=(1.0,))) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shares": (0.1, float("nan"))},
+        {"shares": (0.0,)},
+        {"shares": (-0.1,)},
+        {"shares": (1.5,)},
+        {"shares": (100.0,)},
+        {"shares": ()},
+        {"shares": (0.1, 0.1)},
+        {"mask_shares": (0.1, 0.1)},
+        {"subsets": 0},
+        {"subsets": -1},
+        {"steps": 0},
+        {"batch_size": 1},
+        {"lr": float("nan")},
+        {"mask_lr": float("inf")},
+        {"clusters": 0},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(changes):
+    [name] = changes
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} must "):
+        check_settings(replace(SETTINGS, **changes))
+    check_settings(SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["finetune", "segment-frozen", "segment-tuned"])
+def test_training_of_a_protocol_that_diverges_is_an_error_not_a_score(name, tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    settings = replace(SETTINGS, shares=(1.0,), mask_shares=(1.0,), lr=1e30, mask_lr=1e30)
+    with pytest.raises(Diverged, match=r"of byol|by byol.* smaller --(mask-)?lr than 1e\+30"):
+        PROTOCOLS[name].measure(subject, settings)
+
+
+def test_anatomy_leaves_out_stages_of_a_single_cell(tmp_path):
+    subject = subject_on(toy(), tmp_path)
+    small = ImageSet(np.random.default_rng(0).integers(0, 255, (160, 8, 8), dtype=np.uint8))
+    run = Run(small, subject.run.config, tmp_path)
+    tiny = replace(
+        subject, run=run, train=small.subset(slice(0, 120)), test=small.subset(slice(120, None)), masked=None
+    )
+    stages = {name.partition(",")[0] for name in anatomy.measure(tiny, SETTINGS)}
+    assert stages < set(ENCODER.scales)
+    assert np.isfinite(list(anatomy.measure(tiny, SETTINGS).values())).all()
+    single = replace(tiny, test=ImageSet(np.zeros((40, 2, 2), np.uint8)))
+    assert "larger images" in anatomy.lacking(single)
+
+
 def test_macro_auc_is_the_mean_over_findings():
     labels = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
     scores = np.array([[0.9, 0.1, 0.1], [0.8, 0.2, 0.2], [0.7, 0.3, 0.3], [0.1, 0.4, 0.4]])
     assert macro_auc(labels, scores) == 0.75  # of the first; the others have one value only
     with pytest.raises(ValueError, match="no finding has both values"):
         macro_auc(labels[:, 1:], scores[:, 1:])
+    with pytest.raises(ValueError, match="each class must have a column of scores, got classes 0 to 2 for 2 columns"):
+        macro_auc(np.array([0, 1, 2, 0]), scores[:, :2])

@@ -100,13 +100,13 @@ def test_a_checkpoint_of_another_format_is_refused_in_one_sentence(tmp_path, pha
     run.save()
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    for found in (1, 3):
+    for found in (1, 4):
         state["format"] = found
         if found == 1:
             del state["format"]  # the first format had no number
         torch.save(state, path)
         with pytest.raises(
-            ValueError, match=rf"checkpoint must have format 2, got {found} of another version"
+            ValueError, match=rf"checkpoint must have format 3, got {found} of another version"
         ) as error:
             run.resume()
         assert "\n" not in str(error.value)

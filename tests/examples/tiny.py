@@ -8,17 +8,19 @@ from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.methods import METHODS, default_options
 from examples.pretrain.methods.byol import BYOLOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
 from examples.pretrain.methods.simsiam import SimSiamOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
 
-ENCODER = EncoderOptions(width=4, stem_stride=2)
+ENCODER = EncoderOptions(width=8, stem_stride=2)
 BYOL = BYOLOptions(dim=8, hidden_dim=16, momentum=0.9)
 DISSECT = DiSSECTOptions(byol=BYOL, codebook_size=16)
 OPTIONS: dict[str, Any] = {
     **default_options(),
     "byol": BYOL,
     "dissect": DISSECT,
+    "dissect_codes": DiSSECTCodesOptions(dissect=DISSECT, hidden_dim=16),
     "simsiam": SimSiamOptions(dim=8, bottleneck=4),
 }
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqssl.functional.random import random_bits, random_normal, random_positions
+from vqssl.functional.random import distinct_positions, random_bits, random_normal, random_positions
 
 WORD = 2**64
 GAMMA = 0x9E3779B97F4A7C15
@@ -145,3 +145,30 @@ def test_positions_are_uniform_and_in_random_order():
         expected = 2000 / 4 / width
         statistic = ((counts - expected) ** 2 / expected).sum().item()
         assert abs(statistic - 9) < 5 * math.sqrt(2 * 9)
+
+
+@given(st.integers(0, 2**40), st.integers(1, 30), st.integers(0, 40))
+def test_distinct_positions_are_distinct_and_as_many_as_there_can_be(seed, count, total):
+    generator = torch.Generator().manual_seed(seed % 2**31)
+    wanted = torch.rand(count, generator=generator) < 0.6
+    found = distinct_positions(torch.tensor([seed, 0]), wanted, torch.tensor(total))
+    given = found[found >= 0].tolist()
+    assert len(given) == len(set(given)) == min(int(wanted.sum()), total)
+    assert all(position < total for position in given)
+    assert (found[~wanted] == -1).all()
+
+
+@given(st.integers(0, 2**40), st.integers(1, 30), st.integers(0, 40))
+def test_distinct_positions_are_the_random_ones_where_there_are_enough(seed, count, more):
+    rng, total = torch.tensor([seed, 0]), torch.tensor(count + more)
+    wanted = torch.rand(count) < 0.6
+    assert torch.equal(
+        distinct_positions(rng, wanted, total), torch.where(wanted, random_positions(rng, count, total), -1)
+    )
+
+
+def test_each_entry_gets_one_of_few_positions_equally_often():
+    counts = torch.zeros(6)
+    for counter in range(3000):
+        counts += distinct_positions(torch.tensor([1, counter]), torch.ones(6, dtype=torch.bool), torch.tensor(2)) >= 0
+    assert (counts / 1000 - 1).abs().max() < 0.1

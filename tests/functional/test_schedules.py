@@ -72,7 +72,7 @@ def test_numpy_numbers_give_a_python_float():
         (ValueError, "start must be from 0 to 1", {"start": math.nan}),
         (ValueError, "end must be from 0 to 1", {"end": -0.1}),
         (TypeError, "start must be a number", {"start": "0.9"}),
-        (ValueError, "total_steps must be at least 1", {"total_steps": 0}),
+        (ValueError, "total_steps must be at least 0", {"total_steps": -1}),
         (ValueError, "step must not be negative", {"step": -1}),
     ],
 )

@@ -10,6 +10,7 @@ from vqssl import functional
 from vqssl.functional import CodebookState
 
 B, N, D, K = 3, 5, 4, 6
+GRID = functional.Grid((8, 8), (4, 2))
 
 
 def tokens(seed=0, *shape):
@@ -76,8 +77,21 @@ CASES = {
     "align_refinement": (of_two_views(functional.align_refinement), vectors(0, 1, 2, 3)),
     "detached_refinement": (of_two_views(functional.detached_refinement), vectors(0, 1, 2, 3)),
     "ema_buffer": (of_a_buffer(functional.ema_buffer), vectors(0, 1)),
+    "ema_buffers": (of_a_buffer(functional.ema_buffers("")), vectors(0, 1)),
     "copy_buffer": (of_a_buffer(functional.copy_buffer), vectors(0, 1)),
     "own_buffer": (of_a_buffer(functional.own_buffer), vectors(0, 1)),
+    "bag_of_codes": (lambda k, m: functional.bag_of_codes(k, K, m), [indices(), mask()]),
+    "bag_of_codes, of shares": (lambda a, m: functional.bag_of_codes(a, K, m, "max"), [tokens(0, B, N, K), mask()]),
+    "soft_codes": (lambda x, codes: functional.soft_codes(x, codes, 0.3), [tokens(), tokens(1, K, D)]),
+    "code_cross_entropy": (functional.code_cross_entropy, [tokens(0, B, N, K), indices()]),
+    "code_cross_entropy, of shares": (functional.code_cross_entropy, [tokens(0, B, K), tokens(1, B, K).softmax(-1)]),
+    "code_anchor": (functional.code_anchor, [tokens(), indices()]),
+    "anchor_loss": (functional.anchor_loss, vectors(0, 1)),
+    "matched_cells": (
+        lambda a, b: functional.matched_cells(a, b, GRID, GRID),
+        [tokens(0, B, 3, 3), tokens(1, B, 3, 3)],
+    ),
+    "canonical_cells": (lambda a: functional.canonical_cells(a, GRID, GRID), [tokens(0, B, 3, 3)]),
     "code_counts": (lambda k: functional.code_counts(k, K), [indices()]),
     "codebook_usage": (functional.codebook_usage, [tokens(0, K).exp()]),
     "target_spread": (functional.target_spread, vectors(0)),

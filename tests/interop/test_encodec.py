@@ -117,7 +117,7 @@ def test_each_layer_of_a_model_is_read_and_written_by_its_prefix():
 def test_defaults_are_theirs_unless_given():
     ours = codebook_from_encodec(foreign())
     assert (ours.decay, ours.eps, ours.commitment_weight, ours.metric) == (0.99, 1e-5, 1.0, "euclidean")
-    assert ours.initialization == KMeansInit(iterations=50)
+    assert ours.initialization == KMeansInit(iterations=50, few_tokens="sample")
     assert codebook_from_encodec(foreign(), decay=0.9).decay == 0.9
 
 
@@ -150,3 +150,12 @@ write: Any = codebook_to_encodec
 def test_refusals_say_what_to_write(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_state_that_was_not_trained_trains_on_fewer_frames_than_codes():
+    state = foreign()
+    prefix = next(iter(state)).rpartition(".")[0]
+    state[f"{prefix}.inited" if prefix else "inited"] = torch.tensor([0.0])
+    ours = codebook_from_encodec(state)
+    ours(torch.randn(ours.codebook_size // 2, ours.dim))
+    assert ours.initialized

@@ -449,3 +449,35 @@ def test_values_beyond_their_half_precision_are_refused():
     like = {name: tensor.half() for name, tensor in state_with().items()}
     with pytest.raises(ValueError, match=r"float\(\) first"):
         codebook_to_vector_quantize_pytorch(codebook, like=like)
+
+
+def test_codes_that_a_network_changes_are_refused():
+    """QINCo: the first level has codes of its own, later ones depend on what came before."""
+    peer = vector_quantize_pytorch.ResidualVQ(dim=8, num_quantizers=3, codebook_size=16, implicit_neural_codebook=True)
+    state = {f"audio.{name}": value for name, value in peer.state_dict().items()}
+    first = codebook_from_vector_quantize_pytorch(state, "audio.layers.0._codebook.")
+    assert torch.equal(first.embed, state["audio.layers.0._codebook.embed"][0])
+    for level in (1, 2):
+        with pytest.raises(ValueError, match="implicit_neural_codebook=True, whose networks change the codes"):
+            codebook_from_vector_quantize_pytorch(state, f"audio.layers.{level}._codebook.")
+    plain = vector_quantize_pytorch.ResidualVQ(dim=8, num_quantizers=3, codebook_size=16).state_dict()
+    codebook_from_vector_quantize_pytorch(plain, "layers.2._codebook.")
+
+
+def test_cosine_state_without_metric_gives_a_warning():
+    state = vector_quantize_pytorch.VectorQuantize(dim=8, codebook_size=16, use_cosine_sim=True).state_dict()
+    with pytest.warns(UserWarning, match="write metric='cosine', or metric='euclidean' if it is so") as caught:
+        codebook_from_vector_quantize_pytorch(state)
+    assert caught[0].filename == __file__
+    for metric in ("cosine", "euclidean"):
+        codebook_from_vector_quantize_pytorch(state, metric=metric)  # a warning would be an error here
+    codebook_from_vector_quantize_pytorch(vector_quantize_pytorch.VectorQuantize(dim=8, codebook_size=16).state_dict())
+
+
+def test_wrong_prefix_lists_what_is_under_it_and_names_set_codes():
+    state = vector_quantize_pytorch.ResidualVQ(dim=8, num_quantizers=2, codebook_size=16).state_dict()
+    state = {**{f"encoder.{n}.weight": torch.zeros(1) for n in range(9)}, **state}
+    with pytest.raises(ValueError, match=r"got '_codebook.initted', .* there; codebooks are at 'layers.0._codebook.'"):
+        codebook_from_vector_quantize_pytorch(state, "layers.1.")
+    with pytest.raises(ValueError, match=r"codebook.set_codes_\(codes\)"):
+        codebook_from_vector_quantize_pytorch({"quantize.embedding.weight": torch.zeros(4, 2)})

@@ -32,6 +32,26 @@ def test_equals_the_loop_over_tokens(n, size, dim, dtype, ignored, seed):
     torch.testing.assert_close(sums.double(), expected_sums, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [0.1, 1e-3, 3e4])
+def test_sum_of_many_tokens_keeps_its_bound(dtype, value):
+    n = 2_000_000
+    x = torch.full((n, 1), value).to(dtype)
+    _, sums = kernels.code_sums(x, torch.zeros(n, dtype=torch.int64), 1)
+    exact = n * x[0].double().item()
+    assert abs(sums.item() - exact) <= 2**-12 * exact
+
+
+def test_sums_in_pieces_keep_the_bound_for_each_code():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50_000, 4, generator=generator) + 1
+    indices = torch.randint(-1, 7, (50_000,), generator=generator)
+    _, sums = kernels.code_sums(x, indices, 7)
+    for code in range(7):
+        own = x[indices == code].double()
+        assert ((sums[code] - own.sum(0)).abs() <= 2**-12 * own.abs().sum(0)).all()
+
+
 def test_half_precision_tokens_are_summed_in_float32():
     x = torch.ones(5000, 1, dtype=torch.float16)  # float16 stops counting at 2048
     counts, sums = kernels.code_sums(x, torch.zeros(5000, dtype=torch.int64), 1)

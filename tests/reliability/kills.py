@@ -65,17 +65,21 @@ def epoch_of(folder: Path) -> int:
 
 def kill(child: int, folder: Path, rng: random.Random, *, while_writing: bool, span: float) -> bool:
     """Kill the process, and return True if a checkpoint was half written at that moment."""
-    partial = folder / "checkpoint.pt.partial"
+
+    def half_written() -> bool:
+        return any(folder.glob("checkpoint.pt.*.partial"))
+
     deadline = time.monotonic() + (30 if while_writing else rng.uniform(0, span))
-    with contextlib.suppress(FileNotFoundError):
-        partial.unlink()  # left over from an earlier kill
+    for left in folder.glob("*.partial"):  # left over from an earlier kill
+        with contextlib.suppress(FileNotFoundError):  # the process that has just started removes them too
+            left.unlink()
     while time.monotonic() < deadline:
-        if while_writing and partial.exists():
+        if while_writing and half_written():
             break
         time.sleep(0.0002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return partial.exists()
+    return half_written()
 
 
 def leaves(folder: Path) -> list:
@@ -110,7 +114,7 @@ def main() -> None:
         for number in tqdm(range(options.kills), desc="kills", disable=not sys.stderr.isatty()):
             before = epoch_of(broken)
             child = start(data, broken, EPOCHS)
-            half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=1.0)
+            half_written += kill(child, broken, rng, while_writing=number % 2 == 1, span=8.0)
             epochs.append(epoch_of(broken))
             lost += epochs[-1] < before
         last = epochs[-1] + 3

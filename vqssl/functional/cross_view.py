@@ -1,6 +1,5 @@
 """Averages of the regression loss over the views of a batch."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,13 +11,14 @@ __all__ = ["cross_view_loss", "same_view_loss"]
 
 
 def cross_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    r"""Average the regression loss over all ordered pairs of different views.
+    r"""Average the regression loss over all pairs of a predicting view and another, predicted one.
 
-    .. math:: \frac{1}{V (V - 1)} \sum_{v \neq w} L(p^v, t^w)
+    .. math:: \frac{1}{W (V - 1)} \sum_{w = 1}^{W} \sum_{v \neq w} L(p^v, t^w)
 
     Args:
         predictions: V tensors ``(B, D)``, V >= 2.
-        targets: V tensors ``(B, D)``, in the same order.
+        targets: W tensors ``(B, D)`` of the first W views, in the same order, 1 <= W <= V. With W < V the other views
+            only predict, as small local crops do (multi-crop, SwAV, arXiv 2006.09882).
 
     Returns:
         Scalar, float32 (float64 for float64 input).
@@ -31,9 +31,11 @@ def cross_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) ->
     >>> right, up = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     >>> cross_view_loss([right, up], [up, right]).item(), cross_view_loss([right, up], [right, up]).item()
     (0.0, 2.0)
+    >>> cross_view_loss([up, right, right], [right]).item()
+    0.0
     """
-    pairs = itertools.permutations(range(len(predictions)), 2)
-    return torch.stack([cosine_regression_loss(predictions[v], targets[w]) for v, w in pairs]).mean()
+    pairs = [(p, t) for v, p in enumerate(predictions) for w, t in enumerate(targets) if v != w]
+    return torch.stack([cosine_regression_loss(p, t) for p, t in pairs]).mean()
 
 
 def same_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["random_bits", "random_normal", "random_positions"]
+__all__ = ["distinct_positions", "random_bits", "random_normal", "random_positions"]
 
 
 def _as_int64(constant: int) -> int:
@@ -97,3 +97,37 @@ def random_positions(rng: Tensor, count: int, total: Tensor) -> Tensor:
     low = order * total // count
     width = ((order + 1) * total // count - low).clamp_min(1)
     return low + bits[count:] % width
+
+
+def distinct_positions(rng: Tensor, wanted: Tensor, total: Tensor) -> Tensor:
+    """Return a position in [0, total) for each wanted entry, no position twice.
+
+    With fewer positions than wanted entries, ``total`` of them get one, drawn at random. With at least K positions they
+    are those of :func:`random_positions`.
+
+    Args:
+        rng: ``(2,)`` int64, seed and counter.
+        wanted: ``(K,)`` bool.
+        total: scalar int64 tensor; an int would have to be read from the device first.
+
+    Returns:
+        ``(K,)`` int64, -1 where an entry is not wanted or gets none.
+
+    >>> import torch
+    >>> wanted = torch.tensor([True, False, True, True])
+    >>> found = distinct_positions(torch.tensor([0, 0]), wanted, torch.tensor(2))
+    >>> found[1].item(), found.sort().values.tolist()
+    (-1, [-1, -1, 0, 1])
+    """
+    count = len(wanted)
+    bits = random_bits(rng, 2 * count)
+    # With fewer positions than entries, wanted ones get the first strata, and of a position's strata the first counts.
+    scarce = total < count
+    order = torch.where(scarce & ~wanted, 2**62, bits[:count]).argsort(stable=True)
+    rank = torch.empty_like(order).scatter(0, order, torch.arange(count, device=order.device))
+    stratum = torch.where(scarce, rank, bits[:count].argsort(stable=True))
+    strata = torch.where(scarce, wanted.sum().clamp_min(1), count)
+    before, low, high = ((stratum + shift) * total // strata for shift in (-1, 0, 1))
+    position = low + bits[count:] % (high - low).clamp_min(1)
+    has_one = (stratum == 0) | (low > before)
+    return torch.where(wanted & has_one & (total > 0), position, -1)

@@ -23,7 +23,7 @@ def cosine_momentum(step: int | Tensor, total_steps: int, start: float = 0.996, 
     Args:
         step: t, counted from 0; beyond T the momentum stays at ``end``. An int, or an integer tensor: an int counter
             makes ``torch.compile`` recompile at every step.
-        total_steps: T, at least 1.
+        total_steps: T; 0 is a run of one step, at ``end``.
         start: m_0, 0 to 1.
         end: m_T, 0 to 1.
 
@@ -32,19 +32,19 @@ def cosine_momentum(step: int | Tensor, total_steps: int, start: float = 0.996, 
 
     Raises:
         TypeError: ``start`` or ``end`` is not a number.
-        ValueError: ``step`` is a negative int, ``total_steps`` is below 1, or a momentum is outside [0, 1].
+        ValueError: ``step`` is a negative int, ``total_steps`` is negative, or a momentum is outside [0, 1].
 
     >>> [round(cosine_momentum(t, 100), 4) for t in (0, 50, 100)]
     [0.996, 0.998, 1.0]
     """
     check_range("start", start, 0, 1, rule="a momentum weighs the old weights")
     check_range("end", end, 0, 1, rule="a momentum weighs the old weights")
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, got {total_steps}: give the length of the run in steps")
+    if total_steps < 0:
+        raise ValueError(f"total_steps must be at least 0, got {total_steps}: give the length of the run in steps")
     if isinstance(step, Tensor):
-        t = (step.double() / total_steps).clamp_max(1.0)
+        t = (step.double() / total_steps).clamp_max(1.0) if total_steps else torch.ones_like(step, dtype=torch.float64)
         return end - (end - start) * (torch.cos(math.pi * t) + 1) / 2
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}: count from 0")
-    progress = min(step / total_steps, 1.0)
+    progress = min(step / total_steps, 1.0) if total_steps else 1.0
     return float(end - (end - start) * (math.cos(math.pi * progress) + 1) / 2)

@@ -83,7 +83,8 @@ def target_spread(targets: Tensor) -> Tensor:
 
     .. math:: \sqrt{D} \cdot \mathrm{mean}_d\, \mathrm{std}_b \big( t_{bd} / \lVert t_b \rVert \big)
 
-    Source: the collapse measure of SimSiam (arXiv 2011.10566, section 4.1), times the square root of the width.
+    Source: the collapse measure of SimSiam (arXiv 2011.10566, section 4.1), times the square root of the width. The
+    deviation is that of the batch itself: B orthogonal directions give sqrt(1 - 1 / B), 0.95 for 10 and 0.71 for 2.
 
     Args:
         targets: ``(B, D)``, B >= 2.

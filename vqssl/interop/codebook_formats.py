@@ -63,8 +63,16 @@ class CodebookFormat(NamedTuple):
         if not found:
             raise ValueError(
                 f"state must hold a codebook of {self.library}, names that end in 'embed' and 'cluster_size', got "
-                f"{listed(state)}: {self.cure}"
+                f"{listed(state)}: {self.cure}; for a plain table of codes (K, D), codebook.set_codes_(codes)"
             )
+        if prefix is not None:
+            under = [name for name in state if name.startswith(prefix)]
+            if under:
+                raise ValueError(
+                    f"prefix={prefix!r} must lead to a codebook of {self.library}, 'embed' and 'cluster_size', got "
+                    f"{listed(name.removeprefix(prefix) for name in under)} there; codebooks are at {listed(found)}: "
+                    f"give one of these, or write codebook.set_codes_(codes) for a plain table of codes (K, D)"
+                )
         if prefix is not None or len(found) > 1:
             received = "none" if prefix is None else repr(prefix)
             raise ValueError(

@@ -31,7 +31,8 @@ def codebook_from_encodec(state: Mapping[str, Any], prefix: str | None = None, *
     residual of the layers before it.
 
     Options that you leave out have the defaults of ``EuclideanCodebook``: ``decay=0.99``, ``eps=1e-5``,
-    ``commitment_weight=1.0``, and k-means of 50 iterations if it was not initialised yet. A training step is then the
+    ``commitment_weight=1.0``, and k-means of 50 iterations if it was not initialised yet (tokens
+    themselves, where the first batch has fewer than codes). A training step is then the
     same step. Note:
 
     - There is no revival. Encodec's has no effect: ``threshold_ema_dead_code`` replaces codes before the moving
@@ -70,7 +71,7 @@ def codebook_from_encodec(state: Mapping[str, Any], prefix: str | None = None, *
         "eps": 1e-5,
         "commitment_weight": 1.0,
         "revival": None,
-        "initialization": KMeansInit(iterations=50),
+        "initialization": KMeansInit(iterations=50, few_tokens="sample"),
     }
     return build_codebook(chosen, "euclidean", {**defaults, **options})
 

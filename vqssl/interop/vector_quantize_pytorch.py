@@ -1,5 +1,7 @@
 """Codebooks of vector-quantize-pytorch (PyPI, by Phil Wang): ``VectorQuantize``, ``ResidualVQ`` and what holds them."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +31,7 @@ def codebook_from_vector_quantize_pytorch(
     prefix: str | None = None,
     *,
     head: int | None = None,
-    metric: MetricName = "euclidean",
+    metric: MetricName | None = None,
     **options: Any,
 ) -> EMACodebook:
     """Return an :class:`~vqssl.EMACodebook` with the codes, counts and sums of a codebook of vector-quantize-pytorch.
@@ -61,7 +63,8 @@ def codebook_from_vector_quantize_pytorch(
         prefix: where the codebook is, such as ``"layers.0._codebook."``; None if there is only one.
         head: index of the head, if ``separate_codebook_per_head`` gave each its own codes, ``embed`` ``(h, K, D)``.
             With one codebook for all heads leave it out, and give the codebook tokens ``(B, N, h, D)``.
-        metric: ``"cosine"`` for ``use_cosine_sim=True``.
+        metric: ``"cosine"`` for ``use_cosine_sim=True``. None (default) is ``"euclidean"``, with a warning where all
+            codes have length 1.
         **options: what :class:`~vqssl.EMACodebook` takes by name. Device and dtype are those of the state, float32 at
             least.
 
@@ -72,8 +75,11 @@ def codebook_from_vector_quantize_pytorch(
     Raises:
         TypeError: ``state`` is not a state dict, or a tensor is not floating.
         ValueError: no codebook, several and no ``prefix`` or ``head``, names beyond the four (``affine_param``,
-            ``vq_bridge``), shapes that do not belong together, values that are not finite, or lengths that no cosine
-            codebook has.
+            ``vq_bridge``), shapes that do not belong together, values that are not finite, lengths that no cosine
+            codebook has, or a level of a residual quantiser with ``implicit_neural_codebook=True`` after the first.
+
+    Warns:
+        UserWarning: ``metric`` was left out, and all codes have length 1.
 
     >>> import torch
     >>> embed = torch.randn(2, 8, 4)  # two heads
@@ -84,7 +90,8 @@ def codebook_from_vector_quantize_pytorch(
     True
     """
     check_state("state", state)
-    heads = FORMAT.read(state, prefix, metric)
+    _refuse_implicit_neural_codebook(state, FORMAT.locate(state, prefix))
+    heads = FORMAT.read(state, prefix, metric or "euclidean")
     if head is None and len(heads) > 1:
         raise ValueError(
             f"head must name one of {len(heads)} heads, each of which has codes of its own, got none: write head=0, or "
@@ -93,6 +100,8 @@ def codebook_from_vector_quantize_pytorch(
     if head is not None and (isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(heads)):
         raise ValueError(f"head must be from 0 to {len(heads) - 1}, got {head!r}: heads count from 0")
     chosen = heads[head or 0]
+    if metric is None:
+        _warn_of_cosine(chosen.embed)
     defaults = {
         "decay": 0.8,
         "eps": 1e-5,
@@ -101,7 +110,27 @@ def codebook_from_vector_quantize_pytorch(
         "estimator": "rotation" if chosen.embed.shape[-1] > 1 else "straight_through",
         "initialization": KMeansInit(),
     }
-    return build_codebook(chosen, metric, {**defaults, **options})
+    return build_codebook(chosen, metric or "euclidean", {**defaults, **options})
+
+
+def _refuse_implicit_neural_codebook(state: Mapping[str, Any], prefix: str) -> None:
+    """Raise for a level whose codes a network changes with each token (QINCo, arXiv 2401.14732)."""
+    found = re.fullmatch(r"(.*?)layers\.(\d+)\._codebook\.", prefix)
+    if found and int(found[2]) > 0 and any(name.startswith(f"{found[1]}mlps.") for name in state):
+        raise ValueError(
+            f"a codebook must have the same codes for every token, but {prefix!r} belongs to a ResidualVQ with "
+            "implicit_neural_codebook=True, whose networks change the codes with each token: keep their module for it"
+        )
+
+
+def _warn_of_cosine(embed: Tensor) -> None:
+    lengths = embed.float().norm(dim=-1)
+    if embed.shape[-1] > 1 and len(lengths) > 1 and ((lengths - 1).abs() < 1e-4).all():
+        warnings.warn(
+            "all codes of this state have length 1, as those of use_cosine_sim=True, but metric was left out and is "
+            "'euclidean': write metric='cosine', or metric='euclidean' if it is so",
+            stacklevel=3,
+        )
 
 
 def codebook_to_vector_quantize_pytorch(

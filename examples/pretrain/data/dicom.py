@@ -11,6 +11,10 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 
+MOST_PIXELS = 89_478_485
+"""As Pillow's limit for pictures: larger ones are taken for files that were made to fill the memory."""
+
+
 def is_dicom(path: Path) -> bool:
     """Return True for a DICOM file: by its suffix, else by the preamble."""
     if path.suffix.lower() in DICOM_SUFFIXES:
@@ -28,11 +32,17 @@ def read_dicom(path: Path) -> np.ndarray:
     """Return a DICOM image as uint16, grey ``(H, W)`` or RGB ``(H, W, 3)``.
 
     Raises:
-        ValueError: it has several frames, another photometric interpretation, or a rescale slope of 0.
+        ValueError: it has several frames, too many pixels, another photometric interpretation, a rescale slope of 0,
+            or values that are not numbers.
     """
     dataset = pydicom.dcmread(path)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise ValueError(f"it has {dataset.NumberOfFrames} frames, only single frames are read: split it")
+    if int(dataset.Rows) * int(dataset.Columns) > MOST_PIXELS:
+        raise ValueError(f"it has {dataset.Rows} x {dataset.Columns} pixels, at most {MOST_PIXELS:,} are read")
+    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        if not np.isfinite(np.asarray(dataset.get(name) or 0, float)).all():
+            raise ValueError(f"its {name} must be finite, got {dataset.get(name)}")
     kind = dataset.PhotometricInterpretation
     pixels = dataset.pixel_array
     bits = dataset.BitsStored
@@ -61,6 +71,8 @@ def read_dicom(path: Path) -> np.ndarray:
 
 
 def _to_uint16(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    if not np.isfinite(float(high) - float(low)):
+        raise ValueError(f"its rescale must give numbers, got a range from {low} to {high}")
     if low == high:
         raise ValueError("its RescaleSlope is 0, which makes every pixel equal")
     share = (values.astype(np.float64) - float(low)) / (float(high) - float(low))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from examples.pretrain.data.dicom import is_dicom, read_dicom
+from examples.pretrain.data.dicom import DICOM_SUFFIXES, is_dicom, read_dicom
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.data.label_table import labels_of
+from examples.pretrain.data.picture import PICTURE_SUFFIXES, is_picture, read_picture
 from examples.pretrain.data.resize import resize
-
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 def load_folder(folder: Path, size: int, progress: bool) -> ImageSet:
@@ -30,42 +30,57 @@ def load_folder(folder: Path, size: int, progress: bool) -> ImageSet:
         resize(_read_image(folder / name), size)
         for name in tqdm(names, desc=folder.name, unit="image", disable=not progress)
     ]
-    return ImageSet(_stack(images), labels, groups, None, None, label_names)
+    return ImageSet(_stack(images), labels, groups, None, None, label_names, np.array(names))
 
 
 def _image_names(folder: Path) -> list[str]:
     """Return paths relative to ``folder``, with forward slashes, sorted because a listing has no fixed order."""
     names = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and path.is_file() and (_is_picture(path) or is_dicom(path)):
-            names.append(name.as_posix())
+    for path in _files(folder):
+        if not path.is_file():
+            leads_nowhere = path.is_symlink() and not path.exists()
+            if leads_nowhere or path.suffix.lower() in PICTURE_SUFFIXES | DICOM_SUFFIXES:
+                raise ValueError(f"{path}: must be a file or a link to one: mend or remove it")
+        elif is_picture(path) or is_dicom(path):
+            names.append(path.relative_to(folder).as_posix())
     return sorted(names)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the paths in a folder and in its sub-folders, linked ones too; nothing hidden, and each folder once."""
+    seen: dict[tuple[int, int], Path] = {}
+    to_search = [folder]
+    links: list[Path] = []
+    while to_search or links:
+        # Linked folders come last: a link to a folder that is inside anyway adds nothing, and may be a loop.
+        top = to_search.pop() if to_search else links.pop()
+        found = top.stat()
+        first = seen.setdefault((found.st_dev, found.st_ino), top)
+        if first is not top:
+            warnings.warn(f"{top} leads to {first}: its images are counted once, as those of {first}", stacklevel=5)
+            continue
+        for path in sorted(top.iterdir(), reverse=True):
+            if path.name.startswith("."):
+                continue
+            if not path.is_dir():
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                to_search.append(path)
 
 
 def _read_image(path: Path) -> np.ndarray:
     try:
-        image = _read_picture(path) if _is_picture(path) else read_dicom(path)
+        image = read_picture(path) if is_picture(path) else read_dicom(path)
     except Exception as error:  # decoders raise nearly any exception on damaged files
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
+            f"{path}: cannot be read as an image ({reason}): repair it or take it out of the folder"
         ) from error
     if image.ndim == 3 and (image == image[..., :1]).all():
         return image[..., 0]
     return image
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey
-            return np.asarray(image).astype(np.uint16)
-        return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:

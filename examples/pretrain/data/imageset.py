@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+
+from examples.pretrain.data.fingerprint import fingerprint_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +22,7 @@ class ImageSet:
         masks: ``(N, S, S)`` uint8.
         split: ``(N,)`` "train", "val" or "test"; None unless the source names them.
         label_names: one name a class or a finding.
+        names: ``(N,)`` paths of the images in their folder; None unless they come from one.
 
     Raises:
         ValueError: an array has the wrong dtype or rank, or another length than ``images``.
@@ -34,12 +38,13 @@ class ImageSet:
     masks: np.ndarray | None = None
     split: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
+    names: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images)
         if self.images.shape[1] != self.images.shape[2]:
             raise ValueError(f"images must be square, got {self.images.shape}: load_images crops and resizes them")
-        for name in ("labels", "groups", "masks", "split"):
+        for name in ("labels", "groups", "masks", "split", "names"):
             array = getattr(self, name)
             if array is not None:
                 check_length(name, array, len(self.images))
@@ -61,6 +66,18 @@ class ImageSet:
         """Number of channels: 1 for grey, 3 for RGB."""
         return 1 if self.images.ndim == 3 else 3
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Shape and digests of every image and of all that is known about them; computed once."""
+        return fingerprint_of(
+            self.images,
+            names=self.names,
+            labels=self.labels,
+            label_names=self.label_names,
+            groups=self.groups,
+            masks=self.masks,
+        )
+
     def subset(self, index: np.ndarray | slice | Sequence[int]) -> ImageSet:
         """Return the images at ``index`` (integers, a boolean mask or a slice) with their labels, groups and masks."""
         where = index if isinstance(index, slice) else np.asarray(index)
@@ -77,6 +94,7 @@ class ImageSet:
             pick(self.masks),
             pick(self.split),
             self.label_names,
+            pick(self.names),
         )
 
 

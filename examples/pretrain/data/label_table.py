@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ def labels_of(folder: Path, names: list[str]) -> Labels:
         ValueError: ``labels.csv`` does not fit the images; the message names the file and the line.
     """
     table = folder / "labels.csv"
-    if table.is_file():
+    if os.path.lexists(table):
+        if not table.is_file():
+            raise ValueError(f"{table}: must be a file or a link to one: mend or remove it")
         try:
             return _table_labels(table, names)
         except UnicodeDecodeError as error:
@@ -47,6 +51,9 @@ def _table_labels(table: Path, names: list[str]) -> Labels:
         )
     by_name: dict[str, dict[str, str]] = {}
     for line, row in rows:
+        if "\0" in "".join(row[column] or "" for column in header):
+            # numpy drops those at the end of a text, which would merge classes
+            raise ValueError(f"line {line} must be text, got a NUL byte: save it as CSV UTF-8")
         if None in row or any(value is None or not value.strip() for value in row.values()):
             raise ValueError(f"line {line} must fill each of the {len(header)} columns, got {row}")
         name = row["name"].strip().replace("\\", "/")
@@ -79,17 +86,24 @@ def _column_labels(rows: list[dict[str, str]], columns: list[str]) -> tuple[np.n
         return np.array([[row[column] for column in columns] for row in rows]).astype(np.uint8), tuple(columns)
     values = [row[columns[0]] for row in rows]
     numbers = [_number(value) for value in values]
-    if all(number is not None and number.is_integer() for number in numbers):
-        return number_classes(np.array([int(number) for number in numbers if number is not None]))
+    whole = [int(number) for number in numbers if number is not None and _is_whole(number)]
+    if len(whole) == len(values):
+        return number_classes(np.array(whole, np.int64))
     if all(number is None for number in numbers):
         return number_classes(np.array(values))
     raise ValueError(
-        f"the classes in column {columns[0]!r} must be all names or all whole numbers, got {sorted(set(values))[:5]}"
+        f"the classes in column {columns[0]!r} must be all names or all whole numbers of at most 64 bits, got "
+        f"{sorted(set(values))[:5]}"
     )
 
 
-def _number(value: str) -> float | None:
+def _number(value: str) -> Decimal | None:
+    """Return an exact number: a float would merge whole numbers above 2**53."""
     try:
-        return float(value)
-    except ValueError:
+        return None if "_" in value else Decimal(value)  # Python's numbers may be written 1_000, others' not
+    except InvalidOperation:
         return None
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number.is_finite() and -(2**63) <= number < 2**63 and number == number.to_integral_value()

@@ -27,7 +27,9 @@ def load_images(path: str | Path, image_size: int, *, progress: bool = True) -> 
     Classes are numbered 0, 1, ... in sorted order; ``label_names`` keeps their original names.
     In a folder, an RGB picture with three equal channels counts as grey. A mix of 8 and 16 bits becomes uint16, a mix
     of grey and RGB becomes RGB. DICOM values pass through the rescale and window (or lookup tables) stored with them;
-    the range that BitsStored allows is mapped to uint16. Pillow decodes RGB PNG to 8 bits a channel.
+    the range that BitsStored allows is mapped to uint16. Pillow decodes RGB PNG to 8 bits a channel. A file with the
+    suffix of a picture must hold a PNG or JPEG; no other decoder is tried. Linked folders are searched too, each folder
+    once.
 
     Args:
         path: the file or folder.

@@ -11,6 +11,7 @@ __all__ = ["METHODS", "Method", "Step", "default_options"]
 CLASSES = {
     "byol": "BYOL",
     "dissect": "DiSSECT",
+    "dissect_codes": "DiSSECTCodes",
     "simsiam": "SimSiam",
 }
 METHODS: dict[str, type[Method]] = {

@@ -72,7 +72,8 @@ class BYOL(nn.Module):
     def compare(self, views: Sequence[Tensor]) -> Compared:
         """Return the outputs of student and teacher for V views `(B, C, S, S)`."""
         images = torch.cat(list(views))
-        return Compared(self.student(images), *self.teacher(images))
+        target = self.teacher(images)
+        return Compared(self.student(images), target.embedding, target.maps)
 
     def forward(self, views: Sequence[Tensor]) -> Step:
         """Return the loss of V views `(B, C, S, S)` of the same images."""

@@ -50,6 +50,30 @@ class DiSSECTOptions:
     """lambda of the commitment loss."""
 
 
+def make_quantizer(encoder: Encoder, options: DiSSECTOptions, seed: int) -> vqssl.MultiScaleQuantizer:
+    """Return the quantiser of the encoder's maps."""
+    return vqssl.MultiScaleQuantizer(
+        encoder.scale_channels,
+        codebook_size=options.codebook_size,
+        dim=options.byol.dim,
+        shared=options.shared_codebook,
+        projection=PROJECTIONS[options.projection],
+        metric=options.metric,
+        ema=options.ema,
+        decay=options.codebook_decay,
+        seed=seed,
+    )
+
+
+def usage_figures(quantizer: vqssl.MultiScaleQuantizer, scales: Sequence[str]) -> dict[str, float]:
+    """Return perplexity and number of dead codes of each scale, for the log."""
+    found: dict[str, float] = {}
+    for scale, name in enumerate(scales):
+        usage = quantizer.codebook(scale).usage()
+        found |= {f"perplexity_{name}": usage.perplexity.item(), f"dead_{name}": usage.dead.item()}
+    return found
+
+
 class DiSSECT(nn.Module):
     """BYOL, a quantiser on the maps, and a fusion that refines the teacher's embedding z_c to a second target z_s."""
 
@@ -59,17 +83,7 @@ class DiSSECT(nn.Module):
         super().__init__()
         self.byol = BYOL(encoder, options.byol, total_steps=total_steps)
         self.quantize = options.quantize
-        self.quantizer = vqssl.MultiScaleQuantizer(
-            encoder.scale_channels,
-            codebook_size=options.codebook_size,
-            dim=options.byol.dim,
-            shared=options.shared_codebook,
-            projection=PROJECTIONS[options.projection],
-            metric=options.metric,
-            ema=options.ema,
-            decay=options.codebook_decay,
-            seed=seed,
-        )
+        self.quantizer = make_quantizer(encoder, options, seed)
         self.fusion = vqssl.SERFFusion(
             dim=options.byol.dim,
             num_scales=len(encoder.scales),
@@ -121,12 +135,7 @@ class DiSSECT(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Return BYOL's figures, and perplexity and number of dead codes of each scale."""
-        found = self.byol.figures()
-        for scale, name in enumerate(self.encoder.scales):
-            usage = self.quantizer.codebook(scale).usage()
-            found[f"perplexity_{name}"] = usage.perplexity.item()
-            found[f"dead_{name}"] = usage.dead.item()
-        return found
+        return self.byol.figures() | usage_figures(self.quantizer, self.encoder.scales)
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the student's encoder and the quantiser."""

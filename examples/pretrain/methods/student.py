@@ -16,6 +16,17 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     )
 
 
+class Embedded(NamedTuple):
+    """The output of encoder and projector."""
+
+    embedding: Tensor
+    """z, `(B, D)`."""
+    maps: list[Tensor]
+    """The encoder's maps, one a scale."""
+    features: Tensor
+    """The encoder's pooled features, `(B, C)`: the input of the projector."""
+
+
 class Embedder(nn.Module):
     """Encoder and projector: the part of a student that a teacher copies."""
 
@@ -24,10 +35,10 @@ class Embedder(nn.Module):
         self.encoder = encoder
         self.projector = projector
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the embedding `(B, D)` of images, and the encoder's maps."""
+    def forward(self, images: Tensor) -> Embedded:
+        """Return the embedding of images, and what the encoder returns of them."""
         features, maps = self.encoder(images)
-        return self.projector(features), maps
+        return Embedded(self.projector(features), maps, features)
 
 
 class Predicted(NamedTuple):
@@ -39,6 +50,8 @@ class Predicted(NamedTuple):
     """z, `(B, D)`: the input of the predictor."""
     maps: list[Tensor]
     """The encoder's maps, one a scale."""
+    features: Tensor
+    """The encoder's pooled features, `(B, C)`."""
 
 
 class Student(nn.Module):
@@ -56,6 +69,6 @@ class Student(nn.Module):
         self.predictor = predictor
 
     def forward(self, images: Tensor) -> Predicted:
-        """Return prediction, embedding and maps of images `(B, C, S, S)`."""
-        embedding, maps = self.embedder(images)
-        return Predicted(self.predictor(embedding), embedding, maps)
+        """Return prediction, embedding, maps and features of images `(B, C, S, S)`."""
+        embedded = self.embedder(images)
+        return Predicted(self.predictor(embedded.embedding), *embedded)

@@ -21,6 +21,7 @@ from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
 from examples.pretrain.reports import pictures
+from examples.pretrain.reports.text import file_name
 
 OTHERS = 5
 """Number of other images whose masks measure what position alone tells."""
@@ -118,9 +119,9 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     for subject in subjects:
         if subject.codes and subject.masked is not None:
             data = subject.masked[1]
-            found = own_codes(subject, data)
-            pictures.code_maps(data, found, folder / f"codes-{subject.name}-maps.png")
-            pictures.code_patches(data, next(iter(found.values())), folder / f"codes-{subject.name}-patches.png")
+            found, name = own_codes(subject, data), file_name(subject.name)
+            pictures.code_maps(data, found, folder / f"codes-{name}-maps.png")
+            pictures.code_patches(data, next(iter(found.values())), folder / f"codes-{name}-patches.png")
 
 
 PROTOCOL = Protocol(

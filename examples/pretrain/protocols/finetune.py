@@ -5,31 +5,40 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float, views_of
 from examples.pretrain.data import ImageSet
-from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc
-from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
+from examples.pretrain.divergence import check_losses, check_state
+from examples.pretrain.protocols.labels import transfer_auc
+from examples.pretrain.protocols.subject import (
+    Protocol,
+    Scores,
+    Settings,
+    Subject,
+    label_subsets,
+    lacking_labels,
+)
 
 
 def measure(subject: Subject, settings: Settings) -> Scores:
     """Return the AUC (%) by share of the labels."""
-    labels = subject.train.labels
-    assert labels is not None
     found: Scores = {}
-    for share in settings.shares:
-        for draw in range(1 if share == 1 else settings.subsets):
-            seed = settings.seed * 1000 + draw
-            some = subject.train.subset(label_subset(labels, share, seed))
-            found.setdefault(f"{100 * share:g}%", []).append(100 * finetuned(subject, some, settings, seed))
+    for share, seed, index in label_subsets(subject, settings):
+        some = subject.train.subset(index)
+        found.setdefault(f"{100 * share:g}%", []).append(100 * finetuned(subject, some, settings, seed))
     return found
 
 
 def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) -> float:
-    """Return the macro AUC on the test images after `settings.steps` steps; the subject's encoder is not changed."""
+    """Return the macro AUC on the test images after `settings.steps` steps; the subject's encoder is not changed.
+
+    Raises:
+        Diverged: the loss or the weights are not finite.
+    """
     run, test = subject.run, subject.test
     assert train.labels is not None
     assert test.labels is not None
@@ -37,29 +46,35 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
     device = run.config.device
     encoder = copy.deepcopy(subject.encoder).train()
     many = train.labels.ndim == 2
-    classes = train.labels.shape[1] if many else int(max(train.labels.max(), test.labels.max())) + 1
-    head = nn.Linear(encoder.dim, classes).to(device)
+    classes = np.arange(train.labels.shape[1]) if many else np.unique(train.labels)
+    targets = train.labels if many else np.searchsorted(classes, train.labels)
+    head = nn.Linear(encoder.dim, len(classes)).to(device)
     loss_of = nn.BCEWithLogitsLoss() if many else nn.CrossEntropyLoss()
-    labels = torch.from_numpy(train.labels).to(device)
+    labels = torch.from_numpy(targets).to(device)
     images = to_float(train.images).to(device)
     augment = views_of(train.images.shape[1], run.config.augmentation)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=settings.lr, weight_decay=1e-4)
     schedule = CosineAnnealingLR(optimizer, settings.steps)
+    losses = []
     for batch in batches(len(images), settings):
         with torch.no_grad():
             views = run.normalize(augment(images[batch]))
         logits = head(encoder(views)[0])
         target = labels[batch]
         optimizer.zero_grad(set_to_none=True)
-        loss_of(logits, target.float() if many else target).backward()
+        loss = loss_of(logits, target.float() if many else target)
+        loss.backward()
+        losses.append(loss.detach())
         optimizer.step()
         schedule.step()
+    said = {"of": f"fine-tuning of {subject.name}", "advice": f"Give a smaller --lr than {settings.lr:g}"}
+    check_losses(torch.stack(losses)[:, None], ["loss"], **said)
+    check_state({"encoder": encoder, "head": head}, **said)
     with torch.no_grad():
         features = run.encode(to_float(test.images), encoder)
         logits = head(features.to(device)).cpu()
     scores = (logits if many else logits.softmax(-1)).double().numpy()
-    kept = learnable(train.labels, test.labels)
-    return macro_auc(test.labels[:, kept] if many else test.labels[:, None] == kept, scores[:, kept])
+    return transfer_auc(train.labels, test.labels, classes, scores)
 
 
 def batches(count: int, settings: Settings) -> Iterator[Tensor]:
@@ -73,4 +88,9 @@ def batches(count: int, settings: Settings) -> Iterator[Tensor]:
         yield batch
 
 
-PROTOCOL = Protocol("Fine-tuning of encoder and head: macro AUC (%) by share of the labels", measure, lacking_labels)
+PROTOCOL = Protocol(
+    "Fine-tuning of encoder and head: macro AUC (%) by share of the labels",
+    measure,
+    lacking_labels,
+    draws=label_subsets,
+)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsRegressor
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet, train_test_split
-from examples.pretrain.protocols.labels import macro_auc
+from examples.pretrain.protocols.labels import indicators, learnable, transfer_auc
 from examples.pretrain.train import Monitor, Run
 
 
@@ -25,13 +25,19 @@ def knn_monitor(data: ImageSet, *, neighbours: int = 20, most: int = 2000, seed:
         seed: of the split and of the choice of images.
 
     Raises:
-        ValueError: the images have no labels.
+        ValueError: the images have no labels, or labels that a probe cannot be scored by.
     """
     if data.labels is None:
         raise ValueError("a kNN probe needs labels, and these images have none: train without it")
     known, asked = train_test_split(replace(data, split=None), 0.2, seed=seed)
     rng = np.random.default_rng(seed)
-    parts = [data.subset(np.sort(rng.permutation(index)[:most])) for index in (known, asked)]
+    index = [np.sort(rng.permutation(side)[:most]) for side in (known, asked)]
+    parts = [data.subset(side) for side in index]
+    if not len(learnable(*(data.labels[side] for side in index))):
+        raise ValueError(
+            "a kNN probe needs labels that tell images apart on both sides of its split, which those of "
+            f"{len(known)} and {len(asked)} images do not: train without it"
+        )
 
     def monitor(run: Run) -> dict[str, float]:
         sides = []
@@ -44,10 +50,17 @@ def knn_monitor(data: ImageSet, *, neighbours: int = 20, most: int = 2000, seed:
 
 
 def knn_auc(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], neighbours: int = 20) -> float:
-    """Return the macro AUC of votes of the nearest training images, each weighted by the inverse cosine distance."""
-    classifier = KNeighborsClassifier(min(neighbours, len(train[0])), metric="cosine", weights="distance")
-    found = classifier.fit(*train).predict_proba(test[0])
-    if train[1].ndim == 2:
-        # A finding that no training image has gets no vote.
-        found = np.stack([each[:, 1] if each.shape[1] == 2 else np.zeros(len(each)) for each in found], 1)
-    return macro_auc(test[1], found)
+    """Return the macro AUC of votes of the nearest training images, each weighted by the inverse cosine distance.
+
+    What one of the sides lacks is left out, as :func:`transfer_auc` says.
+
+    Args:
+        train: features `(N, D)` and labels, `(N,)` classes or `(N, L)` findings.
+        test: the same of the images that are asked about.
+        neighbours: number of votes.
+    """
+    columns = learnable(train[1], test[1])
+    # The mean of 0 and 1 under the weights is the share of the votes.
+    votes = KNeighborsRegressor(min(neighbours, len(train[0])), metric="cosine", weights="distance")
+    votes.fit(train[0], indicators(train[1], columns).astype(float))
+    return transfer_auc(train[1], test[1], columns, votes.predict(test[0]))

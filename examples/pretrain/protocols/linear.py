@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -10,8 +12,15 @@ from torch import nn
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
-from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc
-from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, lacking_labels
+from examples.pretrain.protocols.labels import label_draws, learnable, transfer_auc
+from examples.pretrain.protocols.subject import (
+    Protocol,
+    Scores,
+    Settings,
+    Subject,
+    label_subsets,
+    lacking_labels,
+)
 from examples.pretrain.train import Run
 
 FRACTIONS = (0.01, 0.05, 1.0)
@@ -65,8 +74,8 @@ def linear_probe(
     """Return macro AUCs on the test images by share of labels, one for each random subset of the training labels.
 
     Features are standardised with the mean and deviation of the labelled images. Then one logistic regression is fit
-    for each finding of multi-hot labels, or a multinomial one for classes. AUC is :func:`macro_auc`; a finding that
-    all or none of the training images have is left out as well.
+    for each finding of multi-hot labels, or a multinomial one for classes. AUC is :func:`transfer_auc`, which leaves
+    out what one of the sides lacks.
 
     Args:
         train: features `(N, D)` and labels, `(N,)` classes or `(N, L)` findings.
@@ -74,31 +83,39 @@ def linear_probe(
         fractions: shares of the training images whose labels are used.
         subsets: number of random subsets of each share below 1.
         seed: of the subsets; the same for every encoder, so that results can be compared in pairs.
+
+    Raises:
+        ValueError: the labels tell no images apart, or a class is too rare.
     """
     features, labels = train
-    result = {}
-    for fraction in fractions:
-        draws = 1 if fraction == 1 else subsets
-        scores = []
-        for draw in range(draws):
-            index = label_subset(labels, fraction, seed * 1000 + draw)
-            scores.append(_auc(features[index], labels[index], *test))
-        result[fraction] = scores
+    check_labels(labels, test[1], fractions, subsets, seed)
+    result: dict[float, list[float]] = {}
+    for fraction, _, index in label_draws(labels, fractions, subsets, seed):
+        result.setdefault(fraction, []).append(_auc(features[index], labels[index], *test))
     return result
+
+
+def check_labels(
+    train: np.ndarray, test: np.ndarray, fractions: Sequence[float] = FRACTIONS, subsets: int = 3, seed: int = 0
+) -> None:
+    """Raise ValueError unless :func:`linear_probe` can score these labels: before hours of training, for example."""
+    if not len(learnable(train, test)):
+        raise ValueError(
+            "a probe needs labels that tell images apart, in training and in test images: got "
+            f"{len(np.unique(train))} different values in training images, {len(np.unique(test))} in test images; give "
+            "other labels, or images without labels"
+        )
+    for _ in label_draws(train, fractions, subsets, seed):
+        pass
 
 
 def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> float:
     if labels.ndim == 1:
         model = fit(features, labels)
-        scores = np.zeros((len(test_labels), max(labels.max(), test_labels.max()) + 1))
-        scores[:, model.classes_] = model.predict_proba(test_features)
-        kept = learnable(labels, test_labels)
-        return macro_auc(test_labels[:, None] == kept, scores[:, kept])
-    scores = np.zeros(test_labels.shape)
-    kept = learnable(labels, test_labels)
-    for finding in kept:
-        scores[:, finding] = fit(features, labels[:, finding]).predict_proba(test_features)[:, 1]
-    return macro_auc(test_labels[:, kept], scores[:, kept])
+        return transfer_auc(labels, test_labels, model.classes_, model.predict_proba(test_features))
+    columns = learnable(labels, test_labels)
+    fits = [fit(features, labels[:, finding]).predict_proba(test_features)[:, 1] for finding in columns]
+    return transfer_auc(labels, test_labels, columns, np.stack(fits, 1))
 
 
 def fit(features: np.ndarray, labels: np.ndarray) -> Pipeline:
@@ -106,4 +123,9 @@ def fit(features: np.ndarray, labels: np.ndarray) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=2000)).fit(features, labels)
 
 
-PROTOCOL = Protocol("Linear probe of the frozen encoder: macro AUC (%) by share of the labels", measure, lacking_labels)
+PROTOCOL = Protocol(
+    "Linear probe of the frozen encoder: macro AUC (%) by share of the labels",
+    measure,
+    lacking_labels,
+    draws=label_subsets,
+)

@@ -16,6 +16,9 @@ from examples.pretrain.encoder import STAGES
 from examples.pretrain.protocols.labels import learnable
 from examples.pretrain.protocols.linear import fit
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
+from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.pictures import show
+from examples.pretrain.reports.text import caption, file_name
 
 LAYERS = STAGES[1:]
 
@@ -81,7 +84,7 @@ def lesions(subject: Subject) -> Iterator[tuple[int, str, np.ndarray, np.ndarray
     test = subject.masked[1]
     assert test.masks is not None
     assert subject.train.labels is not None
-    names = plane_names(subject.masked[0])
+    names = plane_names(*subject.masked)
     split = planes(test.masks, len(names))
     for finding in learnable(subject.train.labels, subject.train.labels):
         there = split[:, finding].any((1, 2))
@@ -97,27 +100,32 @@ def energy(cam: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     """Draw the maps of layer3 over test images, one picture a finding."""
+    drawn: set[Path] = set()
     for finding, name, images, masks in lesions(subjects[0]):
         figure = Figure(figsize=(1.5 * 6 + 0.5, 1.55 * (1 + len(subjects)) + 0.5), layout="constrained")
         grid = figure.subplots(1 + len(subjects), 6, squeeze=False)
         images, masks = images[:6], masks[:6]
         for axes, image in zip(grid[0], images, strict=False):
-            axes.imshow(image, cmap="gray")
+            show(axes, image)
         for row, subject in zip(grid[1:], subjects, strict=True):
             cams = maps(subject, Probed(subject), images, finding)["layer3"]
             shares = energy(cams, masks)
             for axes, image, cam, share in zip(row, images, cams, shares, strict=False):
-                axes.imshow(image, cmap="gray")
+                show(axes, image)
                 axes.imshow(cam, cmap="inferno", alpha=0.55)
                 axes.set_title(f"{share:.0%} inside", fontsize=7)
-            row[0].set_ylabel(subject.name, fontsize=9)
+            row[0].set_ylabel(caption(subject.name), fontsize=9)
         for row in grid:
             for axes, mask in zip(row, masks, strict=False):
                 axes.contour(mask, levels=[0.5], colors="#4cc9f0", linewidths=1)
             for axes in row:
                 axes.set(xticks=[], yticks=[])
-        figure.suptitle(f"Grad-CAM of layer3 for {name} through a linear probe; the lesion outlined", fontsize=9)
-        figure.savefig(folder / f"localise-{name.replace(' ', '-')}.png", dpi=110)
+        figure.suptitle(f"Grad-CAM of layer3 for {caption(name)} through a linear probe, lesion outlined", fontsize=9)
+        path = folder / f"localise-{file_name(name)}.png"
+        if path in drawn:  # two names may differ in what file names cannot hold
+            path = folder / f"localise-{file_name(name)}-{finding}.png"
+        drawn.add(path)
+        save_figure(figure, path, dpi=110)
 
 
 def lacking(subject: Subject) -> str | None:
@@ -126,7 +134,7 @@ def lacking(subject: Subject) -> str | None:
     if subject.masked is None or labels is None or labels.ndim != 2:
         return "a mask of each finding, as the phantoms have"
     # Compared by name: a file of other masks may have as many planes as there are findings.
-    if tuple(plane_names(subject.masked[0])) != subject.train.label_names:
+    if tuple(plane_names(*subject.masked)) != subject.train.label_names:
         return "a mask of each finding, as the phantoms have"
     return None if any(True for _ in lesions(subject)) else "test images with a finding that a probe can learn"
 

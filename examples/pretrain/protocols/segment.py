@@ -20,18 +20,23 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
+from examples.pretrain.divergence import check_losses, check_state
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols.finetune import batches
-from examples.pretrain.protocols.labels import label_subset
+from examples.pretrain.protocols.labels import Draws, label_draws, label_subset
 from examples.pretrain.protocols.subject import (
     Protocol,
     Scores,
     Settings,
     Subject,
+    count_planes,
     lacking_masks,
     plane_names,
     planes,
 )
+from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.pictures import show
+from examples.pretrain.reports.text import caption
 
 
 class Segmenter(nn.Module):
@@ -79,31 +84,36 @@ def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
     """Return Dice (%) by share of the masks, and by plane if there are several."""
     assert subject.masked is not None
     train, test = subject.masked
-    assert train.masks is not None
-    names = plane_names(train)
-    there = presence(train)
+    names = plane_names(train, test)
     found: Scores = {}
-    for share in settings.mask_shares:
-        for draw in range(1 if share == 1 else settings.subsets):
-            seed = settings.seed * 1000 + draw
-            some = train.subset(label_subset(there, share, seed))
-            net = trained(subject, some, len(names), settings, seed, frozen=frozen)
-            for name, value in zip(names, dice(subject, net, test, len(names)), strict=True):
-                column = f"{100 * share:g}%" if len(names) == 1 else f"{name}, {100 * share:g}%"
-                found.setdefault(column, []).append(100 * value)
+    for share, seed, index in mask_subsets(subject, settings):
+        net = trained(subject, train.subset(index), len(names), settings, seed, frozen=frozen)
+        for name, value in zip(names, dice(subject, net, test, len(names)), strict=True):
+            column = f"{100 * share:g}%" if len(names) == 1 else f"{name}, {100 * share:g}%"
+            found.setdefault(column, []).append(100 * value)
     return found
 
 
-def presence(data: ImageSet) -> np.ndarray:
-    """Return `(N, P)` of 0 and 1: images with a mask in each plane. Subsets are drawn by it."""
+def presence(data: ImageSet, count: int) -> np.ndarray:
+    """Return `(N, P)` of 0 and 1: images with a mask in each of `count` planes. Subsets are drawn by it."""
     assert data.masks is not None
-    return np.asarray(planes(data.masks, len(plane_names(data))).any((2, 3)), dtype=np.uint8)
+    return np.asarray(planes(data.masks, count).any((2, 3)), dtype=np.uint8)
+
+
+def mask_subsets(subject: Subject, settings: Settings) -> Draws:
+    """Yield the subsets of the training masks."""
+    assert subject.masked is not None
+    there = presence(subject.masked[0], count_planes(*subject.masked))
+    return label_draws(there, settings.mask_shares, settings.subsets, settings.seed)
 
 
 def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, seed: int, *, frozen: bool) -> Segmenter:
     """Return a trained segmenter; the subject's encoder is not changed.
 
     Images and masks are flipped, rotated and scaled together.
+
+    Raises:
+        Diverged: the loss or the weights are not finite.
     """
     assert train.masks is not None
     torch.manual_seed(seed)
@@ -126,15 +136,22 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
         weight_decay=1e-4,
     )
     schedule = CosineAnnealingLR(optimizer, settings.steps)
+    losses = []
     for batch in batches(len(images), settings):
         with torch.no_grad():
             view, target = augment(images[batch], targets[batch])
             target = (target > 0.5).float()
         logits = net(run.normalize(view))
         optimizer.zero_grad(set_to_none=True)
-        (overlap(logits, target) + pixels(logits, target)).backward()
+        loss = overlap(logits, target) + pixels(logits, target)
+        loss.backward()
+        losses.append(loss.detach())
         optimizer.step()
         schedule.step()
+    # A NaN is not above 0: the masks that it predicts would be empty, and the score 0.
+    said = {"of": f"segmentation by {subject.name}", "advice": f"Give a smaller --mask-lr than {settings.mask_lr:g}"}
+    check_losses(torch.stack(losses)[:, None], ["loss"], **said)
+    check_state({"network": net}, **said)
     return net.eval()
 
 
@@ -163,9 +180,9 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
     train, test = first
     assert train.masks is not None
     assert test.masks is not None
-    names = plane_names(train)
+    names = plane_names(train, test)
     share = sorted(settings.mask_shares)[min(1, len(settings.mask_shares) - 1)]
-    some = train.subset(label_subset(presence(train), share, settings.seed * 1000))
+    some = train.subset(label_subset(presence(train, len(names)), share, settings.seed * 1000))
     shown = test.subset(np.flatnonzero(test.masks.any((1, 2)))[:8])
     assert shown.masks is not None
     figure = Figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
@@ -175,20 +192,24 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
         net = trained(subject, some, len(names), settings, settings.seed * 1000, frozen=frozen)
         guess, truth = predicted(subject, net, shown.images).numpy(), planes(shown.masks, len(names))
         for axes, image, made, real in zip(row, shown.images, guess, truth, strict=True):
-            axes.imshow(image, cmap="gray")
-            axes.set(xticks=[], yticks=[])
+            show(axes, image)
             for plane, color in zip(range(len(names)), colors, strict=False):
                 if real[plane].any():
                     axes.contour(real[plane], levels=[0.5], colors="white", linewidths=1.2)
                 if made[plane].any():
                     axes.contour(made[plane], levels=[0.5], colors=color, linewidths=1.2)
-        row[0].set_ylabel(subject.name, fontsize=9)
-    keys = ", ".join(f"{name} {color}" for name, color in zip(names, ("blue", "yellow", "green"), strict=False))
+        row[0].set_ylabel(caption(subject.name), fontsize=9)
+    shown_in = zip(map(caption, names), ("blue", "yellow", "green"), strict=False)
+    keys = ", ".join(f"{name} {color}" for name, color in shown_in)
     kind = "frozen" if frozen else "fine-tuned"
     figure.suptitle(f"{kind} encoder, {100 * share:g}% of the masks: truth white, {keys}", fontsize=9)
-    figure.savefig(folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
+    save_figure(figure, folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
 
 
 TITLE = "U-Net decoder on the {} encoder: Dice (%) by share of the masks"
-FROZEN = Protocol(TITLE.format("frozen"), partial(measure, frozen=True), lacking_masks, partial(draw, frozen=True))
-TUNED = Protocol(TITLE.format("fine-tuned"), partial(measure, frozen=False), lacking_masks, partial(draw, frozen=False))
+FROZEN, TUNED = (
+    Protocol(
+        TITLE.format(kind), partial(measure, frozen=frozen), lacking_masks, partial(draw, frozen=frozen), mask_subsets
+    )
+    for kind, frozen in (("frozen", True), ("fine-tuned", False))
+)

@@ -10,7 +10,8 @@ import numpy as np
 
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.protocols.labels import learnable
+from examples.pretrain.protocols.labels import Draws, label_draws, learnable
+from examples.pretrain.ranges import check_range, check_shares
 from examples.pretrain.train import Run
 
 Scores = dict[str, list[float]]
@@ -39,6 +40,19 @@ class Settings:
     """Number of k-means codes in the protocol `codes`, the same for every encoder."""
     seed: int = 0
     """Seed of the subsets, the decoders and heads, and the batches."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ValueError unless every setting is in its range."""
+    check_shares("--shares", settings.shares)
+    check_shares("--mask-shares", settings.mask_shares)
+    check_range("--subsets", settings.subsets, least=1)
+    check_range("--steps", settings.steps, least=1)
+    check_range("--batch-size", settings.batch_size, least=2)
+    check_range("--lr", settings.lr, above=0)
+    check_range("--mask-lr", settings.mask_lr, above=0)
+    check_range("--clusters", settings.clusters, least=1)
+    check_range("--seed", settings.seed, least=0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,26 @@ class Protocol:
     """Return what the images lack for this protocol, or None."""
     draw: Callable[[Sequence[Subject], Settings, Path], None] | None = None
     """Draw pictures of subjects of one seed into a folder."""
+    draws: Callable[[Subject, Settings], Draws] | None = None
+    """Yield the random subsets that `measure` uses; raise ValueError if one cannot be drawn."""
+
+    def unfit(self, subject: Subject, settings: Settings) -> str | None:
+        """Return what keeps :attr:`measure` from working on a subject, or None: `lacking`, or subsets too small."""
+        missing = self.lacking(subject)
+        if missing is not None or self.draws is None:
+            return missing
+        try:
+            for _ in self.draws(subject, settings):
+                pass
+        except ValueError as error:
+            return f"other labels or masks: {error}"
+        return None
+
+
+def label_subsets(subject: Subject, settings: Settings) -> Draws:
+    """Yield the subsets of the training labels."""
+    assert subject.train.labels is not None
+    return label_draws(subject.train.labels, settings.shares, settings.subsets, settings.seed)
 
 
 def lacking_labels(subject: Subject) -> str | None:
@@ -93,16 +127,21 @@ def lacking_masks(subject: Subject) -> str | None:
         return "masks (give --masks, or data that hold some)"
     for side, kind in zip(subject.masked, ("to train on", "to test on"), strict=True):
         assert side.masks is not None
-        there = planes(side.masks, len(plane_names(subject.masked[0]))).any((0, 2, 3))
+        there = planes(side.masks, count_planes(*subject.masked)).any((0, 2, 3))
         if not there.all():
             return f"every kind of mask among the images {kind}"
     return None
 
 
-def plane_names(data: ImageSet) -> list[str]:
+def count_planes(*sides: ImageSet) -> int:
+    """Return the number of planes that hold the masks of all sides: a kind that one side lacks counts too."""
+    return max(int(side.masks.max(initial=1)).bit_length() for side in sides if side.masks is not None)
+
+
+def plane_names(*sides: ImageSet) -> list[str]:
     """Return a name for each bit of the masks: that of the finding if there are as many findings, else a number."""
-    assert data.masks is not None
-    count = int(data.masks.max(initial=1)).bit_length()
+    data = sides[0]
+    count = count_planes(*sides)
     if data.labels is not None and data.labels.ndim == 2 and len(data.label_names) == count:
         return list(data.label_names)
     return ["mask"] if count == 1 else [f"mask {bit}" for bit in range(count)]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.protocols import PROTOCOLS, Scores
+from examples.pretrain.records import read_record
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, order_of, pairs
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
+from examples.pretrain.reports.text import caption, table_cell, write_text
 
 Table = dict[str, dict[Key, Scores]]
 """Scores by encoder and run."""
@@ -35,7 +34,7 @@ def load(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are none, or two do not belong in one table.
     """
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+    records = [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
     if not records:
         raise ValueError(f"no results in {folder}: measure something first, or give another --out")
     check_together(records)
@@ -145,9 +144,9 @@ def gap_of(linear: Table, finetune: Table) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+    """Return a markdown table; header and first column may hold names from the data."""
+    lines = ["| " + " | ".join(map(table_cell, header)) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join([table_cell(row[0]), *row[1:]]) + " |" for row in rows]) + "\n"
 
 
 def drawn(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -205,26 +204,26 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
             means = [mean for mean, _ in found]
             color = "#999999" if encoder == "random" else f"C{number}"
             # Shifted, so that the bars of two encoders do not overlap.
-            axes.errorbar(x * 1.04**number, means, [half or 0.0 for _, half in found], color=color, label=encoder,
-                          marker="o", markersize=3.5, linewidth=1.2, capsize=2)  # fmt: skip
+            axes.errorbar(x * 1.04**number, means, [half or 0.0 for _, half in found], color=color,
+                          label=caption(encoder), marker="o", markersize=3.5, linewidth=1.2, capsize=2)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
         axes.minorticks_off()
         axes.set(
-            title=f"{name}{', ' if part else ''}{part}",
+            title=f"{name}{', ' if part else ''}{caption(part)}",
             xlabel="share (%) of labels" if "seg" not in name else "share (%) of masks",
         )
         axes.set_ylabel("Dice (%)" if "seg" in name else "macro AUC (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def write(folder: Path) -> str:
     """Write `table.md` and `shares.png` from the records of a folder; return the text of the former."""
     records = load(folder)
     text = tables(records)
-    (folder / "table.md").write_text(text)
+    write_text(folder / "table.md", text)
     draw_shares(records, folder / "shares.png")
     return text

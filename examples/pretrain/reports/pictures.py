@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from examples.pretrain.data import ImageSet
 from examples.pretrain.log import Row
-
-matplotlib.use("agg")
+from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.text import caption
 
 INK = "#333333"
 
@@ -49,7 +49,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count: int = 8) -> None:
@@ -65,8 +65,8 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
     figure = Figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
-        _show(axes, data.images[image])
-        axes.set_title(_label(data, image), fontsize=7, color=INK)
+        show(axes, data.images[image])
+        axes.set_title(caption(_label(data, image), 25), fontsize=7, color=INK)
         if data.masks is not None and data.masks[image].any():
             axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
     # Shuffled hues: neighbouring code numbers are not related.
@@ -78,7 +78,7 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
             axes.imshow(palette[codes[image]], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{scale}\n{codes.shape[1]} x {codes.shape[2]}", fontsize=8, color=INK)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
@@ -117,10 +117,11 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.suptitle("places that chose the same code (number, share of all places)", fontsize=8, color=INK)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
-def _show(axes, image: np.ndarray) -> None:
+def show(axes, image: np.ndarray) -> None:
+    """Show an image of any dtype and number of channels, without ticks."""
     full = np.iinfo(image.dtype).max
     axes.imshow(image / full, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
@@ -134,7 +135,7 @@ def _label(data: ImageSet, image: int) -> str:
     names = data.label_names
     label = data.labels[image]
     if data.labels.ndim == 1:
-        return names[label] if names else str(label)
+        return names[label] if 0 <= label < len(names) else str(label)
     return ", ".join(name for name, there in zip(names, label, strict=False) if there) or "no finding"
 
 
@@ -142,7 +143,7 @@ def _varied(data: ImageSet, count: int) -> list[int]:
     """Return the first images of each label, in turns."""
     if data.labels is None:
         return list(range(min(count, len(data))))
-    keys = [tuple(np.atleast_1d(label)) for label in data.labels.tolist()]
+    keys = [tuple(np.atleast_1d(label).tolist()) for label in data.labels]
     queues = [[i for i, key in enumerate(keys) if key == label] for label in sorted(set(keys))]
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     return sorted(turns[:count], key=lambda i: keys[i])

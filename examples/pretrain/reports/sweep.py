@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from examples.pretrain.records import read_record
+from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
+from examples.pretrain.reports.text import caption, table_cell, write_text
 from examples.pretrain.variants import VARIANTS
 
 Records = dict[str, dict[Key, dict[str, Any]]]
@@ -25,7 +24,7 @@ FIRST = 3
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a folder; an empty list if there are none."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+    return [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
 
 
 def by_variant(records: Iterable[dict[str, Any]]) -> Records:
@@ -86,7 +85,11 @@ def table(records: Records) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in ordered(records):
         own = list(records[name].values())
-        cells = [name, str(len(own)), *(interval([auc(record, share) for record in own]) for share in shares)]
+        cells = [
+            table_cell(name),
+            str(len(own)),
+            *(interval([auc(record, share) for record in own]) for share in shares),
+        ]
         for other in ("byol", "full", "random"):
             for share in shares[:2]:
                 gain = gains(records, name, share, other)
@@ -139,7 +142,7 @@ def again(records: Records) -> str:
         for first in (True, False)
     ]
     for name in names:
-        cells = [name]
+        cells = [table_cell(name)]
         for other, share in columns:
             for part in parts:
                 gain = gains(part, name, share, other)
@@ -170,11 +173,11 @@ def draw(records: Records, path: Path) -> None:
                 mean = np.mean([auc(record, share) for record in records[reference].values()])
                 ax.axvline(mean, color="tab:gray", linestyle=style, zorder=0, label=f"mean of {reference}")
         ax.set(title=f"macro AUC (%) with {100 * float(share):g}% of the labels", yticks=range(len(names)))
-        ax.set_yticklabels(names)
+        ax.set_yticklabels([caption(name) for name in names])
         ax.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(loc="lower left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
@@ -190,6 +193,6 @@ def write(folder: Path) -> None:
     texts = {"table.md": table(records), "again.md": again(records)}
     for name, text in texts.items():
         if text:
-            (folder / name).write_text(text)
+            write_text(folder / name, text)
             print(text)
     draw(records, folder / "auc.png")

@@ -121,6 +121,7 @@ def test_dicom_files_are_found_by_suffix_or_preamble(tmp_path, rng):
         ((3, 6, 6), "MONOCHROME2", {"NumberOfFrames": 3}, ("3 frames", "single frames", "split it")),
         ((6, 6), "PALETTE COLOR", {}, ("MONOCHROME1, MONOCHROME2 or RGB", "not PALETTE COLOR")),
         ((6, 6), "MONOCHROME2", {"RescaleSlope": 0, "RescaleIntercept": 1}, ("RescaleSlope is 0",)),
+        ((6, 6), "MONOCHROME2", {"Rows": 65535, "Columns": 65535}, ("65535 x 65535 pixels", "at most 89,478,485")),
     ],
 )
 def test_unsupported_dicom_is_refused_with_the_reason(tmp_path, rng, shape, kind, tags, parts):
@@ -147,3 +148,13 @@ def test_a_damaged_image_is_refused_by_name(tmp_path, rng, name, kept):
     with pytest.raises(ValueError, match=r".+") as error:
         read(tmp_path)
     says(error, str(path), "cannot be read as an image", "take it out of the folder")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
+def test_rescale_or_window_that_is_no_number_is_refused(tmp_path, rng):
+    for tag in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        for value in ("nan", "inf", "-inf"):
+            tags = {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 9, "WindowWidth": 9, tag: value}
+            write_dicom(tmp_path / "one.dcm", grey(rng, (6, 6)), **tags)
+            with pytest.raises(ValueError, match=f"{tag} must be finite, got {value}"):
+                read(tmp_path)

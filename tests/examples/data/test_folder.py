@@ -177,3 +177,83 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("name,class\n")
     (tmp_path / "scan.tif").write_bytes(b"II*\0")
     refuses(tmp_path, "no images found", ".png, .jpg, .jpeg, .dcm or .dicom", "sub-folders")
+
+
+# ---- files that are not what their names promise ----
+
+
+@pytest.mark.parametrize("format", ["EPS", "GIF", "TIFF", "BMP", "WEBP", "PPM", "PDF", "ICO"])
+@pytest.mark.parametrize("suffix", ["png", "JPG"])
+def test_content_of_another_format_is_refused_and_no_other_decoder_is_tried(tmp_path, rng, monkeypatch, format, suffix):
+    path = tmp_path / f"x.{suffix}"
+    save(tmp_path, path.name, grey(rng, (16, 16)), format=format)
+    started = []
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: started.append(1))
+    refuses(tmp_path, "/x.", "neither PNG nor JPEG", "take it out")
+    assert not started
+
+
+def test_png_named_jpg_and_jpeg_named_png_are_read(tmp_path, rng):
+    save(tmp_path, "a.jpg", grey(rng), format="PNG")
+    save(tmp_path, "b.png", grey(rng), format="JPEG")
+    assert len(read(tmp_path)) == 2
+
+
+def test_animation_is_refused(tmp_path, rng):
+    save(tmp_path, "x.png", grey(rng), save_all=True, append_images=[Image.fromarray(grey(rng))])
+    refuses(tmp_path, "/x.png", "animation of 2 frames", "split it")
+
+
+def test_picture_above_the_safe_size_is_refused_before_it_is_decoded(tmp_path, rng, monkeypatch):
+    save(tmp_path, "x.png", grey(rng, (20, 20)))
+    for limit in (150, 399):  # Pillow raises an error above twice its limit, and only warns between
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        refuses(tmp_path, "/x.png", "400 pixels")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert len(read(tmp_path)) == 1
+
+
+# ---- links ----
+
+
+def test_linked_folders_are_searched_once_and_loops_end(tmp_path, rng):
+    folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    save(folder, "sub/a.png", grey(rng))
+    save(elsewhere, "b.png", grey(rng))
+    (folder / "linked").symlink_to(elsewhere)
+    assert read(folder).names.tolist() == ["linked/b.png", "sub/a.png"]
+    for link, target in (("again", folder / "sub"), ("sub/up", folder), ("linked/back", folder)):
+        (folder / link).symlink_to(target)
+    with pytest.warns(UserWarning, match="counted once") as warned:
+        assert read(folder).names.tolist() == ["linked/b.png", "sub/a.png"]
+    assert len(warned) == 3
+
+
+@pytest.mark.parametrize("name", ["gone.png", "gone", "labels.csv"])
+def test_link_that_leads_nowhere_is_refused(tmp_path, rng, name):
+    save(tmp_path, "a.png", grey(rng))
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    refuses(tmp_path, f"/{name}", "must be a file", "mend or remove it")
+
+
+# ---- classes that are numbers ----
+
+
+def test_whole_numbers_are_told_apart_at_any_size(tmp_path, rng):
+    table = folder_of(tmp_path, rng) / "labels.csv"
+    table.write_text(rows(f"1.png,{2**53}", f"2.png,{2**53 + 1}.0", f"in/3.png,{-(2**63)}"))
+    data = read(tmp_path)
+    assert data.labels.tolist() == [1, 2, 0]
+    assert data.label_names == (str(-(2**63)), str(2**53), str(2**53 + 1))
+    table.write_text(rows("1.png,1e3", "2.png,1000", "in/3.png,+1000.0"))
+    assert read(tmp_path).label_names == ("1000",)
+    table.write_text(rows("1.png,1_0", "2.png,1_00", "in/3.png,1_0"))  # names, not Python's 10 and 100
+    assert read(tmp_path).label_names == ("1_0", "1_00")
+    for large in (2**63, 10**40, "1e999999", "inf"):
+        table.write_text(rows(f"1.png,{large}", "2.png,1", "in/3.png,1"))
+        refuses(tmp_path, "/labels.csv", "all names or all whole numbers of at most 64 bits")
+
+
+def test_nul_byte_in_a_table_is_refused_by_line(tmp_path, rng):
+    (folder_of(tmp_path, rng) / "labels.csv").write_bytes(b"name,class\n1.png,a\n2.png,a\0\nin/3.png,b\n")
+    refuses(tmp_path, "/labels.csv", "line 3", "NUL", "save it as CSV UTF-8")

@@ -128,6 +128,15 @@ def test_an_npz_with_a_short_array_is_refused(tmp_path, kept, parts):
     refuses(path, "`images`", *parts)
 
 
+def test_a_header_of_more_values_than_memory_holds_is_refused(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**15, 32, 32)})
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(100))
+    refuses(path, "`images`", "more values than memory holds", "damaged")
+
+
 MED = {
     f"{part}_{kind}": IMAGES if kind == "images" else np.arange(3)
     for part in ("train", "test")

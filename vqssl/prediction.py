@@ -1,0 +1,398 @@
+"""CodePrediction: a student predicts the codes that a quantiser gives another view."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from vqssl.centring import CentringName, TargetCentring
+from vqssl.checks import (
+    by_name,
+    check_device,
+    check_floating,
+    check_indices,
+    check_object,
+    check_one_a_scale,
+    check_positive_int,
+    policy_name,
+)
+from vqssl.code_heads import CODE_HEADS, CodeHead, CodeHeadName, GeneratedHead, HeadSizes
+from vqssl.code_targets import CODE_TARGETS, CodeTarget, CodeTargetName
+from vqssl.multiscale import MultiScaleQuantizer
+from vqssl.types import CodePredictionLoss, MultiScaleQuantized
+
+__all__ = ["CodePrediction"]
+
+
+class CodePrediction(nn.Module):
+    r"""Heads that predict, from a student's features of one view, the codes of another view, and their loss.
+
+    .. math:: \mathcal{L} = \frac{1}{S} \sum_s L\big(g_s(f^v), t_s^w\big), \qquad v \neq w
+
+    f are features of a student, and t comes from what a :class:`~vqssl.MultiScaleQuantizer` returns for the other view,
+    usually of a teacher's maps. Gradients reach the heads and f, never t. ``target`` says what is predicted:
+
+    - ``"anchor"`` (default): the average code of a view, layer-normed and centred; L is 2 - 2 cos.
+    - ``"bag"``: the distribution of codes over a view; L is the cross-entropy. BoWNet (arXiv 2002.12247) and OBoW
+      (arXiv 2012.11552) predict it.
+    - ``"place"``: the code of each place; L is the cross-entropy. For masked prediction (HuBERT, BEiT v2), or for two
+      crops with ``places`` from :func:`vqssl.functional.matched_cells`.
+
+    Generated heads compute their weights from the codes: call :meth:`follow_` once after each optimizer step.
+
+    Args:
+        in_dim: C, the width of pooled features ``(B, C)``, which all heads take; or one number a scale, for maps.
+        quantizer: the quantiser whose codes are predicted; or K, one number a scale, for codes from anywhere. It is
+            only read, and not kept.
+        target: one of the names above, or an object as in :mod:`vqssl.code_targets`.
+        head: ``"mlp"`` (linear, batch norm, ReLU, linear), ``"linear"``, ``"generated"`` (weights computed from the
+            codes, :class:`~vqssl.code_heads.GeneratedHead`), or a function as in :mod:`vqssl.code_heads`.
+        hidden_dim: of the heads.
+        dim: D, where K was given and the target or the head needs it.
+        centring: what is subtracted from centred targets: ``"batch"``, the mean over all views of the batch and all
+            ranks, or ``"running"``, its moving average, for small batches.
+        centre_momentum: of the moving average.
+        channels_last: layout of maps, where K was given; else the quantiser's.
+        process_group: the ranks over which targets are centred. None is the default group at the time of the call.
+
+    Shape:
+        Features ``(N, C)``, or S maps ``(N, C_s, *spatial_s)``; a :class:`~vqssl.types.MultiScaleQuantized` of the same
+        N, or of fewer views. Output :class:`~vqssl.types.CodePredictionLoss`.
+
+    Raises:
+        TypeError: an argument of another type than above.
+        ValueError: a size below 1, another number of widths than scales, an unknown name, a target of places without
+            maps, or a missing ``dim``.
+
+    >>> import torch, vqssl
+    >>> quantizer = vqssl.MultiScaleQuantizer([16, 32], codebook_size=8, dim=4)
+    >>> prediction = CodePrediction(32, quantizer, target="bag")
+    >>> maps = [torch.randn(6, 16, 8, 8), torch.randn(6, 32, 4, 4)]  # a teacher's, of views a and b, joined
+    >>> features = torch.randn(6, 32)  # the student's, of the same views
+    >>> loss = prediction(features, quantizer(maps), views=2)
+    >>> len(loss.losses), bool(loss.total > 0)
+    (2, True)
+    """
+
+    def __init__(
+        self,
+        in_dim: int | Sequence[int],
+        quantizer: MultiScaleQuantizer | Sequence[int],
+        *,
+        target: CodeTargetName | CodeTarget = "anchor",
+        head: CodeHeadName | CodeHead = "mlp",
+        hidden_dim: int = 512,
+        dim: int | None = None,
+        centring: CentringName = "batch",
+        centre_momentum: float = 0.9,
+        channels_last: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(quantizer, MultiScaleQuantizer):
+            sizes = [quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales)]
+            dim, channels_last = quantizer.dim, quantizer.channels_last
+        else:
+            sizes = _sizes(quantizer)
+        self.target = _target(target)
+        self.target_name = policy_name(target)
+        self.codebook_sizes = tuple(sizes)
+        self.takes_maps = not isinstance(in_dim, int)
+        self.in_dims = _in_dims(in_dim, len(sizes))
+        if self.target.per_place and not self.takes_maps:
+            raise ValueError(
+                f"in_dim must be one width a scale for a target of places, got {in_dim}: write the channels of the "
+                "student's maps, as a list"
+            )
+        check_positive_int("hidden_dim", hidden_dim)
+        if dim is not None:
+            check_positive_int("dim", dim)
+        self.channels_last = channels_last
+        build = by_name("head", head, CODE_HEADS)
+        widths = [self.target.width(dim or 0, size) for size in sizes]
+        if dim is None and (0 in widths or head == "generated"):
+            raise ValueError(
+                f"dim must say how wide the codes are for target={self.target_name!r} and head={policy_name(head)!r}: "
+                "write dim=, or give the quantiser instead of sizes"
+            )
+        self.dim = dim
+        self.heads = nn.ModuleList(
+            build(HeadSizes(channels, hidden_dim, width, dim or 0, size))
+            for channels, width, size in zip(self.in_dims, widths, sizes, strict=True)
+        )
+        self.centring = (
+            TargetCentring(widths, how=centring, momentum=centre_momentum, process_group=process_group)
+            if self.target.centred
+            else None
+        )
+
+    @property
+    def num_scales(self) -> int:
+        """S, how many scales are predicted."""
+        return len(self.codebook_sizes)
+
+    def forward(
+        self,
+        features: Tensor | Sequence[Tensor],
+        quantized: MultiScaleQuantized | Sequence[Tensor],
+        *,
+        views: int = 1,
+        places: Sequence[Tensor] | None = None,
+    ) -> CodePredictionLoss:
+        """Compute the loss of a batch.
+
+        Args:
+            features: pooled features ``(N, C)``, or S maps, of the views that predict.
+            quantized: the codes of the views that are predicted; or their indices alone, ``(N, *spatial)`` a scale,
+                where the target needs no more.
+            views: 1 (default): row i of the features predicts row i of the codes, which belongs to another view. V: the
+                codes hold V views of B images, joined along the batch, and the features V views or more. Each view then
+                predicts the codes of all others, and the loss is the mean over these pairs. Views beyond V, such as
+                small local crops, only predict.
+            places: with a target of places and ``views=1``: for each cell of a student's map the cell of the target's
+                map to predict, ``(N, *spatial)`` integers a scale, -1 for none. None: both maps show the same places.
+
+        Returns:
+            :class:`~vqssl.types.CodePredictionLoss`; call ``backward`` on ``total``.
+
+        Raises:
+            TypeError: features are not floating tensors, or indices or places are not integers.
+            ValueError: another number of maps, codes or places than scales, the wrong width or device, or batches that
+                do not fit each other.
+        """
+        rows, codes = self._features(features), self._codes(quantized)
+        self._check_places(rows, codes, places)
+        for each, (_, indices) in zip(rows, codes, strict=True):
+            _check_batch(each, indices, views)
+        targets = self._targets(codes)
+        if places is not None:
+            targets = [_at_places(target, each) for target, each in zip(targets, places, strict=True)]
+        losses = tuple(
+            self._over_pairs(prediction, target, views)
+            for prediction, target in zip(self._predict(rows), targets, strict=True)
+        )
+        return CodePredictionLoss(torch.stack(losses).mean(), losses)
+
+    @torch.no_grad()
+    def follow_(self, quantizer: MultiScaleQuantizer) -> None:
+        """Give generated heads the quantiser's present codes, which its next call uses; other heads have none.
+
+        Args:
+            quantizer: of the same scales.
+
+        Raises:
+            ValueError: it has other scales or sizes.
+
+        >>> quantizer = MultiScaleQuantizer([16], codebook_size=8, dim=4)
+        >>> prediction = CodePrediction(16, quantizer, target="bag", head="generated")
+        >>> prediction.follow_(quantizer)
+        >>> torch.equal(prediction.heads[0].codes, quantizer.codebook(0).embed)
+        True
+        """
+        sizes = tuple(quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales))
+        if sizes != self.codebook_sizes or quantizer.dim != self.dim:
+            raise ValueError(
+                f"quantizer must have codebooks of {list(self.codebook_sizes)} codes of width {self.dim}, got "
+                f"{list(sizes)} of width {quantizer.dim}: give the quantiser that the module was built with"
+            )
+        for scale, head in enumerate(self.heads):
+            if isinstance(head, GeneratedHead):
+                head.codes.copy_(quantizer.codebook(scale).embed)
+
+    def predict(self, features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the heads predict, one tensor a scale: ``(N, width)``, or ``(N, *spatial, width)`` a place.
+
+        Args and errors are those of :meth:`forward`.
+
+        >>> import torch
+        >>> [tuple(each.shape) for each in CodePrediction(16, [8, 32], target="bag").predict(torch.randn(4, 16))]
+        [(4, 8), (4, 32)]
+        """
+        return tuple(self._predict(self._features(features)))
+
+    @torch.no_grad()
+    def targets(self, quantized: MultiScaleQuantized | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what is to be predicted, one tensor a scale, without a gradient.
+
+        In training mode, centred targets also update the moving average. Args and errors are those of :meth:`forward`.
+
+        >>> import torch
+        >>> indices = torch.tensor([[0, 1, 1, 1]])
+        >>> CodePrediction(16, [2], target="bag").targets([indices])[0].tolist()
+        [[0.25, 0.75]]
+        """
+        return tuple(self._targets(self._codes(quantized)))
+
+    def _predict(self, rows: list[Tensor]) -> list[Tensor]:
+        return [
+            head(each.flatten(0, -2)).unflatten(0, each.shape[:-1]) for head, each in zip(self.heads, rows, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _targets(self, codes: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        found = [
+            self.target.of_scale(quantized, indices, size)
+            for (quantized, indices), size in zip(codes, self.codebook_sizes, strict=True)
+        ]
+        return found if self.centring is None else self.centring(found)
+
+    def _over_pairs(self, prediction: Tensor, target: Tensor, views: int) -> Tensor:
+        if views == 1 or len(target) == 0:  # a rank without images still takes part in what all ranks do
+            return self.target.loss(prediction[: len(target)], target)
+        batch = len(target) // views
+        pairs = product(enumerate(prediction.split(batch)), enumerate(target.split(batch)))
+        return torch.stack([self.target.loss(p, t) for (v, p), (w, t) in pairs if v != w]).mean()
+
+    # ---- checks of the input ----
+
+    def _features(self, features: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Return one tensor a scale, channels last."""
+        if not self.takes_maps:
+            several = "give the pooled features; of an encoder that returns (features, maps), the first"
+            check_floating("features", features, several)  # type: ignore[arg-type]
+            assert isinstance(features, Tensor)
+            if features.ndim != 2 or features.shape[1] != self.in_dims[0]:
+                raise ValueError(
+                    f"features must be (N, C) with C = {self.in_dims[0]}, got shape {tuple(features.shape)}: pool maps "
+                    "first, or write CodePrediction([...], ...) with the channels of the maps"
+                )
+            return [features] * self.num_scales
+        check_one_a_scale("features", features, self.num_scales)
+        found = []
+        for scale, (feature, channels) in enumerate(zip(features, self.in_dims, strict=True)):
+            check_floating(f"features[{scale}]", feature)
+            axis = -1 if self.channels_last else 1
+            if feature.ndim < 3 or feature.shape[axis] != channels:
+                layout = "(N, ..., C)" if self.channels_last else "(N, C, *spatial)"
+                raise ValueError(
+                    f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: give "
+                    f"one map a scale, with channels {list(self.in_dims)}"
+                )
+            last = feature if self.channels_last else rearrange(feature, "b c ... -> b ... c")
+            found.append(last if self.target.per_place else last.flatten(1, -2).mean(1))
+        return found
+
+    def _codes(self, quantized: MultiScaleQuantized | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return codes, channels last, and indices of each scale."""
+        if isinstance(quantized, MultiScaleQuantized):
+            check_one_a_scale("quantized", quantized.indices, self.num_scales)
+            codes = [
+                each if self.channels_last else rearrange(each, "b d ... -> b ... d") for each in quantized.quantized
+            ]
+            return list(zip(codes, quantized.indices, strict=True))
+        check_one_a_scale("quantized", quantized, self.num_scales)
+        for scale, indices in enumerate(quantized):
+            check_indices(f"quantized[{scale}]", indices)
+        if self.target.width(0, 1) == 0:
+            raise TypeError(
+                f"quantized must hold the codes for target={self.target_name!r}, got indices alone: give what the "
+                "quantiser returned"
+            )
+        return [(indices.new_zeros(*indices.shape, 0, dtype=torch.float32), indices) for indices in quantized]
+
+    def _check_places(
+        self, rows: list[Tensor], codes: list[tuple[Tensor, Tensor]], places: Sequence[Tensor] | None
+    ) -> None:
+        """Raise unless each cell of a student's map has one place to predict, where the target is one a place."""
+        if places is not None:
+            if not self.target.per_place:
+                raise ValueError(f"places are only for a target of places, got target={self.target_name!r}")
+            check_one_a_scale("places", places, self.num_scales)
+        if not self.target.per_place:
+            return
+        for scale, (each, (_, indices)) in enumerate(zip(rows, codes, strict=True)):
+            name, of_cells = f"quantized.indices[{scale}]", indices
+            if places is not None:
+                name, of_cells = f"places[{scale}]", places[scale]
+                check_indices(name, of_cells)
+                check_device(name, of_cells, each.device, "features")
+            if of_cells.shape[1:] != each.shape[1:-1] or len(of_cells) != len(indices):
+                raise ValueError(
+                    f"{name} must have one entry for each cell of features[{scale}], {tuple(each.shape[:-1])}, got "
+                    f"{tuple(of_cells.shape)}: for views of other places or sizes, give places from "
+                    "vqssl.functional.matched_cells"
+                )
+
+    def extra_repr(self) -> str:
+        """Return sizes and options, for ``repr``."""
+        return f"codebook_sizes={list(self.codebook_sizes)}, target={self.target_name!r}"
+
+    if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers
+
+        def __call__(
+            self,
+            features: Tensor | Sequence[Tensor],
+            quantized: MultiScaleQuantized | Sequence[Tensor],
+            *,
+            views: int = 1,
+            places: Sequence[Tensor] | None = None,
+        ) -> CodePredictionLoss:
+            """Call :meth:`forward`."""
+
+
+def _target(target: CodeTargetName | CodeTarget) -> CodeTarget:
+    if isinstance(target, str):
+        if target not in CODE_TARGETS:
+            raise ValueError(
+                f"target must be one of {', '.join(map(repr, CODE_TARGETS))}, or an object, got {target!r}"
+            )
+        return CODE_TARGETS[target]
+    check_object("target", target, CodeTarget, "BagTarget()")
+    return target
+
+
+def _sizes(sizes: Sequence[int]) -> list[int]:
+    if isinstance(sizes, int | nn.Module):
+        found = sizes if isinstance(sizes, int) else type(sizes).__name__
+        raise TypeError(
+            f"quantizer must be a MultiScaleQuantizer, or the size of each scale's codebook, got {found}: write [K]"
+        )
+    if not sizes:
+        raise ValueError("quantizer must have at least one scale, got none: give the size of each codebook")
+    for size in sizes:
+        check_positive_int("each codebook size", size)
+    return list(sizes)
+
+
+def _in_dims(in_dim: int | Sequence[int], scales: int) -> tuple[int, ...]:
+    dims = (in_dim,) * scales if isinstance(in_dim, int) else tuple(in_dim)
+    for dim in dims:
+        check_positive_int("in_dim", dim)
+    if len(dims) != scales:
+        raise ValueError(
+            f"in_dim must be one width for all, or one for each of the quantiser's {scales} scales, got {list(dims)}"
+        )
+    return dims
+
+
+def _check_batch(features: Tensor, indices: Tensor, views: int) -> None:
+    """Raise unless the codes are of ``views`` views, and the features of the same images in at least as many views."""
+    check_device("quantized", indices, features.device, "features")
+    check_positive_int("views", views)
+    rows, predicted = len(features), len(indices)
+    if predicted % views:
+        raise ValueError(f"quantized must hold {views} views of equally many images, got {predicted} rows")
+    batch = predicted // views
+    same = rows == predicted if views == 1 or batch == 0 else rows >= predicted and rows % batch == 0
+    if not same:
+        more = "" if views == 1 else f", or for more than {views} views of the same images"
+        raise ValueError(
+            f"features must have one row for each row of the codes, {predicted}{more}, got {rows}: join the views "
+            "along the batch, those that are predicted first"
+        )
+
+
+def _at_places(target: Tensor, places: Tensor) -> Tensor:
+    """Return the targets at given cells, ``(N, *spatial, ...)``; -1, or zeros, where there is none."""
+    width = target.shape[places.ndim :] if target.is_floating_point() else ()
+    cells = target.reshape(len(target), -1, *width)
+    flat = places.flatten(1).long()
+    chosen = cells[torch.arange(len(cells), device=cells.device)[:, None], flat.clamp_min(0)]
+    there = flat >= 0
+    if width:
+        return torch.where(there[..., None], chosen, 0.0).unflatten(1, places.shape[1:])
+    return torch.where(there, chosen, -1).unflatten(1, places.shape[1:])
