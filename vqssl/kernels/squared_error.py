@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqssl.kernels.vmap import unbatched
-from vqssl.kernels.workspace import workspace
+from vqssl.kernels.workspace import Workspace, workspace
 
 __all__ = ["squared_error", "squared_error_backward", "squared_error_plain"]
 
@@ -30,8 +30,9 @@ def squared_error(x: Tensor, indices: Tensor, codes: Tensor, masked: bool = Fals
     """
     x, indices = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
     errors = [codes.new_zeros(())]
-    for rows in _tiles(x):
-        errors.append(_residual(x[rows], indices[rows], codes, masked).square_().sum())
+    with workspace() as memory:
+        for rows in _tiles(x):
+            errors.append(_residual(x[rows], indices[rows], codes, masked, memory).square_().sum())
     return torch.stack(errors).sum()
 
 
@@ -53,8 +54,9 @@ def squared_error_backward(grad: Tensor, x: Tensor, indices: Tensor, codes: Tens
     """
     result = x.new_empty(x.shape)
     x, indices, flat = x.reshape(-1, x.shape[-1]), indices.reshape(-1), result.view(-1, x.shape[-1])
-    for rows in _tiles(x):
-        torch.mul(_residual(x[rows], indices[rows], codes, masked), 2 * grad, out=flat[rows])
+    with workspace() as memory:
+        for rows in _tiles(x):
+            torch.mul(_residual(x[rows], indices[rows], codes, masked, memory), 2 * grad, out=flat[rows])
     return result
 
 
@@ -74,9 +76,9 @@ def squared_error_plain(x: Tensor, indices: Tensor, codes: Tensor, masked: bool 
     return (torch.where((indices >= 0)[..., None], residual, 0.0) if masked else residual).square().sum()
 
 
-def _residual(x: Tensor, indices: Tensor, codes: Tensor, masked: bool) -> Tensor:
+def _residual(x: Tensor, indices: Tensor, codes: Tensor, masked: bool, memory: Workspace) -> Tensor:
     """Return ``x - codes[indices]``, zeros where masked, in memory that the next call overwrites."""
-    residual = workspace("residual", codes.dtype, x.device, *x.shape)
+    residual = memory.empty("residual", codes.dtype, x.device, *x.shape)
     torch.index_select(codes, 0, indices.clamp_min(0) if masked else indices, out=residual)
     torch.sub(x, residual, out=residual)
     if not masked:
