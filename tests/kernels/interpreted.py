@@ -173,15 +173,29 @@ def test_strides_do_not_matter_to_code_sums(layout, deterministic):
     check_code_sums(of_layout(layout, 50, 7), torch.arange(100)[::2] % 7, 7, deterministic)
 
 
-def check_code_sums(x, indices, size, deterministic):
-    """Assert that the kernels agree with the loop over tokens."""
-    expected_counts, expected_sums = code_sums_by_loop(x, indices, size)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_code_sums_keep_their_bound(deterministic):
+    """Added up in float32 alone, these tokens are off by more than 2^-18."""
+    x = torch.full((20_000, 1), 0.1)
+    _, sums = run_code_sums(x, torch.zeros(20_000, dtype=torch.int64), 1, deterministic)
+    exact = len(x) * x[0].double()
+    assert ((sums[0] - exact).abs() <= 2**-22 * exact).all()
+
+
+def run_code_sums(x, indices, size, deterministic):
+    """Run the kernels with or without deterministic algorithms."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic)
     try:
-        counts, sums = code_sums_triton(x, indices, size)
+        return code_sums_triton(x, indices, size)
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def check_code_sums(x, indices, size, deterministic):
+    """Assert that the kernels agree with the loop over tokens."""
+    expected_counts, expected_sums = code_sums_by_loop(x, indices, size)
+    counts, sums = run_code_sums(x, indices, size, deterministic)
     assert counts.dtype == sums.dtype == torch.float32
     assert counts.tolist() == expected_counts
     torch.testing.assert_close(sums.double(), expected_sums, rtol=1e-5, atol=1e-4)

@@ -24,6 +24,20 @@ def test_equals_the_comparison_of_all_pairs(dtype, seed, rows, dim, values):
             assert first[i].item() == (earlier[0] if among[i] and earlier else i)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finds_all_copies_of_a_large_codebook(dtype):
+    for base in (torch.randn(300, 64), torch.eye(300), torch.randint(3, (300, 64)).float()):
+        base = base.to(dtype).unique(dim=0)
+        pick = torch.randint(len(base), (4096,))
+        assert len(first_equal_rows(base[pick]).unique()) == len(pick.unique())
+
+
+def test_copies_interleaved_with_others_are_found():
+    x = torch.randint(2, (2000, 20)).float()
+    expected = {tuple(row): i for i, row in reversed(list(enumerate(x.tolist())))}
+    assert first_equal_rows(x).tolist() == [expected[tuple(row)] for row in x.tolist()]
+
+
 def test_nan_repeats_nothing_and_a_few_thousand_random_rows_neither():
     assert not repeated_rows(torch.full((3, 2), torch.nan)).any()
     x = torch.randn(5000, 8)

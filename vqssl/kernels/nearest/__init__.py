@@ -3,7 +3,8 @@
 ====================  =============================================================================================
 ``op``                the operator ``vqssl::nearest_codeword``, which chooses the backend
 ``rule``              what all backends return: float64, the lowest index wins ties; its slowest form, for tests
-``tiled``             PyTorch on any device: one matrix product, an error bound, and a second look at close calls
+``tiled``             PyTorch on any device: one matrix product, an error bound, and a closer look at close calls;
+                      its steps are ``prepare``, ``product``, ``looks``, ``margin``, ``settle``, ``whole``
 ``search_triton``     CUDA, by Triton kernels: ``prepare_triton`` rounds the codes, ``looks_triton`` compares
 ``tuning``            block sizes of the Triton kernels
 ``plain``             the search in standard operators, for export to ONNX: float32, not exact

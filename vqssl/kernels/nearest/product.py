@@ -28,7 +28,7 @@ class Factor:
             weight.device.type == "cpu"
             and weight.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
         ):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 

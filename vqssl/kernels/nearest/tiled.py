@@ -1,7 +1,7 @@
 """The exact search in PyTorch, on any device: one matrix product, an error bound, and a closer look where it is close.
 
 1. *Distinct codes.* Equal codes tie, and the first of them wins. So only the first is searched
-   (:mod:`vqssl.kernels.nearest.distinct`), and codes that are not finite are left out.
+   (:mod:`vqssl.kernels.repeats`), and codes that are not finite are left out.
 2. *Scores.* The nearest code maximises ``s = x·c - |c|²/2`` (euclidean) or ``s = x·c`` with codes of length 1 (cosine).
    One product scores a tile of tokens against a block of codes in float32 (float64 for float64 input); the ``N x K``
    scores never exist as a whole. Centring and scaling (:mod:`vqssl.kernels.nearest.prepare`) keep their rounding small.
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from vqssl.kernels.finite import finite_rows
-from vqssl.kernels.nearest.distinct import first_equal
 from vqssl.kernels.nearest.looks import OPEN, Summary, candidates, lone_winners, summarize
 from vqssl.kernels.nearest.margin import margin
 from vqssl.kernels.nearest.prepare import GROUP, lengths_as_scored, prepare, tokens_as_scored
@@ -27,6 +26,7 @@ from vqssl.kernels.nearest.product import Factor
 from vqssl.kernels.nearest.rule import exact_codes
 from vqssl.kernels.nearest.settle import settle
 from vqssl.kernels.nearest.whole import nearest_without_rounding
+from vqssl.kernels.repeats import first_equal_rows
 from vqssl.kernels.workspace import Workspace, workspace
 
 __all__ = ["nearest_codeword_tiled"]
@@ -64,12 +64,12 @@ def _distinct_codes(codebook: Tensor, metric: str) -> Tensor:
     """Return the ascending indices of the finite codes that equal no code before them: ``(K, D) -> (K',)`` int64."""
     compared = exact_codes(codebook, metric) if metric == "cosine" else codebook
     index = torch.arange(len(codebook), device=codebook.device)
-    return (finite_rows(codebook) & (first_equal(compared) == index)).nonzero().squeeze(1)
+    return (finite_rows(codebook) & (first_equal_rows(compared) == index)).nonzero().squeeze(1)
 
 
 def _last_look(x: Tensor, codes: Tensor, metric: str, memory: Workspace) -> Tensor:
     """Return the index of the nearest code of each finite token, by float64: ``(R, D) -> (R,)`` int64."""
-    first = first_equal(x)
+    first = first_equal_rows(x)
     rows = (first == torch.arange(len(x), device=x.device)).nonzero().squeeze(1)
     found = torch.empty_like(first)
     found[rows] = nearest_without_rounding(x[rows], codes, metric)
