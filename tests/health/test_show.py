@@ -3,8 +3,10 @@
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -277,3 +279,76 @@ def test_module_runs_as_a_command(checkpoint):
     assert done.returncode == 0, done.stderr
     assert "verdict: ok" in done.stdout
     assert done.stderr == ""
+
+
+UNREADABLE = {
+    "sparse codes": {"embed": torch.randn(8, 4).to_sparse(), "cluster_size": torch.ones(8)},
+    "complex counts": {"embed": torch.randn(8, 4), "cluster_size": torch.ones(8, dtype=torch.complex64)},
+    "codes of float8": {"embed": torch.randn(8, 4).to(torch.float8_e4m3fn), "cluster_size": torch.ones(8)},
+    "2^40 codes in one number": {
+        "embed": torch.zeros(1, 1).expand(2**40, 1),
+        "cluster_size": torch.ones(1).expand(2**40),
+    },
+    "no codes": {"embed": torch.zeros(0, 4), "cluster_size": torch.ones(0)},
+}
+
+
+@pytest.mark.parametrize("state", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_states_that_cannot_be_measured_end_with_2_and_one_line(state, tmp_path, capsys):
+    torch.save(state, tmp_path / "odd.pt")
+    assert main([str(tmp_path / "odd.pt"), "--json", "--strict"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert "must" in said.err
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: bytes(range(256)) * 9,
+        lambda content: content[:300] + bytes(300) + content[600:],
+    ],
+)
+def test_damaged_files_end_with_2(spoil, checkpoint, tmp_path, capsys):
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(spoil(checkpoint.read_bytes()))
+    assert main([str(path), "--json", "--strict"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_compressed_file_is_refused_before_it_is_unpacked(checkpoint, tmp_path, capsys):
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in source.infolist():
+            archive.writestr(entry.filename, source.read(entry))
+    assert main([str(packed)]) == 2
+    assert "without compression" in capsys.readouterr().err
+
+
+def test_unforeseen_error_does_not_end_with_the_status_of_act(checkpoint, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no\x1b[31m memory")
+
+    monkeypatch.setattr("vqssl.health.__main__.examine", broken)
+    assert main([str(checkpoint), "--strict"]) == 2
+    assert capsys.readouterr().err.endswith("RuntimeError: no\\x1b[31m memory\n")
+
+
+def test_names_cannot_command_the_terminal(tmp_path, capsys):
+    state = EMACodebook(codebook_size=8, dim=4).state_dict()
+    torch.save({"red\x1b[31m\x07\n": state, "b": EMACodebook(codebook_size=8, dim=4).state_dict()}, tmp_path / "names.pt")
+    assert main([str(tmp_path / "names.pt"), "--picture", str(tmp_path / "page.png")]) == 0
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07"} & set(out)
+    assert r"red\x1b" in out
+
+
+def test_terminal_without_unicode_gets_the_whole_report(checkpoint):
+    command = [sys.executable, "-m", "vqssl.health", str(checkpoint)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"verdict:" in done.stdout
+    done.stdout.decode("ascii")

@@ -1,12 +1,14 @@
 """``python -m vqssl.health CHECKPOINT``: print a table, JSON or a picture of the codebooks in a file."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vqssl.health import draw, examine, read_checkpoint, show
+from vqssl.health.sources import printable
 from vqssl.health.verdict import worst
 
 EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, if a finding says act; 2 there is no report (no such
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--decay", type=float, default=0.99, help="decay of the codebooks, which a state does not hold (0.99)")
     add("--dead-below", type=float, default=0.1, metavar="TAU", help="dead below this fraction of the fair share (0.1)")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         reports = examine(
             read_checkpoint(options.checkpoint),
@@ -39,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             show(reports)
         if options.picture is not None:  # last, so that the report is printed even if drawing fails
-            draw(reports, options.picture, title=f"Codebook health of {options.checkpoint.name}")
-            print(f"wrote {options.picture}", file=sys.stderr)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+            draw(reports, options.picture, title=printable(f"Codebook health of {options.checkpoint.name}"))
+            print(printable(f"wrote {options.picture}"), file=sys.stderr)
+    except Exception as error:  # with any other the process would end with 1, which means "act"
+        expected = isinstance(error, ValueError | TypeError | ImportError | OSError)
+        reason = str(error) if expected else f"no report of this file: {type(error).__name__}: {error}"
+        print(f"{parser.prog}: {printable(reason)}", file=sys.stderr)
         return 2
     return int(options.strict and level == "act")
 

@@ -9,7 +9,7 @@ import torch
 
 from vqssl.health.examine import CodebookHealth
 from vqssl.health.measures import tokens_per_code
-from vqssl.health.sources import short_names
+from vqssl.health.sources import printable, short_names
 from vqssl.health.verdict import amount, worst
 
 __all__ = ["draw", "show"]
@@ -94,7 +94,7 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
     except ImportError as error:
         raise ImportError("the table needs rich: pip install rich, or write --json") from error
     console = Console(file=file, width=width, highlight=False)
-    prefix, short = short_names(reports)
+    prefix, short = _printable_names(reports)
     names = list(reports)
     since = {
         label: write for label, write in ROWS_SINCE.items() if any(write(report) != "–" for report in reports.values())
@@ -118,6 +118,12 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
     console.print(verdict)
     level = worst(finding for report in reports.values() for finding in report.findings)
     console.print(Text(f"verdict: {level}", style=STYLES[level]))
+
+
+def _printable_names(reports: Mapping[str, CodebookHealth]) -> tuple[str, dict[str, str]]:
+    """Return :func:`short_names` as a terminal or a picture takes them."""
+    prefix, short = short_names(reports)
+    return printable(prefix), {name: printable(text) for name, text in short.items()}
 
 
 # ---- picture ----
@@ -153,7 +159,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install matplotlib") from error
     path = Path(path)
-    prefix, short = short_names(reports)
+    prefix, short = _printable_names(reports)
     lines = _verdict_lines(reports, short)
     figure = Figure(figsize=(11.7, 4.9 + 0.19 * len(lines)), layout="constrained")
     canvas = FigureCanvasAgg(figure)

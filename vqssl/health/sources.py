@@ -1,5 +1,6 @@
 """Find codebooks: in modules, in state dicts however deeply nested, and in files."""
 
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,10 +13,13 @@ from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
 from vqssl.revival import BatchRevival, NoRevival
 
-__all__ = ["FoundCodebook", "find_codebooks", "read_checkpoint", "short_names"]
+__all__ = ["FoundCodebook", "find_codebooks", "printable", "read_checkpoint", "short_names"]
 
 FLAGS = ("initialized", "initted", "inited")
 """Keys for "the codes have seen data": of vqssl, vector-quantize-pytorch and encodec."""
+
+MOST_REPEATED = 2**20
+"""Most entries of a tensor that repeats its values in memory: a small file may hold one of any shape."""
 
 SAVE_TENSORS = (
     "write it as torch.save(model.state_dict(), path): tensors, not the module itself and no configuration object"
@@ -113,6 +117,11 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
         raise ValueError(f"checkpoint must be a file, got {str(path)!r}, which {missing}: check the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if packed := _compressed(path):
+        raise ValueError(
+            f"checkpoint must be stored without compression, as torch.save does it, got {packed!r} packed in "
+            f"{str(path)!r}, which may unpack to any size: load and save it where you trust it"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and zlib raise many kinds
@@ -153,6 +162,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
         ) from error
 
 
+def _compressed(path: Path) -> str:
+    """Return the name of an entry that is compressed; empty if there is none, or the file is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return next((e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), "")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+
+
 def _why_unreadable(path: Path) -> str:
     """Return why torch refused a file. Executes nothing in it either."""
     try:
@@ -186,6 +204,8 @@ def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCo
             tensors = isinstance(embed, Tensor) and isinstance(state.get(prefix + "cluster_size"), Tensor)
             if last or (prefix and not prefix.endswith(".")) or not tensors:
                 continue
+            _check_form(".".join((*path, prefix + "embed")), embed)
+            _check_form(".".join((*path, prefix + "cluster_size")), state[prefix + "cluster_size"])
             codebook = _from_state(state, prefix)
             # A codebook that two modules share is in their state under two names, in the same memory.
             memory = (embed.device, embed.data_ptr(), embed.storage_offset(), tuple(embed.shape))
@@ -216,7 +236,7 @@ def _from_state(state: Mapping[str, Any], prefix: str) -> FoundCodebook:
     embed, cluster_size = state[prefix + "embed"], state[prefix + "cluster_size"]
     if embed.is_meta or cluster_size.is_meta:
         return FoundCodebook(embed, cluster_size, False, None)
-    flags = [state[prefix + name] for name in FLAGS if prefix + name in state]
+    flags = [state[prefix + name] for name in FLAGS if isinstance(state.get(prefix + name), Tensor | int | float)]
     initialized = bool(torch.as_tensor(flags[0]).bool().all()) if flags else True
     updates = _updates(state.get(prefix + "num_updates"), state.get(prefix + "rng"), cluster_size)
     return FoundCodebook(embed, cluster_size, initialized, updates)
@@ -225,14 +245,18 @@ def _from_state(state: Mapping[str, Any], prefix: str) -> FoundCodebook:
 def _updates(num_updates: Any, rng: Any, cluster_size: Tensor) -> int | None:
     """Return how often the counts were updated, from whatever version of the state; None if it does not say."""
     updates = -1  # version 1 and other libraries count nothing
-    if isinstance(num_updates, Tensor) and num_updates.numel() == 1:
+    if isinstance(num_updates, Tensor) and num_updates.numel() == 1 and _is_integer(num_updates):
         updates = int(num_updates)
-    elif isinstance(rng, Tensor) and rng.shape == (2,):
+    elif isinstance(rng, Tensor) and rng.shape == (2,) and _is_integer(rng):
         # Version 2 counts random draws: one at construction, one when the codes are set, and one for each update.
         updates = int(rng[1]) - 2
     if updates >= 0:
         return updates
     return 0 if bool((cluster_size == 1).all()) else None  # as counts start, in any state
+
+
+def _is_integer(values: Tensor) -> bool:
+    return not values.is_floating_point() and not values.is_complex()
 
 
 def _names(paths: list[tuple[str, ...]]) -> list[str]:
@@ -264,6 +288,29 @@ def _check(name: str, found: FoundCodebook) -> None:
             f"{name} must have codes (K, D) and counts (K,), got embed {tuple(embed.shape)} {embed.dtype} and "
             f"cluster_size {tuple(cluster_size.shape)}: give the state of a codebook"
         )
+
+
+def _check_form(name: str, values: Tensor) -> None:
+    """Raise unless the tensor is dense, of a dtype with arithmetic, and has a number in memory for each entry."""
+    dense = values.layout == torch.strided and not values.is_quantized
+    if not dense or values.is_complex() or (values.is_floating_point() and values.element_size() == 1):
+        found = values.dtype if dense and not values.is_quantized else f"{values.dtype}, {values.layout}"
+        raise ValueError(f"{printable(name)} must be a dense tensor of real numbers, got {found}: write x.float()")
+    overlaps = any(step == 0 and size > 1 for step, size in zip(values.stride(), values.shape, strict=True))
+    if overlaps and values.numel() > MOST_REPEATED:
+        raise ValueError(
+            f"{printable(name)} must hold a number for each entry, got {tuple(values.shape)} with strides "
+            f"{values.stride()}, which repeats a few: write x.contiguous() where you trust it"
+        )
+
+
+def printable(text: str) -> str:
+    r"""Return text in which a terminal finds no commands: characters that are not printable become escapes.
+
+    >>> print(printable("a\x1b[31m"))
+    a\x1b[31m
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _first_keys(source: Mapping[Any, Any]) -> str:

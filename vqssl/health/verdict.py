@@ -239,8 +239,8 @@ def _geometry(size: int, dim: int, metric: str | None, codes: CodeMeasures) -> I
             "act" if codes.near_duplicates > DUPLICATES_ACT * size else "look",
             f"{_share(codes.near_duplicates, size)} have a near-duplicate"
             + (f", and {codes.equal} equal an earlier one" if codes.equal else ""),
-            "two such codes do the work of one, and of equal ones the first gets all tokens: check that tokens differ, or "
-            "lower codebook_size",
+            "two such codes do the work of one, and of equal ones the first gets all tokens: check that tokens differ, "
+            "or lower codebook_size",
         )
     elif places is not None:
         yield _look(

@@ -2,7 +2,7 @@
 
 Columns of scores come in *groups* of 64. The maximum of each group is computed first (the *peaks*), because a maximum
 over 64 contiguous numbers takes a tenth of the time of ``torch.argmax``. Of the scores themselves only one group of
-each row is kept, the one with the highest peak (the *members*): with the peaks it tells whether the best score is alone.
+each row is kept, the one with the highest peak (the *members*): with the peaks it tells whether the best is alone.
 """
 
 from typing import NamedTuple

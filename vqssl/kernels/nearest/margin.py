@@ -8,7 +8,8 @@ rounded once each, as a sum of D products and one constant, added in any order. 
 With the standard bound of such a sum (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), the computed score
 is off by at most
 
-.. math:: e(c) = \rho \left( |x|\,|c| + |c|^2 / 2 \right) + \text{underflow}, \qquad \rho = \frac{n u}{1 - 4 n u} + 3 r .
+.. math:: e(c) = \rho \left( |x|\,|c| + |c|^2 / 2 \right) + \text{underflow}, \qquad
+    \rho = \frac{n u}{1 - 4 n u} + 3 r .
 
 Here 2u are centring, (D + 1) u the sum, 3u the constant; the rest of n and the denominator cover the terms of higher
 order and the rounding of the lengths themselves.

@@ -22,7 +22,7 @@ TOKEN_BITS = 4
 def nearest_without_rounding(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     """Return the index of the nearest code where float64 computes all scores without rounding, -1 elsewhere.
 
-    If all entries are multiples of q, codes up to ``2^b q`` and tokens up to ``2^(b+4) q``, then squared differences are
+    If all entries are multiples of q, codes up to ``2^b q`` and tokens up to ``2^(b+4) q``, squared differences are
     multiples of q² up to ``2^(2b+9) q²``, and so are twice the scores ``x·c - |c|²/2`` and every sum on the way. D of
     them fit the 53 bits of float64 if ``2b + 9 + log2(D) <= 53``. The rule rounds nothing then, and neither does a
     product: the first of the best scores is the answer.
