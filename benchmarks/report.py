@@ -56,6 +56,8 @@ def by_case(cases: list[dict[str, Any]]) -> str:
     rows = []
     for case in cases:
         shape = " x ".join(map(str, case["shape"]))
+        if case.get("codes", "random") != "random":
+            shape += f", codes {case['codes']} from the tokens"
         times = case["times"]
         rows.append(
             [shape, case["threads"], f"{times['mm']['median']:.2f} ms"]
@@ -95,6 +97,16 @@ def search_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
 def step_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
     """Return the rows of the training step's targets."""
     peer = "vector-quantize-pytorch"
+    drawn = [case for case in cases if case.get("codes") == "drawn"]
+    cases = [case for case in cases if case not in drawn]
+    more = [] if not drawn else [
+        verdict("step / mm, codes drawn from fewer tokens", worst(drawn, 8192), 1.8),
+        verdict(f"{peer} / step, the same", 1 / worst(drawn, 8192, over=peer), 5, at_least=True),
+        verdict(
+            f"{peer} / step, the same, both cosine",
+            1 / worst(drawn, 8192, "vqssl cosine", f"{peer} cosine"), 5, at_least=True,
+        ),
+    ]  # fmt: skip
     return [
         verdict("step / mm, worst at K >= 2048", max(worst(cases, 2048), worst(cases, 8192)), 1.4),
         verdict("step / mm at K = 512", worst(cases, 512), 1.7),
@@ -107,6 +119,7 @@ def step_targets(cases: list[dict[str, Any]]) -> list[list[str]]:
             f"{peer} / step, both cosine, worst at K = 2048",
             1 / worst(cases, 2048, "vqssl cosine", f"{peer} cosine"), 6, at_least=True,
         ),
+        *more,
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,25 @@ from benchmarks import harness
 from benchmarks.search import exact, material
 from vqssl import EMACodebook
 
-CPU_CASES = [((12544, 2048, 128), 0), ((12544, 512, 64), 0), ((4096, 8192, 256), 0), ((50176, 2048, 128), 1)]
-CUDA_CASES = [((100352, 2048, 128), 0), ((25088, 2048, 128), 0)]
+
+class Case(NamedTuple):
+    """A shape ``(N, K, D)``, the threads (0: all), and where the codes come from."""
+
+    shape: tuple[int, int, int]
+    threads: int = 0
+    codes: str = "random"
+    """``"drawn"`` from the tokens with replacement, as a first batch with fewer tokens than codes leaves them: some are
+    equal, and every token that was drawn lies on its code."""
+
+
+CPU_CASES = [
+    Case((12544, 2048, 128)),
+    Case((12544, 512, 64)),
+    Case((4096, 8192, 256)),
+    Case((4096, 8192, 256), codes="drawn"),
+    Case((50176, 2048, 128), threads=1),
+]
+CUDA_CASES = [Case((100352, 2048, 128)), Case((25088, 2048, 128)), Case((4096, 8192, 256), codes="drawn")]
 
 
 class Textbook(nn.Module):
@@ -91,9 +108,9 @@ def step(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
     torch.autograd.backward([quantized, loss.sum()], [gradient, torch.ones_like(loss.sum())])
 
 
-def check(x: Tensor, codes: Tensor) -> None:
+def check(x: Tensor, codes: Tensor, ties: bool) -> None:
     """Exit where our indices, or our codes after one step, differ from float64; print how far the codes are off."""
-    indices = exact(x, codes)
+    indices = exact(x, codes, by_differences=ties)
     tokens, before = x.double(), codes.double()
     counts = torch.bincount(indices, minlength=len(codes)).double()
     sums = torch.zeros_like(before).index_add_(0, indices, tokens)
@@ -113,10 +130,12 @@ def check(x: Tensor, codes: Tensor) -> None:
             raise SystemExit("vqssl: codes differ from the formula")
 
 
-def one_case(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str, Any]:
+def one_case(case: Case, rounds: int, device: str) -> dict[str, Any]:
     """Compare with float64, then time all quantisers on one shape."""
-    x, codes = material("random", *shape, device)
-    check(x, codes)
+    x, codes = material("random", *case.shape, device)
+    if case.codes == "drawn":
+        codes = x[torch.randint(len(x), (len(codes),), generator=torch.Generator().manual_seed(0)).to(x.device)]
+    check(x, codes, ties=case.codes == "drawn")
     gradient = torch.randn_like(x)
     x.requires_grad_()
     scores = x.new_empty(len(x), len(codes))
@@ -127,7 +146,7 @@ def one_case(shape: tuple[int, int, int], rounds: int, device: str) -> dict[str,
         race[name] = lambda m=module, t=tokens: step(m, t, gradient.view_as(t))  # type: ignore[misc]
     times = harness.race(race, rounds, device)
     harness.ratios(times, "mm")
-    return {"shape": shape, "threads": torch.get_num_threads(), "times": times}
+    return {"shape": case.shape, "threads": torch.get_num_threads(), "codes": case.codes, "times": times}
 
 
 def main() -> None:
@@ -139,9 +158,9 @@ def main() -> None:
     torch.manual_seed(0)
     cases = CUDA_CASES if options.device == "cuda" else CPU_CASES
     cores, found = torch.get_num_threads(), []
-    for shape, threads in tqdm(cases[:2] if options.quick else cases, desc="shapes"):
-        torch.set_num_threads(threads or cores)
-        found.append(one_case(shape, 3 if options.quick else 9, options.device))
+    for case in tqdm(cases[:2] if options.quick else cases, desc="shapes"):
+        torch.set_num_threads(case.threads or cores)
+        found.append(one_case(case, 3 if options.quick else 9, options.device))
     torch.set_num_threads(cores)
     harness.write("train_step", options.device, options.quick, {"cases": found})
 
