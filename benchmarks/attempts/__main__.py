@@ -21,8 +21,8 @@ from benchmarks.provenance import command_line, provenance
 FOLDER = Path(__file__).resolve().parent
 
 
-def run_in(tree: Path, one: Attempt) -> Outcome:
-    """Run an attempt in a process of its own, from the root of ``tree``."""
+def run_in(tree: Path, one: Attempt, patience: float) -> Outcome:
+    """Run an attempt in a process of its own, from the root of ``tree``; ``patience`` multiplies its time-out."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-P", "-m", "benchmarks.attempts", "--one", one.name]
     # In a session of its own: what the attempt started dies with it.
@@ -36,11 +36,11 @@ def run_in(tree: Path, one: Attempt) -> Outcome:
         start_new_session=True,
     )
     try:
-        printed, errors = process.communicate(timeout=one.timeout)
+        printed, errors = process.communicate(timeout=patience * one.timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         process.communicate()
-        return Outcome(survived=False, seen=f"no end within {one.timeout:g} s")
+        return Outcome(survived=False, seen=f"no end within {patience * one.timeout:g} s")
     try:
         return Outcome(**json.loads(printed.strip().splitlines()[-1]))
     except (IndexError, TypeError, ValueError):
@@ -48,10 +48,12 @@ def run_in(tree: Path, one: Attempt) -> Outcome:
         return Outcome(survived=False, seen=f"exit status {process.returncode}: {last}"[:300])
 
 
-def run_all(tree: Path, attempts: list[Attempt], workers: int, title: str) -> list[Outcome]:
+def run_all(tree: Path, attempts: list[Attempt], workers: int, patience: float, title: str) -> list[Outcome]:
     """Run the attempts in ``tree`` and return their outcomes in the same order."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(lambda one: run_in(tree, one), attempts), title, len(attempts), leave=False))
+        return list(
+            tqdm(pool.map(lambda one: run_in(tree, one, patience), attempts), title, len(attempts), leave=False)
+        )
 
 
 def main() -> None:
@@ -64,6 +66,9 @@ def main() -> None:
     parser.add_argument("--old", metavar="COMMIT", help="run the attempts on this commit too, and write the record")
     parser.add_argument("--kind", nargs="+", default=[], choices=kinds(), help="only the attempts of these files")
     parser.add_argument("--workers", type=int, default=2, help="how many run at once (default: %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=1, metavar="FACTOR", help="longer time-outs, for a machine that is busy"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -72,7 +77,7 @@ def main() -> None:
         return
 
     attempts = load(*options.kind)
-    after = run_all(ROOT, attempts, options.workers, "working tree")
+    after = run_all(ROOT, attempts, options.workers, options.patience, "working tree")
     before: list[Outcome | None] = [None] * len(attempts)
     if options.old:
         with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +85,7 @@ def main() -> None:
             subprocess.run(["git", "worktree", "add", "--detach", str(tree), options.old], cwd=ROOT, check=True)
             try:
                 shutil.copytree(FOLDER, tree / "benchmarks" / "attempts", dirs_exist_ok=True)
-                before = list(run_all(tree, attempts, options.workers, options.old))
+                before = list(run_all(tree, attempts, options.workers, options.patience, options.old))
             finally:
                 subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
     rows = []

@@ -6,7 +6,7 @@ from benchmarks.attempts.attempt import Attempt, Outcome, load, run_here
 
 # Those that start programs take half an hour together: `python -m benchmarks.attempts` runs them. What they found is
 # tested beside the code that it concerns, too.
-IN_THIS_PROCESS = ("codebook_state", "codes", "images", "protocols", "teacher")
+IN_THIS_PROCESS = ("codebook_state", "codes", "health", "images", "protocols", "search", "teacher")
 
 
 @pytest.mark.thorough

@@ -339,7 +339,9 @@ def test_unforeseen_error_does_not_end_with_the_status_of_act(checkpoint, monkey
 
 def test_names_cannot_command_the_terminal(tmp_path, capsys):
     state = EMACodebook(codebook_size=8, dim=4).state_dict()
-    torch.save({"red\x1b[31m\x07\n": state, "b": EMACodebook(codebook_size=8, dim=4).state_dict()}, tmp_path / "names.pt")
+    torch.save(
+        {"red\x1b[31m\x07\n": state, "b": EMACodebook(codebook_size=8, dim=4).state_dict()}, tmp_path / "names.pt"
+    )
     assert main([str(tmp_path / "names.pt"), "--picture", str(tmp_path / "page.png")]) == 0
     out = capsys.readouterr().out
     assert not {"\x1b", "\x07"} & set(out)
