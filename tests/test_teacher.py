@@ -508,7 +508,7 @@ def test_means_are_averaged_over_ranks_and_what_is_copied_is_not(policy, average
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
-@pytest.mark.parametrize("buffers", ["ema", ema_buffers("centre")])
+@pytest.mark.parametrize("buffers", ["ema", ema_buffers()])
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_spectral_norm_of_the_teacher_is_that_of_its_weights(norm, buffers):
     """Averaged power-iteration vectors are no unit vectors: the norm of a layer was 1.1 to 1.9 then."""
@@ -556,7 +556,7 @@ class Flagged(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("buffers", "expected"), [("ema", 50.0), (ema_buffers("centre"), 50.0), (ema_buffers("running_mean"), 5.0)]
+    ("buffers", "expected"), [("ema", 50.0), (ema_buffers(), 50.0), (ema_buffers("running_mean"), 5.0)]
 )
 def test_statistics_beside_a_flag_are_copied_with_it_unless_they_are_named(buffers, expected):
     student = nn.Sequential(Flagged())
@@ -1175,3 +1175,23 @@ def test_other_errors_of_copying_are_not_replaced():
 
     with pytest.raises(torch.OutOfMemoryError):
         MomentumTeacher(Large(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_teacher_in_float8_follows(dtype):
+    student = nn.Linear(8, 8)
+    teacher = MomentumTeacher(student.to(dtype), momentum=0.99)
+    start, target = teacher.module.weight.float(), torch.ones(8, 8)
+    for parameter in student.parameters():
+        parameter.data.copy_(torch.ones_like(parameter, dtype=torch.float32))
+    for _ in range(100):
+        teacher.update_(student)
+    closed = ((teacher.module.weight.float() - start) / (target - start)).mean().item()
+    assert teacher.module.weight.dtype == dtype
+    assert closed == pytest.approx(1 - 0.99**100, abs=0.05)
+
+
+def test_misspelt_buffer_is_refused():
+    with pytest.raises(ValueError, match="buffers must name buffers of the student, got 'center'"):
+        MomentumTeacher(nn.BatchNorm1d(3), buffers=ema_buffers("center"))
+    MomentumTeacher(nn.BatchNorm1d(3), buffers=ema_buffers("running_var"))

@@ -115,12 +115,13 @@ class MomentumTeacher(Grouped, nn.Module):
     Raises:
         TypeError: ``student`` is not a module, or an argument has the wrong type.
         ValueError: the student has no parameters, has lazy ones without a shape, was sharded by ``fully_shard``, or
-            keeps a list of tensors with a graph; or an argument is out of range.
+            keeps a list of tensors with a graph; ``ema_buffers`` names a buffer that the student has not; or an
+            argument is out of range.
 
     Warns:
         UserWarning: the student keeps a view of a parameter as an attribute. In the copy the view does not follow the
             parameter. A detached view cannot be recognised, and gives no warning. In ``update_``: the schedule is over,
-            once, on the CPU only.
+            once, and not in a compiled step.
 
     >>> import torch
     >>> student = torch.nn.Linear(3, 2)
@@ -163,6 +164,8 @@ class MomentumTeacher(Grouped, nn.Module):
         self.buffer_policy_name = policy_name(buffers)
         student = unwrapped(student)
         check_can_be_copied(student)
+        if isinstance(self.buffer_policy, EMABuffers):
+            self.buffer_policy.check(student)
         # Plain floats, also for NumPy's: torch.load refuses a checkpoint with NumPy scalars.
         self.momentum = float(momentum)
         self.final_momentum = float(final_momentum)

@@ -10,12 +10,13 @@ from vqssl.distributed import in_form_of, is_sharded
 
 __all__ = ["WideAverages", "is_narrow", "names_in", "widened"]
 
-_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+_WIDE = dict.fromkeys((torch.float16, torch.bfloat16, *_FLOAT8), torch.float32) | {torch.complex32: torch.complex64}
 _SUFFIX = "/wide"
 
 
 def is_narrow(tensor: Tensor) -> bool:
-    """Return True for float16, bfloat16 and complex32.
+    """Return True for float16, bfloat16, complex32 and floats of 8 bits.
 
     >>> is_narrow(torch.zeros(1, dtype=torch.bfloat16)), is_narrow(torch.zeros(1))
     (True, False)
@@ -50,7 +51,7 @@ class WideAverages(nn.Module):
             return widened(tensor)
         wide = widened(tensor)
         value = in_form_of(wide, value)
-        return torch.where(value.to(tensor.dtype) == tensor, value, wide)
+        return torch.where(widened(value.to(tensor.dtype)) == wide, value, wide)
 
     def write_(self, name: str, tensor: Tensor, value: Tensor) -> None:
         """Write ``value`` to ``tensor``, and keep it where the tensor rounds it."""

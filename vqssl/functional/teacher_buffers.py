@@ -124,6 +124,20 @@ class EMABuffers:
         """
         return name in self.names or name.rpartition(".")[2] in self.names
 
+    def check(self, student: nn.Module) -> None:
+        """Raise ValueError if the student has no buffer of one of the names.
+
+        >>> EMABuffers(("center",)).check(nn.BatchNorm1d(2))
+        Traceback (most recent call last):
+        ValueError: buffers must name buffers of the student, got 'center': it has running_mean, running_var, ...
+        """
+        own = [name for name, _ in student.named_buffers()]
+        for name in self.names:
+            if not any(EMABuffers((name,)).has(each) for each in own):
+                raise ValueError(
+                    f"buffers must name buffers of the student, got {name!r}: it has {', '.join(own[:8]) or 'none'}"
+                )
+
     def __call__(self, name: str, teacher: Tensor, student: Tensor, weight: float | Tensor) -> Tensor:
         """Return the new value of a buffer."""
         if self.has(name):
