@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from examples.pretrain.ranks import buffers_stay
 from tests.kernels.material import KINDS, material
 from tests.reliability.material import Net, images
 from vqssl import EMACodebook, KMeansInit, kernels
@@ -145,7 +146,7 @@ def whole_steps() -> None:
     def run(*, ddp: bool = False) -> list[Tensor]:
         net = Net(initialization=KMeansInit(5)).cuda()
         optimizer = torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
-        forward = DistributedDataParallel(net, device_ids=[0], forward_sync_buffers=False) if ddp else net
+        forward = DistributedDataParallel(net, device_ids=[0], **buffers_stay()) if ddp else net
         for step in range(20):
             optimizer.zero_grad()
             forward(images(step, 8).cuda()).backward()

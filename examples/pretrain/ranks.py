@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -24,6 +26,18 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def buffers_stay() -> dict[str, bool]:
+    """Return the option by which DistributedDataParallel sends no buffers at each forward pass.
+
+    Versions of torch that lack it send them, which changes nothing here but the time.
+
+    >>> DistributedDataParallel.__name__, set(buffers_stay()) <= {"forward_sync_buffers"}
+    ('DistributedDataParallel', True)
+    """
+    name = "forward_sync_buffers"
+    return {name: False} if name in inspect.signature(DistributedDataParallel.__init__).parameters else {}
 
 
 @contextlib.contextmanager

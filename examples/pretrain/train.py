@@ -137,7 +137,7 @@ class Run:
         forward: nn.Module = self.method
         if ranks.world_size() > 1:
             # Buffers need no broadcast: what is not averaged below follows the same statistics on every rank.
-            forward = DistributedDataParallel(self.method, forward_sync_buffers=False, find_unused_parameters=True)
+            forward = DistributedDataParallel(self.method, find_unused_parameters=True, **ranks.buffers_stay())
         first = ranks.rank() == 0
         quiet = quiet or not first
         model = device_model(self.config.device)

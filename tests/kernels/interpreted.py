@@ -1,6 +1,7 @@
 """The Triton kernels against float64, in Triton's interpreter: run by test_triton.py, in a process of its own.
 
-Triton reads TRITON_INTERPRET=1 when it is first imported.
+Triton reads TRITON_INTERPRET=1 when it is first imported. With TENSOR_CORES=A100 or H100 products are those of such a
+device (tensor_cores.py).
 """
 
 import math
@@ -9,12 +10,16 @@ import os
 import pytest
 import torch
 
+from tests.kernels import tensor_cores
 from tests.kernels.material import KINDS, LAYOUTS, code_sums_by_loop, material, of_layout
 from vqssl.kernels import nearest_reference
 from vqssl.kernels.code_sums_triton import code_sums_triton
 from vqssl.kernels.nearest.search_triton import nearest_codeword_triton, search_triton
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by tests/kernels/test_triton.py"
+
+if "TENSOR_CORES" in os.environ:
+    tensor_cores.install(os.environ["TENSOR_CORES"])
 
 # numpy warns of infinities and NaN, which the kernels compare on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -118,6 +123,14 @@ def test_offsets_beyond_32_bits():
         counts, sums = code_sums_triton(x, torch.tensor([1, 0, 1]), 2)
         assert counts.tolist() == [1, 2]
         torch.testing.assert_close(sums[0], far[1].float())
+
+
+def test_numbers_below_fp16s_normal_range():
+    """Tensor cores align subnormals as 2^-14: with all codes alike but two, what they cut off is all there is."""
+    codes = torch.zeros(512, 1)
+    codes[1], codes[3] = (7 + 2.0**-19) * 2.0**-24, (9 - 2.0**-20) * 2.0**-24
+    found, _ = check(torch.tensor([[8 * 2.0**-24]]), codes)
+    assert found.item() == 1
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])

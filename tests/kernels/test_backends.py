@@ -3,11 +3,15 @@
 import sys
 import types
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 from vqssl.kernels import backends
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="test_triton.py says that it must be there")
 
 MODULE = "vqssl.kernels.fake_triton"
 
@@ -76,6 +80,38 @@ def test_kernel_that_does_not_compile_is_not_tried_again(launch):
         assert launch(run) is None
     assert launch(run) is None
     assert calls == [1]
+
+
+@needs_triton
+@pytest.mark.parametrize("compiler", ["none", "without Python.h", "breaks"])
+def test_image_without_a_compiler_falls_back(compiler, launch, monkeypatch, tmp_path):
+    """As in slim images: Triton builds its launcher when it first starts, and that raises errors of any class."""
+    from triton.runtime import build
+
+    def start():
+        build.compile_module_from_src("#include <Python.h>", name=f"launcher_{compiler.split()[0]}")
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if compiler == "none":
+        monkeypatch.delenv("CC", raising=False)
+    else:
+        said = "fatal error: Python.h: No such file" if compiler == "without Python.h" else "internal compiler error"
+        script = tmp_path / "cc"
+        script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CC", str(script))
+    with pytest.warns(RuntimeWarning, match="falling back to PyTorch.*needs a C compiler and Python's headers"):
+        assert launch(start) is None
+    assert launch(start) is None
+
+
+def test_error_of_the_file_system_is_not_taken_for_tritons(launch):
+    def run():
+        (Path("/") / "no" / "such" / "file").read_text()
+
+    with pytest.raises(FileNotFoundError):
+        launch(run)
 
 
 def test_other_errors_are_raised(launch):

@@ -21,12 +21,23 @@ needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="see test_trit
 
 
 SMALL = "nonfinite or code_sums_equal or far_beyond"
+ROUNDED = "every_kind or certif or nonfinite or below_fp16s"
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("select", "least"), [(SMALL, 20), pytest.param("", 111, marks=pytest.mark.thorough)])
-def test_kernels_pass_their_tests_in_the_interpreter(select, least):
+@pytest.mark.parametrize(
+    ("select", "least", "tensor_cores"),
+    [
+        (SMALL, 20, None),
+        ("below_fp16s", 1, "A100"),
+        ("below_fp16s", 1, "H100"),
+        pytest.param("", 114, None, marks=pytest.mark.thorough),
+        pytest.param(ROUNDED, 40, "A100", marks=pytest.mark.thorough),
+        pytest.param(ROUNDED, 40, "H100", marks=pytest.mark.thorough),
+    ],
+)
+def test_kernels_pass_their_tests_in_the_interpreter(select, least, tensor_cores):
     # In a process of its own: Triton reads TRITON_INTERPRET when it is first imported.
     command = [
         sys.executable,
@@ -40,6 +51,8 @@ def test_kernels_pass_their_tests_in_the_interpreter(select, least):
         select,
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    if tensor_cores is not None:
+        environment["TENSOR_CORES"] = tensor_cores
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
+from examples.pretrain.ranks import buffers_stay
 from tests.reliability.material import Net, gradients, images
 from tests.reliability.record import write
 from tests.test_distributed import BATCHES, make_codebook
@@ -53,7 +54,7 @@ def sgd(net):
 
 def ddp(net):
     """Wrap a network; forward passes broadcast no buffers, which have to stay equal without that."""
-    return DistributedDataParallel(net, forward_sync_buffers=False)
+    return DistributedDataParallel(net, **buffers_stay())
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ _unusable: set[str] = set()
 
 
 def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
-    """Call a function that launches Triton kernels; return None if Triton is missing or cannot compile them.
+    """Call a function that launches Triton kernels; return None if Triton is missing, cannot start or cannot compile.
 
     The module is imported here, at the first call, so that ``import vqssl`` does not need Triton. A failure is
     remembered: later calls return None at once.
@@ -34,18 +34,29 @@ def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
         return None
     try:
         kernel = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        _mark_unusable(module, error)
-        return None
-    try:
         with _device_of(arguments):
             return kernel(*arguments)
     except Exception as error:
-        # Only failures to compile, of whichever class this version of Triton has; other errors propagate.
-        if not type(error).__module__.startswith("triton."):
+        if not _is_tritons_own(error):
             raise
         _mark_unusable(module, error)
         return None
+
+
+_START_UP = ("triton.runtime.build", "triton.runtime.driver")
+"""Where Triton compiles its launcher, with the system's C compiler and Python.h, and looks for a driver."""
+
+
+def _is_tritons_own(error: Exception) -> bool:
+    """Return True if Triton is missing, could not start, or could not compile; other errors are the caller's."""
+    if isinstance(error, ImportError) or type(error).__module__.startswith("triton."):
+        return True
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") in _START_UP:
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def unusable_modules() -> frozenset[str]:
@@ -66,7 +77,8 @@ def _mark_unusable(module: str, error: Exception) -> None:
     _unusable.add(module)
     warnings.warn(
         f"vqssl: the GPU kernels of {module} cannot be used here ({type(error).__name__}: {error}); falling back to "
-        "PyTorch: same results, slower, more memory. Install the Triton version that your PyTorch requires",
+        "PyTorch: same results, slower, more memory. Install the Triton version that your PyTorch requires. It "
+        "needs a C compiler and Python's headers (Debian: gcc and python3-dev)",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -117,7 +117,8 @@ def _compare(
     k = tl.arange(0, BLOCK_K)
     for start in range(0, K, BLOCK_K):
         where = (start + k).to(tl.int64)[None, :] * (CHUNKS * BLOCK_D) + d[:, None]
-        scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        # The constant starts the accumulator. Added after the product, the compiler would move it there in some cases.
+        scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32) + tl.load(constant + start + k)[None, :]
         if CHUNKS == 1:
             c = tl.load(high + where)
             scores = tl.dot(resident, c, scores, input_precision="tf32")
@@ -133,7 +134,6 @@ def _compare(
                 if SPLIT:
                     scores = tl.dot((t - rounded.to(tl.float32)).to(dot), c, scores)
                     scores = tl.dot(rounded, tl.load(low + where + chunk * BLOCK_D), scores)
-        scores += tl.load(constant + start + k)[None, :]
         # Column by column: the columns of a block are compared with each other only once, after the loop.
         if BITS > 0:
             bits = scores.to(tl.int32, bitcast=True) & (-1 << BITS)
@@ -157,7 +157,8 @@ def _compare(
 
     longest = tl.load(bounds + 1)
     terms = ((3 * D if SPLIT else D) + 16) * (2.0**-23)
-    slack = 1.25 * terms * (length + error) * longest + 0.5 * terms * longest * longest
+    # The last term is for numbers that are subnormal in fp16: tensor cores align them as 2^-14.
+    slack = 1.25 * terms * (length + error) * longest + 0.5 * terms * longest * longest + terms * (2.0**-28)
     if COSINE:
         # The lengths of the codes are rounded too.
         slack = slack + terms * length * longest
