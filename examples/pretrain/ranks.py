@@ -28,7 +28,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def buffers_stay() -> dict[str, bool]:
+def buffers_stay() -> dict[str, Any]:
     """Return the option by which DistributedDataParallel sends no buffers at each forward pass.
 
     Versions of torch that lack it send them, which changes nothing here but the time.
