@@ -50,6 +50,17 @@ def pytest_collection_modifyitems(config, items):
     config.stash[LEFT_OUT] = len(left_out)
 
 
+def pytest_sessionfinish(session):
+    worker = getattr(session.config, "workeroutput", None)
+    if worker is not None:  # every process of pytest-xdist collects all tests, and only the first one prints
+        worker["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     count = config.stash.get(LEFT_OUT, 0)
     if count:

@@ -52,6 +52,7 @@ USED_WITHOUT_IMPORT = {
     "onnx": ("tests/reliability/test_compile_and_export.py", "torch.onnx.export"),
     "onnxscript": ("tests/reliability/test_compile_and_export.py", "torch.onnx.export"),
     "pytest-cov": ("tests/__main__.py", "--cov"),
+    "pytest-xdist": ("tests/__main__.py", "--dist"),
     "ruff": (".ci/run", "-m ruff"),
     "sphinx": (".ci/run", "-m sphinx"),
     "sphinx-copybutton": ("docs/conf.py", "sphinx_copybutton"),

@@ -127,6 +127,66 @@ def promises() -> list[tuple[str, str, str]]:
     ]
 
 
+KINDS = {
+    "agreement": "ranks that disagree",
+    "codebook_state": "states of a codebook",
+    "codes": "codes and sums",
+    "files": "files of a run",
+    "health": "files for health",
+    "images": "images",
+    "protocols": "protocols",
+    "ranks": "ranks that wait",
+    "runs": "runs and options",
+    "search": "the search",
+    "teacher": "the teacher",
+}
+"""What the files of `benchmarks/attempts/` try to break."""
+
+
+def attempts() -> str:
+    """Return the section of the page on what was tried in order to break the library and the example."""
+    record = load("attempts")
+    rows = record["rows"]
+    kinds = sorted({row["kind"] for row in rows})
+    counted = [
+        (
+            KINDS[kind],
+            len(own := [row for row in rows if row["kind"] == kind]),
+            sum(row["before"]["survived"] for row in own),
+            sum(row["after"]["survived"] for row in own),
+        )
+        for kind in kinds
+    ]
+    total = ("all", *(sum(column) for column in list(zip(*counted, strict=True))[1:]))
+    found = [row for row in rows if not (row["before"]["survived"] and row["after"]["survived"])]
+    lost = [
+        (KINDS[row["kind"]], row["attempt"], row["right"], seen(row["before"]), seen(row["after"])) for row in found
+    ]
+    return f"""`{record["command"]}` tries to break library and example on purpose, on the commit {record["old"]} and on this one. An attempt survives if the
+right thing happens: the work is done, or it is refused in a sentence before anything is lost.
+
+{table(["what is broken", "attempts", "survived before", "survive now"], [*counted, total])}
+<details>
+<summary>The {len(lost)} attempts that did not survive before: what was done, what is right, what was seen</summary>
+
+{table(["kind", "attempt", "right", "before", "now"], [[cell(value) for value in row] for row in lost])}
+</details>
+"""
+
+
+def seen(outcome: dict) -> str:
+    """Return what was seen, cut to a line."""
+    text = outcome["seen"].replace(str(ROOT), ".")
+    return text if len(text) <= 140 else text[:137] + "..."
+
+
+def cell(text: str) -> str:
+    """Return text that markdown shows as it is."""
+    for character in "\\`*_|<>[]$":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
 def page() -> str:
     """Return docs/reliability.md."""
     suite, long_run = load("suite"), load("long_run")
@@ -148,6 +208,9 @@ Not promised:
 - Statistics by atomics on a GPU differ in the last bit between runs, unless deterministic algorithms are enabled.
 - torch refuses to train a module that was *constructed* under `torch.inference_mode`.
 
+## Attempts to break it
+
+{attempts()}
 ## The long run
 
 A third of the clusters is constant, a third drifts, and a third jumps halfway; with revival and without

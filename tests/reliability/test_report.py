@@ -16,6 +16,7 @@ def test_page_equals_the_records():
         ("fuzz", {"inputs": 100_000}),
         ("long_run", {"steps": 20_000}),
         ("band", {"steps": 500}),
+        ("attempts", {"attempts": 190}),
     ],
 )
 def test_records_are_of_complete_runs(name, least):
@@ -27,6 +28,7 @@ def test_records_are_of_complete_runs(name, least):
 def test_records_show_no_loss_and_no_failure():
     assert report.load("kills")["of them other than in the unbroken run"] == 0
     assert report.load("fuzz")["other errors, changed or unsound state"] == 0
+    assert report.load("attempts")["lost"] == 0
     assert report.load("long_run")["numbers that are not finite"] == 0
     assert [run["of them that differ"] for run in report.load("ranks")["runs"]] == [0, 0]
     for counts in report.load("suite")["files"].values():
