@@ -35,3 +35,20 @@ def test_measured_configuration_wins(user_file):
 def test_broken_file_is_ignored(user_file):
     user_file("broken.json", "{")
     assert tuning.choose((9, 0), 128, "half") == tuning.candidates((9, 0), 128, "half")[0]
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_tiles_are_smaller_where_there_are_fewer_than_multiprocessors(user_file, capability, dim):
+    usual = tuning.choose(capability, dim, "half")
+    few, many = (tuning.choose(capability, dim, "half", rows) for rows in (usual.block_n // 2, 4 * usual.block_n))
+    assert many == usual
+    assert few in tuning.candidates(capability, dim, "half")
+    assert few.block_n < usual.block_n
+
+
+def test_another_file_is_another_choice(user_file):
+    """Though choices are remembered."""
+    before = tuning.choose((9, 0), 128, "half", 512)
+    user_file("other.json", '{"sm_90/128/half": [32, 32, 128, 4, 1]}')
+    assert tuning.choose((9, 0), 128, "half", 512) == (32, 32, 128, 4, 1) != before

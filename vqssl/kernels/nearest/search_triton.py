@@ -27,6 +27,7 @@ So each of D terms (3 D with split products) may lose 2^-23 of the largest: at m
 which is taken times 1.25. ``|c|²/2`` has half as many roundings.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -85,8 +86,10 @@ def search_triton(
     if rows == 0:
         return Found(indices, left_open)
     exact, cosine = precision == "exact", metric == "cosine"
-    capability = _capability(x)
-    first = first or choose(capability, width, "wide" if precision == "tf32" else "half")
+    capability, programs = _device(x.get_device())
+    # In powers of two, so that few choices are remembered.
+    rows_each = 1 << (rows // programs).bit_length()
+    first = first or choose(capability, width, "wide" if precision == "tf32" else "half", rows_each)
     codes = prepare(codebook, metric, _DOT_DTYPES[precision], first)
     shape = (rows, *codebook.shape, *x.stride())
 
@@ -96,7 +99,6 @@ def search_triton(
         EXACT=exact, COSINE=cosine, CHUNKS=codes.chunks, BITS=block_bits(codebook.shape[0], first) if exact else 0,
         **first.blocks(), **first.launch(),
     )  # fmt: skip
-    programs = _programs(x)
     last = 0
     if exact:
         closer = closer or choose(capability, width, "split")
@@ -117,11 +119,9 @@ def block_bits(codes: int, config: Config) -> int:
     return max(1, (triton.cdiv(codes, config.block_k) - 1).bit_length())
 
 
-def _capability(x: Tensor) -> tuple[int, int]:
-    """Return the compute capability of the tensor's device; under the interpreter, that of Hopper."""
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
-
-
-def _programs(x: Tensor) -> int:
-    """Return the number of multiprocessors of the tensor's device; under the interpreter, 2."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+@functools.cache
+def _device(index: int) -> tuple[tuple[int, int], int]:
+    """Return compute capability and number of multiprocessors; under the interpreter (-1), those of Hopper and 2."""
+    if index < 0:
+        return (9, 0), 2
+    return torch.cuda.get_device_capability(index), torch.cuda.get_device_properties(index).multi_processor_count

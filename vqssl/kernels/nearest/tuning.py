@@ -53,10 +53,40 @@ def shared_memory(capability: tuple[int, int]) -> int:
     return 1024 * _SHARED.get(capability, min(_SHARED.values()))
 
 
-def choose(capability: tuple[int, int], dim: int, product: Product) -> Config:
-    """Return the configuration for tokens of width ``dim``: the one in the user's file, or else the rule's."""
+def choose(capability: tuple[int, int], dim: int, product: Product, rows_each: int | None = None) -> Config:
+    """Return the configuration for tokens of width ``dim``: the one in the user's file, or else the rule's.
+
+    Remembered, because a search on a GPU chooses twice, and its kernels wait for that.
+
+    Args:
+        capability: of the device.
+        dim: D.
+        product: of the look.
+        rows_each: tokens for each multiprocessor. With fewer than a tile has, the rule takes smaller tiles: otherwise
+            some multiprocessors would get none. None where the number does not matter.
+    """
+    return _chosen(
+        os.environ.get("VQSSL_TUNING"), os.environ.get("XDG_CACHE_HOME"), capability, dim, product, rows_each
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _chosen(
+    tuning: str | None,
+    cache: str | None,
+    capability: tuple[int, int],
+    dim: int,
+    product: Product,
+    rows_each: int | None,
+) -> Config:
+    """Choose; the variables that name the user's file are arguments, so that another file is another choice."""
     measured = _measured(str(tuning_file())).get(key(capability, dim, product))
-    return measured or candidates(capability, dim, product)[0]
+    if measured:
+        return measured
+    found = candidates(capability, dim, product)
+    if rows_each is None or rows_each >= found[0].block_n:
+        return found[0]
+    return next((config for config in found if config.block_n < found[0].block_n), found[0])
 
 
 def candidates(capability: tuple[int, int], dim: int, product: Product) -> list[Config]:
