@@ -14,7 +14,7 @@ def main() -> None:
         sys.argv = [f"benchmarks/{name}.py", "--quick"]
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     found = {
-        name: json.loads(run_file(name, "cpu", quick=True).read_text()) for name in ("search", "train_step", "memory")
+        name: json.loads(run_file(name, "cpu", "quick").read_text()) for name in ("search", "train_step", "memory")
     }
     rows = [
         [case["shape"], case["threads"], *(f"{name} {entry['ratio']:.2f}" for name, entry in case["times"].items())]

@@ -10,7 +10,6 @@ features: the squared distance that used codes move in a step, relative to the v
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -190,21 +189,21 @@ def watch(
 
 def main() -> None:
     """Load or draw the images, run, and keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.options_of(__doc__, quick="two epochs of few phantoms, and a file of its own")
     parser.add_argument("--data", type=Path, help="images (.npz); else generated phantoms")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="two epochs of few phantoms, and a file of its own")
     options = parser.parse_args()
     large = options.device == "cuda"
     sizes, middle = ([256, 1024, 4096, 16384], 4096) if large else ([256, 1024, 4096], 1024)
     pixels = 64 if large else 32
+    if options.dry:
+        sizes, middle = [16, 32], 32
     if options.data is not None:
         data = load_images(options.data, pixels)
         data = data.subset(train_test_split(data)[0])
     else:
-        data = make_phantoms(400 if options.quick else 4400, pixels, seed=0)
-    epochs = 2 if options.quick else 60 if large else 12
-    record, steps = watch(data, options.device, sizes, middle, epochs, 256 if large else 64)
+        data = make_phantoms(32 if options.dry else 400 if options.quick else 4400, pixels, seed=0)
+    epochs = 1 if options.dry else 2 if options.quick else 60 if large else 12
+    record, steps = watch(data, options.device, sizes, middle, epochs, 256 if large else 16 if options.dry else 64)
     command = "python -m benchmarks.codebook_usage"
     if options.data is not None:
         command += f" --data {options.data.name}"
@@ -214,7 +213,7 @@ def main() -> None:
         "data": options.data.name if options.data else "phantoms",
         "steps": steps,
     }
-    harness.write("codebook_usage", options.device, options.quick, {**about, **record})
+    harness.write("codebook_usage", options, {**about, **record})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +36,10 @@ def stepper(name: str, batch: int, size: int, device: str) -> Callable[[], None]
 
 def main() -> None:
     """Time both methods in turn and keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="two rounds, and a file of its own")
-    options = parser.parse_args()
-    batch, size = (64, 224) if options.device == "cuda" else (8, 224)
+    options = harness.options_of(__doc__, quick="two rounds, and a file of its own").parse_args()
+    batch, size = (64, 224) if options.device == "cuda" else (2, 64) if options.dry else (8, 224)
     runners = {name: stepper(name, batch, size, options.device) for name in ("byol", "dissect")}
-    times = harness.race(runners, 2 if options.quick else 9, options.device)
+    times = harness.race(runners, 1 if options.dry else 2 if options.quick else 9, options.device)
     harness.ratios(times, "byol")
     record = {
         "batch": batch,
@@ -52,7 +48,7 @@ def main() -> None:
         "times": times,
         "added percent": round(100 * (times["dissect"]["ratio"] - 1), 1),
     }
-    harness.write("dissect_step", options.device, options.quick, record)
+    harness.write("dissect_step", options, record)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Check the kernels on this GPU: exactness on every kind of material, CUDA graphs, torch.compile, training.
 
-`python -m benchmarks.gpu_check [--small]` prints one line of JSON for each check and exits with 1 if any failed.
-`--small` is for compute-sanitizer.
+`python -m benchmarks.gpu_check [--small] [--dry]` prints a line of JSON for each check and exits with 1 if any failed.
+`--small` is for compute-sanitizer. `--dry` tries the checks on a CPU, where they say nothing of a GPU.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vqssl.kernels import backends
 from vqssl.kernels.nearest import search_triton
 
 failures = 0
+DEVICE = "cpu" if "--dry" in sys.argv else "cuda"
 
 
 def report(check: str, wrong: int, **more: Any) -> None:
@@ -65,7 +66,7 @@ def exactness(sizes: list[tuple[int, int, int]]) -> None:
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
                 wrong = 0
                 for n, k, d in sizes:
-                    x, codes = (t.cuda() for t in material(kind, n, k, d, dtype))
+                    x, codes = (t.to(DEVICE) for t in material(kind, n, k, d, dtype))
                     wrong += wrong_rows(x, codes, metric, kernels.nearest_codeword(x, codes, metric))
                 report(f"{metric}, {kind}, {dtype}", wrong, sizes=len(sizes))
 
@@ -79,15 +80,15 @@ def large() -> None:
         (100352, 8192, 256),
         (50000, 3000, 300),
     ]:
-        x, codes = torch.randn(n, d, device="cuda"), torch.randn(k, d, device="cuda")
+        x, codes = torch.randn(n, d, device=DEVICE), torch.randn(k, d, device=DEVICE)
         found, left_open = search_triton.search_triton(x, codes, "euclidean")
         shares = [count / n for count in left_open.tolist()]
         report(f"{n} x {k} x {d}", wrong_rows(x, codes, "euclidean", found), left_open=shares)
 
 
-def graph_and_compile() -> None:
-    """Check a search that is replayed from a CUDA graph, and a compiled codebook."""
-    x, codes = torch.randn(5000, 128, device="cuda"), torch.randn(512, 128, device="cuda")
+def graph() -> None:
+    """Check a search that is replayed from a CUDA graph."""
+    x, codes = torch.randn(5000, 128, device=DEVICE), torch.randn(512, 128, device=DEVICE)
     kernels.nearest_codeword(x, codes, "euclidean")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -96,7 +97,12 @@ def graph_and_compile() -> None:
         x.normal_()
         graph.replay()
         report("CUDA graph", wrong_rows(x, codes, "euclidean", found))
-    codebook = EMACodebook(codebook_size=512, dim=128, device="cuda")
+
+
+def compiled_codebook() -> None:
+    """Check a compiled codebook."""
+    x, codes = torch.randn(5000, 128, device=DEVICE), torch.randn(512, 128, device=DEVICE)
+    codebook = EMACodebook(codebook_size=512, dim=128, device=DEVICE)
     codebook.set_codes_(codes)
     compiled = torch.compile(codebook.eval(), fullgraph=True)
     report("torch.compile", int((compiled(x).indices != codebook(x).indices).sum()))
@@ -104,8 +110,8 @@ def graph_and_compile() -> None:
 
 def statistics() -> None:
     """Check counts and sums per code, and that they are reproducible under deterministic algorithms."""
-    x, indices = torch.randn(20000, 96, device="cuda"), torch.randint(-1, 700, (20000,), device="cuda")
-    expected = torch.zeros(701, 96, dtype=torch.float64, device="cuda")
+    x, indices = torch.randn(20000, 96, device=DEVICE), torch.randint(-1, 700, (20000,), device=DEVICE)
+    expected = torch.zeros(701, 96, dtype=torch.float64, device=DEVICE)
     expected.index_add_(0, torch.where(indices < 0, 700, indices), x.double())
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
@@ -121,20 +127,20 @@ def statistics() -> None:
 
 def training() -> None:
     """Compare training steps with the CPU, each from the same state."""
-    ours, theirs = (EMACodebook(codebook_size=64, dim=32, decay=0.9, device=device) for device in ("cpu", "cuda"))
+    ours, theirs = (EMACodebook(codebook_size=64, dim=32, decay=0.9, device=device) for device in ("cpu", DEVICE))
     for step in range(20):
         x = torch.randn(1000, 32, generator=torch.Generator().manual_seed(step))
         theirs.load_state_dict(ours.state_dict())
-        a, b = ours(x), theirs(x.cuda())
+        a, b = ours(x), theirs(x.to(DEVICE))
         gap = float((ours.embed - theirs.embed.cpu()).abs().max())
         report("training step", int((a.indices != b.indices.cpu()).sum()) + (gap > 1e-4), gap=gap)
 
 
 def far_offsets() -> None:
     """Check rows 2^30 entries apart, where offsets of 32 bits would wrap."""
-    far = torch.empty(2**31 + 64, dtype=torch.float16, device="cuda").as_strided((3, 8), (2**30, 1))
+    far = torch.empty(2**31 + 64, dtype=torch.float16, device=DEVICE).as_strided((3, 8), (2**30, 1))
     far.copy_(torch.randn(3, 8))
-    codes = torch.randn(16, 8, device="cuda")
+    codes = torch.randn(16, 8, device=DEVICE)
     report(
         "offsets beyond 2^31", wrong_rows(far, codes, "euclidean", kernels.nearest_codeword(far, codes, "euclidean"))
     )
@@ -144,12 +150,14 @@ def whole_steps() -> None:
     """Train a small DiSSECT network twice under deterministic algorithms, and under DDP over NCCL with one rank."""
 
     def run(*, ddp: bool = False) -> list[Tensor]:
-        net = Net(initialization=KMeansInit(5)).cuda()
+        net = Net(initialization=KMeansInit(5)).to(DEVICE)
         optimizer = torch.optim.SGD(net.trained(), lr=0.05, momentum=0.9)
-        forward = DistributedDataParallel(net, device_ids=[0], **buffers_stay()) if ddp else net
+        forward = (
+            DistributedDataParallel(net, device_ids=[0] if DEVICE == "cuda" else None, **buffers_stay()) if ddp else net
+        )
         for step in range(20):
             optimizer.zero_grad()
-            forward(images(step, 8).cuda()).backward()
+            forward(images(step, 8).to(DEVICE)).backward()
             optimizer.step()
             net.teacher.update_(net.student)
         return [tensor.detach() for tensor in [*net.parameters(), *net.buffers()]]
@@ -158,7 +166,9 @@ def whole_steps() -> None:
     first, second = run(), run()
     report("deterministic twice", sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True)))
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("nccl", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl" if DEVICE == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1
+        )
         third = run(ddp=True)
         dist.destroy_process_group()
     torch.use_deterministic_algorithms(False)
@@ -170,22 +180,33 @@ def main() -> None:
     """Run the checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it
     torch.manual_seed(0)
-    print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}))
-    if options.small:
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "a CPU, dry"
+    print(json.dumps({"device": name, "torch": torch.__version__}))
+    if options.dry:
+        exactness([(63, 65, 20)])
+        statistics()
+        compiled_codebook()
+        training()
+        whole_steps()
+    elif options.small:
         exactness([(63, 65, 20)])
         statistics()
     else:
         exactness([(1, 1, 1), (63, 65, 60), (257, 1000, 129), (1000, 2049, 64)])
         statistics()
-        graph_and_compile()
+        graph()
+        compiled_codebook()
         training()
         whole_steps()
         far_offsets()
         large()
-    report("the Triton kernels were used", len(backends.unusable_modules()))
+    kernels_of = ("vqssl.kernels.nearest.search_triton", "vqssl.kernels.code_sums_triton")
+    unused = sorted(set(kernels_of) - backends.used_modules() | backends.unusable_modules())
+    report("the Triton kernels were used", 0 if options.dry else len(unused), unused=unused)
     sys.exit(failures > 0)
 
 

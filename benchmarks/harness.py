@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import time
@@ -15,6 +16,15 @@ from tqdm import tqdm
 
 from benchmarks import records
 from benchmarks.provenance import command_line, provenance
+
+
+def options_of(description: str | None, **quick: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark: ``--device``, ``--quick`` and ``--dry``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--quick", action="store_true", help=quick.get("quick", "fewer rounds, and a file of its own"))
+    parser.add_argument("--dry", action="store_true", help="seconds on tiny sizes: tries the program, measures nothing")
+    return parser
 
 
 def race(
@@ -65,12 +75,20 @@ def _cpu_clock(runner: Callable[[], Any]) -> float:
 
 def _cuda_clock() -> Callable[[Callable[[], Any]], float]:
     flush = torch.empty(2**26, dtype=torch.int32, device="cuda")  # 256 MB: larger than any L2 cache
+    launching: dict[int, float] = {}
 
     def clock(runner: Callable[[], Any]) -> float:
+        if id(runner) not in launching:
+            torch.cuda.synchronize()
+            before = time.perf_counter()
+            runner()
+            launching[id(runner)] = time.perf_counter() - before
+            torch.cuda.synchronize()
         flush.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The sleep keeps the GPU busy while Python launches, so that launch time is not measured.
-        torch.cuda._sleep(2_000_000)
+        # The sleep keeps the GPU busy while Python launches, so that launch time is not measured: twice as long as that
+        # takes, at the clock of the fastest GPUs.
+        torch.cuda._sleep(int(2_000_000 + 2 * launching[id(runner)] * 2e9))
         start.record()
         runner()
         end.record()
@@ -80,20 +98,24 @@ def _cuda_clock() -> Callable[[Callable[[], Any]], float]:
     return clock
 
 
-def write(name: str, device: str, quick: bool, figures: dict[str, Any]) -> None:
+def write(name: str, options: argparse.Namespace, figures: dict[str, Any], *, part: bool = False) -> None:
     """Write the record of this run to ``runs/benchmarks/``.
 
     Args:
         name: the benchmark; it becomes the record's ``kind`` and part of the name of its file.
-        device: ``"cpu"`` or ``"cuda"``.
-        quick: keep the file apart from that of a full run.
+        options: of :func:`options_of`; quick and dry runs have files of their own.
         figures: what was measured; a ``command`` among them takes the place of this process's own.
+        part: the run goes on, and this is what it has so far: kept in a file of its own until the whole is there.
     """
     command = command_line(f"benchmarks.{Path(sys.argv[0]).stem}")
-    record = {"kind": name, **provenance(command, device), **figures}
-    records.write_run(run_file(name, device, quick), record)
+    record = {"kind": name, **provenance(command, options.device), **figures}
+    path = run_file(name, options.device, "dry" if options.dry else "quick" if options.quick else "")
+    so_far = path.with_suffix(".part.json")
+    records.write_run(so_far if part else path, record)
+    if not part:
+        so_far.unlink(missing_ok=True)
 
 
-def run_file(name: str, device: str, quick: bool) -> Path:
-    """Return the file that :func:`write` writes."""
-    return records.RUNS / "benchmarks" / f"{'quick.' if quick else ''}{device}.{name}.json"
+def run_file(name: str, device: str, extent: str = "") -> Path:
+    """Return the file that :func:`write` writes; ``extent`` is ``"quick"``, ``"dry"``, or empty for a whole run."""
+    return records.RUNS / "benchmarks" / f"{extent}{'.' if extent else ''}{device}.{name}.json"

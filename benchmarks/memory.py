@@ -6,7 +6,6 @@ measurement is checked first on allocations of known size.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -54,12 +53,9 @@ def check_peak(device: str) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = harness.options_of(__doc__).parse_args()
     check_peak(options.device)
-    shape = (12544, 2048, 128) if options.quick else (50176, 2048, 128)
+    shape = (96, 64, 8) if options.dry else (12544, 2048, 128) if options.quick else (50176, 2048, 128)
     x, codes = material("random", *shape, options.device)
     gradient = torch.randn_like(x)
     found = {}
@@ -77,7 +73,7 @@ def main() -> None:
     bound = (3 * n * d * 4 + 16 * 10**6) / 2**20
     record = {"shape": shape, "peak": found, "bound MiB (3 N D 4 + 16 MB)": round(bound, 1)}
     record["tokens MiB"] = round(n * d * 4 / 2**20, 1)
-    harness.write("memory", options.device, options.quick, record)
+    harness.write("memory", options, record)
 
 
 if __name__ == "__main__":

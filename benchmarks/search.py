@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from vqssl.functional import nearest_codeword
 
 CPU_SHAPES = [(12544, 2048, 128), (50176, 2048, 128), (12544, 512, 64), (4096, 8192, 256)]
 CUDA_SHAPES = [(100352, 2048, 128), (25088, 2048, 128), (6272, 2048, 128), (401408, 8192, 256)]
+DRY_SHAPES = [(96, 70, 12), (64, 8, 4)]
 
 
 def material(kind: str, n: int, k: int, d: int, device: str) -> tuple[Tensor, Tensor]:
@@ -140,8 +140,8 @@ def sweep(base: tuple[int, int, int], rounds: int, device: str, quick: bool) -> 
     n, k, d = base
     factors = (0.25, 1) if quick else (0.0625, 0.125, 0.25, 0.5, 1, 2, 4)
     shapes: set[tuple[str, tuple[int, int, int]]] = {("N", (int(n * f), k, d)) for f in factors}
-    shapes |= {("K", (n, int(k * f), d)) for f in factors}
-    shapes |= {("D", (n, k, int(d * f))) for f in factors if f <= 4}
+    shapes |= {("K", (n, max(int(k * f), 1), d)) for f in factors}
+    shapes |= {("D", (n, k, max(int(d * f), 1))) for f in factors if f <= 4}
     found = []
     for axis, shape in tqdm(sorted(shapes), desc="sweep"):
         x, codes = material("random", shape[0], shape[1], shape[2], device)
@@ -151,9 +151,9 @@ def sweep(base: tuple[int, int, int], rounds: int, device: str, quick: bool) -> 
     return found
 
 
-def bandwidth(device: str) -> float:
-    """Return the GB/s of a copy, bytes read and bytes written together."""
-    a = torch.ones(2**26, device=device)
+def bandwidth(device: str, size: int) -> float:
+    """Return the GB/s of a copy of ``size`` numbers, bytes read and bytes written together."""
+    a = torch.ones(size, device=device)
     b = torch.empty_like(a)
     time = harness.race({"copy": lambda: b.copy_(a)}, 9, device)["copy"]["median"]
     return round(2 * a.numel() * 4 / time / 1e6, 1)
@@ -161,14 +161,13 @@ def bandwidth(device: str) -> float:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="a minute, written to a file of its own")
-    options = parser.parse_args()
+    options = harness.options_of(__doc__, quick="a minute, written to a file of its own").parse_args()
     shapes = CUDA_SHAPES if options.device == "cuda" else CPU_SHAPES
     if options.quick:
         shapes = [shapes[0], shapes[2]]
-    rounds = 5 if options.quick else 15
+    if options.dry:
+        shapes = DRY_SHAPES
+    rounds = 1 if options.dry else 5 if options.quick else 15
     cores = torch.get_num_threads()
     counts = [1] if options.device == "cuda" else sorted({1, cores})
     cases = []
@@ -176,14 +175,17 @@ def main() -> None:
         torch.set_num_threads(threads)
         for shape in tqdm(shapes, desc=f"shapes, {threads} threads"):
             cases.append(one_shape(shape, rounds, options.device))
+            harness.write("search", options, {"cases": cases}, part=True)
     torch.set_num_threads(cores)
+    base = (96, 64, 8) if options.dry else (12544, 2048, 128)
+    exactly = base if options.dry else (2048, 512, 64) if options.quick else (12544, 2048, 128)
     record = {
         "cases": cases,
-        "exactness": exactness(options.device, (2048, 512, 64) if options.quick else (12544, 2048, 128)),
-        "sweep": sweep((12544, 2048, 128), 3 if options.quick else 7, options.device, options.quick),
-        "bandwidth GB/s": bandwidth(options.device),
+        "exactness": exactness(options.device, exactly),
+        "sweep": sweep(base, 1 if options.dry else 3 if options.quick else 7, options.device, options.quick),
+        "bandwidth GB/s": bandwidth(options.device, 2**10 if options.dry else 2**26),
     }
-    harness.write("search", options.device, options.quick, record)
+    harness.write("search", options, record)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ CPU_CASES = [
     Case((4096, 8192, 256), codes="drawn"),
     Case((50176, 2048, 128), threads=1),
 ]
+DRY_CASES = [Case((96, 64, 8)), Case((32, 64, 8), codes="drawn")]
 CUDA_CASES = [Case((100352, 2048, 128)), Case((25088, 2048, 128)), Case((4096, 8192, 256), codes="drawn")]
 
 
@@ -151,18 +151,18 @@ def one_case(case: Case, rounds: int, device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = harness.options_of(__doc__).parse_args()
     torch.manual_seed(0)
     cases = CUDA_CASES if options.device == "cuda" else CPU_CASES
+    cases = DRY_CASES if options.dry else cases[:2] if options.quick else cases
+    rounds = 1 if options.dry else 3 if options.quick else 9
     cores, found = torch.get_num_threads(), []
-    for case in tqdm(cases[:2] if options.quick else cases, desc="shapes"):
+    for case in tqdm(cases, desc="shapes"):
         torch.set_num_threads(case.threads or cores)
-        found.append(one_case(case, 3 if options.quick else 9, options.device))
+        found.append(one_case(case, rounds, options.device))
+        harness.write("train_step", options, {"cases": found}, part=True)
     torch.set_num_threads(cores)
-    harness.write("train_step", options.device, options.quick, {"cases": found})
+    harness.write("train_step", options, {"cases": found})
 
 
 if __name__ == "__main__":

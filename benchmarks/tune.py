@@ -5,6 +5,7 @@ The search reads the file afterwards (see vqssl.kernels.nearest.tuning). Results
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import torch
@@ -15,6 +16,8 @@ from benchmarks import harness
 from benchmarks.search import material
 from vqssl.kernels.nearest import search_triton, tuning
 
+PRODUCTS: tuple[tuning.Product, ...] = ("half", "split")
+
 
 def timed(x: Tensor, codes: Tensor, config: tuning.Config, product: tuning.Product) -> float | None:
     """Return the milliseconds of a search with this configuration of one look; None if it does not compile or fit."""
@@ -24,7 +27,7 @@ def timed(x: Tensor, codes: Tensor, config: tuning.Config, product: tuning.Produ
         return search_triton.search_triton(x, codes, "euclidean", first=first, closer=closer).indices
 
     try:
-        race = harness.race({"search": search}, 7, "cuda")
+        race = harness.race({"search": search}, 5, "cuda")
     except Exception as error:
         print(f"{config}: {type(error).__name__}")
         return None
@@ -32,15 +35,25 @@ def timed(x: Tensor, codes: Tensor, config: tuning.Config, product: tuning.Produ
 
 
 def main() -> None:
-    """Time every candidate of both looks at three widths, and write the fastest to the user's file."""
+    """Time every candidate of both looks at three widths, and write the fastest so far to the user's file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[128, 64, 256], help="D (default: 128 64 256)")
+    parser.add_argument("--dry", action="store_true", help="list the candidates of an H100, time and write nothing")
+    options = parser.parse_args()
+    if options.dry:
+        for dim in options.widths:
+            for product in PRODUCTS:
+                print(f"D = {dim}, {product} products: {tuning.candidates((9, 0), dim, product)}")
+        print(f"would write {tuning.tuning_file()}")
+        return
     if not torch.cuda.is_available():
         raise SystemExit("tuning needs a GPU")
     capability = torch.cuda.get_device_capability()
-    table: dict[str, list[int]] = {}
-    products: tuple[tuning.Product, ...] = ("half", "split")
-    for dim in tqdm((64, 128, 256), desc="widths"):
+    path = tuning.tuning_file()
+    table: dict[str, list[int]] = json.loads(path.read_text()) if path.exists() else {}
+    for dim in tqdm(options.widths, desc="widths"):
         x, codes = material("random", 100352, 2048, dim, "cuda")
-        for product in products:
+        for product in PRODUCTS:
             times = {}
             for config in tuning.candidates(capability, dim, product):
                 time = timed(x, codes, config, product)
@@ -48,10 +61,9 @@ def main() -> None:
                     times[config] = time
             best = min(times, key=lambda config: times[config])
             table[tuning.key(capability, dim, product)] = list(best)
-            print(f"D = {dim}, {product} products: {best} {times[best]:.3f} ms of {times}")
-    path = tuning.tuning_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=1) + "\n")
+            print(f"D = {dim}, {product} products: {best} {times[best]:.3f} ms of {times}", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(table, indent=1) + "\n")
     print(f"written: {path}")
 
 

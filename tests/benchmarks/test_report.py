@@ -1,5 +1,7 @@
 """The page of results equals the kept records, and the benchmarks measure what they say."""
 
+import json
+
 import pytest
 import torch
 
@@ -55,9 +57,19 @@ def test_every_runner_is_timed_equally_often():
 def test_a_written_run_can_be_added(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "RUNS", tmp_path)
     monkeypatch.setattr(records, "RESULTS", tmp_path)
-    for quick in (True, False):
-        harness.write("memory", "cpu", quick, {"MiB": 3.0})
-        assert harness.run_file("memory", "cpu", quick).exists()
-    records.main(["add", "memory", str(harness.run_file("memory", "cpu", quick=False))])
+    for arguments, extent in (["--quick"], "quick"), (["--dry"], "dry"), ([], ""):
+        harness.write("memory", harness.options_of(None).parse_args(arguments), {"MiB": 3.0})
+        assert harness.run_file("memory", "cpu", extent).exists()
+    records.main(["add", "memory", str(harness.run_file("memory", "cpu"))])
     (record,) = records.load("memory")
     assert (record["kind"], record["MiB"]) == ("memory", 3.0)
+
+
+def test_a_run_that_goes_on_keeps_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RUNS", tmp_path)
+    options = harness.options_of(None).parse_args([])
+    harness.write("search", options, {"cases": [1]}, part=True)
+    (part,) = (tmp_path / "benchmarks").iterdir()
+    assert json.loads(part.read_text())["cases"] == [1]
+    harness.write("search", options, {"cases": [1, 2]})
+    assert [path.name for path in (tmp_path / "benchmarks").iterdir()] == ["cpu.search.json"]

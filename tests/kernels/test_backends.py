@@ -20,6 +20,7 @@ MODULE = "vqssl.kernels.fake_triton"
 def launch(monkeypatch):
     """Return a function that makes its argument the kernel of a module, and forget failures afterwards."""
     monkeypatch.setattr(backends, "_unusable", set())
+    monkeypatch.setattr(backends, "_used", set())
     fake = types.ModuleType(MODULE)
     monkeypatch.setitem(sys.modules, MODULE, fake)
 
@@ -31,7 +32,9 @@ def launch(monkeypatch):
 
 
 def test_kernel_that_runs_is_used(launch):
+    assert backends.used_modules() == set()
     assert launch(lambda a, b: a + b, 1, 2) == 3
+    assert backends.used_modules() == {MODULE}
     assert backends.unusable_modules() == set()
 
 
@@ -80,6 +83,7 @@ def test_kernel_that_does_not_compile_is_not_tried_again(launch):
         assert launch(run) is None
     assert launch(run) is None
     assert calls == [1]
+    assert backends.used_modules() == set()
 
 
 @needs_triton

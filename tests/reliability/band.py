@@ -46,15 +46,16 @@ def perplexities(net) -> Tensor:
 def main() -> None:
     """Train in three precisions and write the record."""
     device = "cuda" if "cuda" in sys.argv else "cpu"
+    steps = 10 if "--dry" in sys.argv else 500
     runs = {}
     for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         net = Net().to(device)
         scaler = torch.amp.GradScaler(device) if dtype == torch.float16 else None
-        losses = train(net, 500, dtype=dtype, scaler=scaler)
-        runs[name] = losses[-100:].mean().item(), perplexities(net)
+        losses = train(net, steps, dtype=dtype, scaler=scaler)
+        runs[name] = losses[-steps // 5 :].mean().item(), perplexities(net)
     loss, perplexity = runs["float32"]
     figures = {
-        "steps": 500,
+        "steps": steps,
         "loss": {name: round(value, 5) for name, (value, _) in runs.items()},
         "perplexity": {name: [round(v, 2) for v in values.tolist()] for name, (_, values) in runs.items()},
         "loss off by": {name: round(abs(v / loss - 1), 4) for name, (v, _) in runs.items() if name != "float32"},
@@ -66,7 +67,7 @@ def main() -> None:
         "bands": {"loss": BAND, "perplexity": SPREAD},
     }
     command = "python -m tests.reliability.band" + " cuda" * (device == "cuda")
-    write("band", command, figures, device=device, trial="--trial" in sys.argv)
+    write("band", command, figures, device=device, trial=bool({"--trial", "--dry"} & set(sys.argv)))
 
 
 if __name__ == "__main__":

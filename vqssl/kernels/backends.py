@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["run_triton", "unusable_modules"]
+__all__ = ["run_triton", "unusable_modules", "used_modules"]
 
 _unusable: set[str] = set()
+_used: set[str] = set()
 
 
 def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
@@ -35,7 +36,9 @@ def run_triton(module: str, function: str, *arguments: Any) -> Any | None:
     try:
         kernel = getattr(importlib.import_module(module), function)
         with _device_of(arguments):
-            return kernel(*arguments)
+            result = kernel(*arguments)
+        _used.add(module)
+        return result
     except Exception as error:
         if not _is_tritons_own(error):
             raise
@@ -62,6 +65,11 @@ def _is_tritons_own(error: Exception) -> bool:
 def unusable_modules() -> frozenset[str]:
     """Return the full names of the modules whose Triton kernels failed in this process."""
     return frozenset(_unusable)
+
+
+def used_modules() -> frozenset[str]:
+    """Return the full names of the modules whose Triton kernels ran in this process."""
+    return frozenset(_used)
 
 
 def _device_of(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
