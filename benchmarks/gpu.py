@@ -151,18 +151,20 @@ def run(name: str, part: Part, out: Path, *, dry: bool) -> dict[str, Any]:
     if part.tool:  # the caching allocator would hide reads beyond the end of a tensor
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     late = False
-    with (out / f"{name}.log").open("wb") as log:
-        with subprocess.Popen(
+    with (
+        (out / f"{name}.log").open("wb") as log,
+        subprocess.Popen(
             program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            shown = threading.Thread(target=_show, args=(process, log))
-            shown.start()
-            try:
-                process.wait(part.limit)
-            except subprocess.TimeoutExpired:
-                late = True
-                process.kill()
-            shown.join()
+        ) as process,
+    ):
+        shown = threading.Thread(target=_show, args=(process, log))
+        shown.start()
+        try:
+            process.wait(part.limit)
+        except subprocess.TimeoutExpired:
+            late = True
+            process.kill()
+        shown.join()
     for file in sorted(_records() - before, key=str):
         shutil.copy(file[0], out)
     status = (
