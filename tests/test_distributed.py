@@ -14,7 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.laws import assert_differs, assert_same_bits, correlation, state_of
-from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, update_codebooks
+from vqssl import (
+    BatchRevival,
+    EMACodebook,
+    KMeansInit,
+    MultiScaleQuantizer,
+    NoRevival,
+    ResidualQuantizer,
+    update_codebooks,
+)
 
 RANKS = 2
 STEPS = 12
@@ -203,6 +211,30 @@ def run_pyramid(quantizer, batch_of):
     return seen
 
 
+# ---- quantisers of several codes a token ----
+
+MULTI_CODE = {
+    "residual": lambda **options: ResidualQuantizer(codebook_size=8, num_levels=3, **options),
+    "residual with dropout": lambda **options: ResidualQuantizer(
+        codebook_size=8, num_levels=3, level_dropout=0.8, **options
+    ),
+}
+
+
+def make_multi_code(name, **more):
+    options = {"dim": DIM, "decay": 0.6, "revival": BatchRevival(0.3), "dtype": torch.float64, **more}
+    return MULTI_CODE[name](**options)
+
+
+def run_multi_code(quantizer, batch_of):
+    seen = []
+    for step in range(STEPS):
+        with counted_all_reduces() as sizes:
+            out = quantizer(*batch_of(step))
+        seen.append((out.quantized, out.indices, state_of(quantizer), sizes))
+    return seen
+
+
 # ---- the ranks ----
 
 
@@ -233,6 +265,9 @@ def work(rank, folder):
     found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
+    for name in MULTI_CODE:
+        batch_of = functools.partial(batch_of_several, rank, 0)
+        found[name] = run_multi_code(make_multi_code(name), batch_of)
 
     # In a group of its own each rank has codes of its own.
     own = [dist.new_group([r]) for r in range(RANKS)]
@@ -276,14 +311,14 @@ def ranks(tmp_path_factory):
 
 def assert_ranks_agree(ranks, case):
     """Assert that all ranks have the same state, bit for bit, at every step."""
-    for (_, _, first), *others in zip(*(found[case] for found in ranks), strict=True):
-        for _, _, state in others:
-            assert_same_bits(state, first)
+    for first, *others in zip(*(found[case] for found in ranks), strict=True):
+        for other in others:
+            assert_same_bits(other[2], first[2])
 
 
 def assert_is_one_process(ranks, case, single, tolerance):
     """Assert that what the ranks saw are the parts, in rank order, of `single`, a run on the joined batches."""
-    for step, (quantized, indices, state) in enumerate(single):
+    for step, (quantized, indices, state, *_) in enumerate(single):
         parts = [found[case][step] for found in ranks]
         assert torch.equal(torch.cat([part[1] for part in parts]), indices), f"step {step}"
         torch.testing.assert_close(
@@ -443,3 +478,24 @@ def test_shared_pyramid_draws_in_the_order_of_ranks_then_scales(ranks):
             indices.append(torch.cat([k for _, k in own]).reshape(-1, *shape))
         single.append((quantized, indices, state_of(quantizer)))
     assert_pyramids_equal(ranks, "shared", single)
+
+
+# ---- quantisers of several codes a token ----
+
+
+@pytest.mark.parametrize("name", MULTI_CODE)
+def test_quantiser_of_several_codes_over_ranks_equals_one_process(ranks, name):
+    single = run_multi_code(make_multi_code(name), functools.partial(joined_several, 0))
+    assert_ranks_agree(ranks, name)
+    assert_is_one_process(ranks, name, single, 1e-11)
+    unrevived = run_multi_code(make_multi_code(name, revival=None), functools.partial(joined_several, 0))
+    assert_differs(unrevived[-1][2], single[-1][2])
+
+
+@pytest.mark.parametrize("name", MULTI_CODE)
+def test_all_codebooks_of_a_quantiser_share_two_all_reduces(ranks, name):
+    codebooks = make_multi_code(name).codebooks
+    statistics = sum(codebook.embed.numel() + codebook.codebook_size + 2 * RANKS for codebook in codebooks)
+    candidates = sum(codebook.embed.numel() for codebook in codebooks)
+    for found in ranks:
+        assert all(sizes == [statistics, candidates] for *_, sizes in found[name][1:])

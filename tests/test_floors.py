@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
+    "residual": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "following": {"copying", "distributed"},

@@ -13,7 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqssl import BagTarget, CodePrediction, EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
+from vqssl import (
+    BagTarget,
+    CodePrediction,
+    EMACodebook,
+    MultiCodeQuantized,
+    MultiScaleQuantized,
+    MultiScaleQuantizer,
+    Quantized,
+    ResidualQuantizer,
+)
 
 
 def freeze_keeps_the_type_of_a_codebook() -> Quantized:
@@ -44,6 +53,12 @@ def options_of_codebooks_are_known() -> MultiScaleQuantizer:
     return MultiScaleQuantizer([3, 5], codebook_size=[8, 16], dim=4, metric="cosine", decay=0.9, revival=None)
 
 
+def residual_levels_are_typed() -> tuple[MultiCodeQuantized, Tensor]:
+    quantizer = ResidualQuantizer(codebook_size=[8, 4], dim=4, num_levels=2, revival=None)
+    out = quantizer(torch.ones(2, 4))
+    return out, quantizer.freeze().lookup(out.indices[..., :1])
+
+
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
     prediction = CodePrediction(4, [8], target=BagTarget(reduction="max"))
     return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
@@ -59,6 +74,10 @@ def misspelt_name() -> None:
 
 def misspelt_name_for_all_scales() -> None:
     MultiScaleQuantizer([3], codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
+
+
+def misspelt_keyword_for_all_levels() -> None:
+    ResidualQuantizer(codebook_size=8, dim=4, num_levels=2, metrc="cosine")  # type: ignore[call-arg]
 
 
 def misspelt_keyword() -> None:
@@ -84,12 +103,14 @@ ACCEPTED = (
     results_unpack,
     a_name_may_come_from_a_typed_variable,
     options_of_codebooks_are_known,
+    residual_levels_are_typed,
     code_prediction_is_typed,
 )
 REFUSED = (
     misspelt_target,
     misspelt_name,
     misspelt_name_for_all_scales,
+    misspelt_keyword_for_all_levels,
     misspelt_keyword,
     misspelt_keyword_for_all_scales,
     positional_sizes,

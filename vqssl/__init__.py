@@ -17,9 +17,17 @@ from vqssl.objective import DiSSECTObjective
 from vqssl.place_centring import PlaceCentring
 from vqssl.prediction import CodePrediction
 from vqssl.projection import LearnedProjection, OrthogonalProjection
+from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.teacher import MomentumTeacher
-from vqssl.types import CodebookUsage, CodePredictionLoss, DiSSECTLoss, MultiScaleQuantized, Quantized
+from vqssl.types import (
+    CodebookUsage,
+    CodePredictionLoss,
+    DiSSECTLoss,
+    MultiCodeQuantized,
+    MultiScaleQuantized,
+    Quantized,
+)
 from vqssl.update import update_codebooks
 
 if TYPE_CHECKING:
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EMACodebook",
     "MultiScaleQuantizer",
+    "ResidualQuantizer",
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",
@@ -48,6 +57,7 @@ __all__ = [
     "LearnedProjection",
     "Quantized",
     "MultiScaleQuantized",
+    "MultiCodeQuantized",
     "CodePredictionLoss",
     "DiSSECTLoss",
     "CodebookUsage",

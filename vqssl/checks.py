@@ -241,6 +241,16 @@ def check_object(name: str, value: Any, protocol: type, example: str) -> None:
         raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
 
 
+def check_shape_of_result(policy: str, result: Any, x: Tensor) -> None:
+    """Raise unless what a policy returned is a tensor of the tokens' shape."""
+    found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    if found != tuple(x.shape):
+        raise ValueError(
+            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: return one vector "
+            "of the same width for each token"
+        )
+
+
 def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Raise if a shape differs, before anything is loaded: a pre-hook of ``load_state_dict``.
 

@@ -24,6 +24,7 @@ from vqssl.interop import (
     codebook_to_vector_quantize_pytorch,
     load_lightly_teacher_,
     momentum_state_from_lightly,
+    residual_quantizer_from_encodec,
     resnet_state_dict,
 )
 
@@ -236,6 +237,35 @@ def every_layer_of_an_encodec_model_loads():
         residual = residual - found.quantized
 
 
+def residual_quantizer_of_encodec_continues():
+    """Indices and decoded sums to the bit; in training, the same steps: levels take what is left before an update."""
+    theirs = encodec_codebooks().ResidualVectorQuantization(
+        num_quantizers=4, dim=6, codebook_size=16, kmeans_init=False, threshold_ema_dead_code=0
+    )
+    for _ in range(3):
+        theirs(torch.randn(2, 6, 50))
+    state = through_file({"quantizer.vq." + name: value for name, value in theirs.state_dict().items()})
+    ours = residual_quantizer_from_encodec(state)
+    x = torch.randn(2, 6, 50)
+    indices = theirs.eval().encode(x)
+    found = ours.eval()(x.mT)
+    assert found.indices.movedim(-1, 0).equal(indices)
+    assert found.quantized.mT.equal(theirs.decode(indices))
+    for levels in range(1, 5):
+        assert ours.lookup(found.indices[..., :levels]).mT.equal(theirs.decode(indices[:levels]))
+    theirs.train()
+    ours.train()
+    for _ in range(8):
+        x = torch.randn(2, 6, 50)
+        quantized, indices, losses = theirs(x)
+        found = ours(x.mT)
+        assert found.indices.movedim(-1, 0).equal(indices)
+        torch.testing.assert_close(found.quantized.mT, quantized, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.stack(found.commitment_losses), losses.flatten(), rtol=1e-5, atol=1e-6)
+        for own, layer in zip(ours.codebooks, theirs.layers, strict=True):
+            assert_same_state(own, layer._codebook, rtol=1e-5, atol=1e-5)
+
+
 def old_vector_quantize_pytorch_codebook_continues():
     """Load a state of release 0.7: no axis of heads, a flag of one float, and no sums for cosine codes."""
     package = import_module("vector_quantize_pytorch")
@@ -265,6 +295,7 @@ CHECKS = (
     moco_teacher_of_lightly_continues,
     encodec_codebook_continues,
     every_layer_of_an_encodec_model_loads,
+    residual_quantizer_of_encodec_continues,
     old_vector_quantize_pytorch_codebook_continues,
 )
 
