@@ -20,6 +20,7 @@ from vqssl import (
     KMeansInit,
     MultiScaleQuantizer,
     NoRevival,
+    ProductQuantizer,
     ResidualQuantizer,
     update_codebooks,
 )
@@ -215,6 +216,8 @@ def run_pyramid(quantizer, batch_of):
 
 MULTI_CODE = {
     "residual": lambda **options: ResidualQuantizer(codebook_size=8, num_levels=3, **options),
+    "product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, **options),
+    "shared product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, shared=True, **options),
     "residual with dropout": lambda **options: ResidualQuantizer(
         codebook_size=8, num_levels=3, level_dropout=0.8, **options
     ),

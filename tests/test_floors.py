@@ -41,6 +41,7 @@ MAY_IMPORT = {
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "residual": BELOW_CODEBOOK | {"codebook"},
+    "product": BELOW_CODEBOOK | {"codebook"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "following": {"copying", "distributed"},

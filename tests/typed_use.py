@@ -20,6 +20,7 @@ from vqssl import (
     MultiCodeQuantized,
     MultiScaleQuantized,
     MultiScaleQuantizer,
+    ProductQuantizer,
     Quantized,
     ResidualQuantizer,
 )
@@ -57,6 +58,10 @@ def residual_levels_are_typed() -> tuple[MultiCodeQuantized, Tensor]:
     quantizer = ResidualQuantizer(codebook_size=[8, 4], dim=4, num_levels=2, revival=None)
     out = quantizer(torch.ones(2, 4))
     return out, quantizer.freeze().lookup(out.indices[..., :1])
+
+
+def groups_are_typed() -> MultiCodeQuantized:
+    return ProductQuantizer(codebook_size=8, dim=4, num_groups=2, metric="cosine")(torch.ones(2, 4))
 
 
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -104,6 +109,7 @@ ACCEPTED = (
     a_name_may_come_from_a_typed_variable,
     options_of_codebooks_are_known,
     residual_levels_are_typed,
+    groups_are_typed,
     code_prediction_is_typed,
 )
 REFUSED = (

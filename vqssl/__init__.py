@@ -16,6 +16,7 @@ from vqssl.multiscale import MultiScaleQuantizer
 from vqssl.objective import DiSSECTObjective
 from vqssl.place_centring import PlaceCentring
 from vqssl.prediction import CodePrediction
+from vqssl.product import ProductQuantizer
 from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
@@ -38,6 +39,7 @@ __all__ = [
     "EMACodebook",
     "MultiScaleQuantizer",
     "ResidualQuantizer",
+    "ProductQuantizer",
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",
