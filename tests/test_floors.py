@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "residual": BELOW_CODEBOOK | {"codebook"},
     "product": BELOW_CODEBOOK | {"codebook"},
+    "random_projection": MATHS | {"foreign_keywords"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "following": {"copying", "distributed"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "code_heads": MATHS,
     "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
-    "health": MATHS | POLICIES | {"codebook"},
+    "health": MATHS | POLICIES | {"codebook", "random_projection"},
 }
 # State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)

@@ -22,6 +22,7 @@ from vqssl import (
     MultiScaleQuantizer,
     ProductQuantizer,
     Quantized,
+    RandomProjectionQuantizer,
     ResidualQuantizer,
 )
 
@@ -64,6 +65,10 @@ def groups_are_typed() -> MultiCodeQuantized:
     return ProductQuantizer(codebook_size=8, dim=4, num_groups=2, metric="cosine")(torch.ones(2, 4))
 
 
+def random_targets_are_typed() -> Tensor:
+    return RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="sequence")(torch.ones(2, 3, 4))
+
+
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
     prediction = CodePrediction(4, [8], target=BagTarget(reduction="max"))
     return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
@@ -83,6 +88,10 @@ def misspelt_name_for_all_scales() -> None:
 
 def misspelt_keyword_for_all_levels() -> None:
     ResidualQuantizer(codebook_size=8, dim=4, num_levels=2, metrc="cosine")  # type: ignore[call-arg]
+
+
+def misspelt_input_norm() -> None:
+    RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="layer")  # type: ignore[arg-type]
 
 
 def misspelt_keyword() -> None:
@@ -110,6 +119,7 @@ ACCEPTED = (
     options_of_codebooks_are_known,
     residual_levels_are_typed,
     groups_are_typed,
+    random_targets_are_typed,
     code_prediction_is_typed,
 )
 REFUSED = (
@@ -117,6 +127,7 @@ REFUSED = (
     misspelt_name,
     misspelt_name_for_all_scales,
     misspelt_keyword_for_all_levels,
+    misspelt_input_norm,
     misspelt_keyword,
     misspelt_keyword_for_all_scales,
     positional_sizes,

@@ -18,6 +18,7 @@ from vqssl.place_centring import PlaceCentring
 from vqssl.prediction import CodePrediction
 from vqssl.product import ProductQuantizer
 from vqssl.projection import LearnedProjection, OrthogonalProjection
+from vqssl.random_projection import RandomProjectionQuantizer
 from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.teacher import MomentumTeacher
@@ -40,6 +41,7 @@ __all__ = [
     "MultiScaleQuantizer",
     "ResidualQuantizer",
     "ProductQuantizer",
+    "RandomProjectionQuantizer",
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",
