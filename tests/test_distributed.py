@@ -24,6 +24,7 @@ from vqssl import (
     ResidualQuantizer,
     update_codebooks,
 )
+from vqssl.functional import diversity_loss, sinkhorn
 
 RANKS = 2
 STEPS = 12
@@ -238,6 +239,32 @@ def run_multi_code(quantizer, batch_of):
     return seen
 
 
+# ---- functions over ranks ----
+
+
+def logits(rank, step):
+    """Return logits of two codebooks, and a mask: another number of tokens on each rank and at each step, also none."""
+    count = [9, 4 + 7 * rank, 0 if rank else 6, 0][step % 4]
+    generator = torch.Generator().manual_seed(100 * rank + step)
+    # Of another size on each rank: exponentials of the scores, without care, would overflow on the second.
+    x = (1 + 500 * rank) * torch.randn(count, 2, 5, generator=generator, dtype=torch.float64)
+    return x, torch.rand(count, generator=generator) < 0.7
+
+
+def run_functions(inputs_of):
+    """Return for each step sinkhorn's codes, both forms of the diversity loss, and gradients of the logits."""
+    seen = []
+    for step in range(4):
+        x, mask = inputs_of(step)
+        x = x.requires_grad_()
+        with counted_all_reduces() as sizes:
+            soft = sinkhorn(x[:, 0], mask, epsilon=0.3)
+        losses = [diversity_loss(x, mask), diversity_loss(x, mask, form="perplexity")]
+        gradients = [torch.autograd.grad(loss, x)[0] for loss in losses]
+        seen.append((soft, torch.stack(losses).detach(), gradients, sizes))
+    return seen
+
+
 # ---- the ranks ----
 
 
@@ -268,6 +295,7 @@ def work(rank, folder):
     found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
+    found["functions"] = run_functions(functools.partial(logits, rank))
     for name in MULTI_CODE:
         batch_of = functools.partial(batch_of_several, rank, 0)
         found[name] = run_multi_code(make_multi_code(name), batch_of)
@@ -502,3 +530,25 @@ def test_all_codebooks_of_a_quantiser_share_two_all_reduces(ranks, name):
     candidates = sum(codebook.embed.numel() for codebook in codebooks)
     for found in ranks:
         assert all(sizes == [statistics, candidates] for *_, sizes in found[name][1:])
+
+
+# ---- functions over ranks ----
+
+
+def test_sinkhorn_and_diversity_over_ranks_equal_one_process(ranks):
+    def joined_logits(step):
+        parts = [logits(rank, step) for rank in range(RANKS)]
+        return torch.cat([x for x, _ in parts]), torch.cat([mask for _, mask in parts])
+
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    for step, (soft, losses, gradients, sizes) in enumerate(run_functions(joined_logits)):
+        parts = [found["functions"][step] for found in ranks]
+        close(torch.cat([part[0] for part in parts]), soft)
+        assert sizes == []
+        for part in parts:
+            close(part[1], losses)
+            assert part[3] == [2 * 5 * RANKS] * 3
+        for number, gradient in enumerate(gradients):
+            # As DDP averages them over ranks.
+            close(torch.cat([part[2][number] for part in parts]) / RANKS, gradient)
+        assert step == 3 or any(gradient.abs().sum() > 0 for gradient in gradients)

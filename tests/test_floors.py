@@ -27,7 +27,7 @@ MAY_IMPORT = {
     # Tensors in, tensors out
     "kernels": set(),
     # Pure maths, and the distributed calls
-    "functional": {"types", "checks", "kernels"},
+    "functional": {"types", "checks", "kernels", "distributed"},
     "distributed": {"types", "checks", "kernels"},
     "agreement": {"checks", "distributed"},
     # What load_state_dict refuses

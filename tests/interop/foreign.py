@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.laws import assert_same_bits, through_file
 from vqssl import MomentumTeacher
+from vqssl.functional import sinkhorn
 from vqssl.interop import (
     codebook_from_encodec,
     codebook_from_vector_quantize_pytorch,
@@ -190,6 +191,21 @@ def moco_teacher_of_lightly_continues():
     check_lightly(method, student, Student(method.backbone, method.projection_head))
 
 
+# ---- balanced codes ----
+
+
+def sinkhorn_equals_lightly():
+    theirs = import_module("lightly.loss.swav_loss").sinkhorn
+    for iterations in (1, 3, 10):
+        for epsilon in (0.05, 0.5):
+            scores = torch.nn.functional.normalize(torch.randn(40, 8), dim=-1) @ torch.randn(8, 12) / 3
+            expected = theirs(scores.clone(), iterations, epsilon)
+            found = sinkhorn(scores, iterations=iterations, epsilon=epsilon)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            found = sinkhorn(scores.reshape(4, 10, 12), iterations=iterations, epsilon=epsilon)
+            torch.testing.assert_close(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
+
+
 # ---- codebooks ----
 
 
@@ -293,6 +309,7 @@ CHECKS = (
     resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai,
     byol_teacher_of_lightly_continues,
     moco_teacher_of_lightly_continues,
+    sinkhorn_equals_lightly,
     encodec_codebook_continues,
     every_layer_of_an_encodec_model_loads,
     residual_quantizer_of_encodec_continues,
