@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqssl import (
     BagTarget,
+    ChannelsFirst,
     CodePrediction,
     EMACodebook,
     MultiCodeQuantized,
@@ -69,6 +70,17 @@ def random_targets_are_typed() -> Tensor:
     return RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="sequence")(torch.ones(2, 3, 4))
 
 
+def maps_are_typed() -> tuple[Quantized, MultiCodeQuantized]:
+    maps = torch.ones(2, 4, 3, 3)
+    one = ChannelsFirst(EMACodebook(codebook_size=8, dim=4))
+    several = ChannelsFirst(ResidualQuantizer(codebook_size=8, dim=4, num_levels=2))
+    return one(maps), several(maps)
+
+
+def identity_projection_has_a_name() -> MultiScaleQuantizer:
+    return MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="identity")
+
+
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
     prediction = CodePrediction(4, [8], target=BagTarget(reduction="max"))
     return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
@@ -92,6 +104,10 @@ def misspelt_keyword_for_all_levels() -> None:
 
 def misspelt_input_norm() -> None:
     RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="layer")  # type: ignore[arg-type]
+
+
+def misspelt_projection() -> None:
+    MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="none")  # type: ignore[arg-type]
 
 
 def misspelt_keyword() -> None:
@@ -120,6 +136,8 @@ ACCEPTED = (
     residual_levels_are_typed,
     groups_are_typed,
     random_targets_are_typed,
+    maps_are_typed,
+    identity_projection_has_a_name,
     code_prediction_is_typed,
 )
 REFUSED = (
@@ -128,6 +146,7 @@ REFUSED = (
     misspelt_name_for_all_scales,
     misspelt_keyword_for_all_levels,
     misspelt_input_norm,
+    misspelt_projection,
     misspelt_keyword,
     misspelt_keyword_for_all_scales,
     positional_sizes,

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 from vqssl import functional
 from vqssl.centring import TargetCentring
+from vqssl.channels_first import ChannelsFirst
 from vqssl.code_targets import AnchorTarget, BagTarget, PlaceTarget
 from vqssl.codebook import EMACodebook
 from vqssl.fusion import SERFFusion
@@ -42,6 +43,7 @@ __all__ = [
     "ResidualQuantizer",
     "ProductQuantizer",
     "RandomProjectionQuantizer",
+    "ChannelsFirst",
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",

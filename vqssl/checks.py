@@ -25,7 +25,7 @@ def check_tokens(name: str, x: Tensor, dim: int) -> None:
     check_floating(name, x)
     if x.ndim < 1 or x.shape[-1] != dim:
         if x.ndim > 2 and x.shape[1] == dim:
-            cure = f"for maps with channels first, write einops.rearrange({name}, 'b c ... -> b ... c')"
+            cure = "for maps with channels first, write vqssl.ChannelsFirst(module)"
         else:
             cure = "project it to that width first, or build the module with its width"
         raise ValueError(
