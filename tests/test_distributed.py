@@ -22,6 +22,7 @@ from vqssl import (
     NoRevival,
     ProductQuantizer,
     ResidualQuantizer,
+    fit_codebook,
     update_codebooks,
 )
 from vqssl.functional import diversity_loss, sinkhorn
@@ -265,6 +266,27 @@ def run_functions(inputs_of):
     return seen
 
 
+# ---- k-means over a data set ----
+
+
+def run_fits(shares_of):
+    """Return states, errors and all-reduces of fits from given codes and from none."""
+    seen = []
+    for given in (True, False):
+        codebook = EMACodebook(codebook_size=6, dim=DIM, dtype=torch.float64)
+        if given:
+            codebook.set_codes_(tokens(5, 0, 6, dtype=torch.float64))
+        with counted_all_reduces() as sizes:
+            fit = fit_codebook(codebook, shares_of(), passes=4, tolerance=0)
+        seen.append((state_of(codebook), fit.errors, fit.counts, sizes))
+    return seen
+
+
+def share(rank):
+    """Return batches of one rank, of another number and size on each."""
+    return [tokens(rank, step, 20 + 15 * rank, dtype=torch.float64) for step in range(3 + rank)]
+
+
 # ---- the ranks ----
 
 
@@ -295,6 +317,7 @@ def work(rank, folder):
     found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
+    found["fits"] = run_fits(functools.partial(share, rank))
     found["functions"] = run_functions(functools.partial(logits, rank))
     for name in MULTI_CODE:
         batch_of = functools.partial(batch_of_several, rank, 0)
@@ -552,3 +575,21 @@ def test_sinkhorn_and_diversity_over_ranks_equal_one_process(ranks):
             # As DDP averages them over ranks.
             close(torch.cat([part[2][number] for part in parts]) / RANKS, gradient)
         assert step == 3 or any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+# ---- k-means over a data set ----
+
+
+def test_fit_over_ranks_equals_one_process(ranks):
+    single = run_fits(lambda: [batch for rank in range(RANKS) for batch in share(rank)])
+    for number, (state, errors, counts, sizes) in enumerate(single):
+        parts = [found["fits"][number] for found in ranks]
+        assert sizes == []
+        for part in parts:
+            assert_same_bits(part[0], parts[0][0])
+            assert part[1] == parts[0][1]
+        assert int(parts[0][2].sum()) == int(counts.sum())
+        if number == 0:  # without given codes the sample is another
+            torch.testing.assert_close(parts[0][0], state, rtol=1e-11, atol=1e-11)
+            assert list(parts[0][1]) == pytest.approx(list(errors), rel=1e-11)
+            assert [size for size in parts[0][3] if size > 1] == [6 * (DIM + 1) + 2] * 4

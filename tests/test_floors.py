@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "multiscale": BELOW_CODEBOOK | {"codebook"},
     "residual": BELOW_CODEBOOK | {"codebook"},
     "product": BELOW_CODEBOOK | {"codebook"},
+    "fitting": BELOW_CODEBOOK | {"codebook"},
     "channels_first": {"types", "checks"},
     "random_projection": MATHS | {"foreign_keywords"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},

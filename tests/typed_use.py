@@ -25,6 +25,7 @@ from vqssl import (
     Quantized,
     RandomProjectionQuantizer,
     ResidualQuantizer,
+    fit_codebook,
 )
 
 
@@ -79,6 +80,10 @@ def maps_are_typed() -> tuple[Quantized, MultiCodeQuantized]:
 
 def identity_projection_has_a_name() -> MultiScaleQuantizer:
     return MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="identity")
+
+
+def a_fit_is_typed() -> tuple[float, ...]:
+    return fit_codebook(EMACodebook(codebook_size=2, dim=4), [torch.eye(4)], passes=1).errors
 
 
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -138,6 +143,7 @@ ACCEPTED = (
     random_targets_are_typed,
     maps_are_typed,
     identity_projection_has_a_name,
+    a_fit_is_typed,
     code_prediction_is_typed,
 )
 REFUSED = (

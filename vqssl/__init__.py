@@ -11,6 +11,7 @@ from vqssl.centring import TargetCentring
 from vqssl.channels_first import ChannelsFirst
 from vqssl.code_targets import AnchorTarget, BagTarget, PlaceTarget
 from vqssl.codebook import EMACodebook
+from vqssl.fitting import CodebookFit, fit_codebook
 from vqssl.fusion import SERFFusion
 from vqssl.initialization import KMeansInit, RandomInit, SampleInit
 from vqssl.multiscale import MultiScaleQuantizer
@@ -51,6 +52,7 @@ __all__ = [
     "PlaceCentring",
     "DiSSECTObjective",
     "update_codebooks",
+    "fit_codebook",
     "RandomInit",
     "SampleInit",
     "KMeansInit",
@@ -67,6 +69,7 @@ __all__ = [
     "CodePredictionLoss",
     "DiSSECTLoss",
     "CodebookUsage",
+    "CodebookFit",
     "functional",
     "health",
     "interop",
