@@ -649,7 +649,7 @@ def test_loaded_codebook_compiles_to_one_graph_without_a_step_before():
 X = torch.randn(2, 5, 4)
 REFUSALS = {
     "width": (lambda c: c(torch.randn(2, 5, 3)), ValueError, r"dim = 4 in its last axis.*\(2, 5, 3\)"),
-    "channels first": (lambda c: c(torch.randn(2, 4, 5)), ValueError, "write einops.rearrange.x, 'b c ... -> b ... c'"),
+    "channels first": (lambda c: c(torch.randn(2, 4, 5)), ValueError, "channels first, write vqssl.ChannelsFirst"),
     "scalar": (lambda c: c(torch.tensor(1.0)), ValueError, "dim = 4 in its last axis"),
     "integers": (lambda c: c(torch.ones(2, 4, dtype=torch.int64)), TypeError, "floating dtype.*float()"),
     "complex": (lambda c: c(torch.ones(2, 4, dtype=torch.complex64)), TypeError, "floating dtype"),

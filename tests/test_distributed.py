@@ -14,7 +14,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.laws import assert_differs, assert_same_bits, correlation, state_of
-from vqssl import BatchRevival, EMACodebook, KMeansInit, MultiScaleQuantizer, NoRevival, update_codebooks
+from vqssl import (
+    BatchRevival,
+    EMACodebook,
+    KMeansInit,
+    MultiScaleQuantizer,
+    NoRevival,
+    ProductQuantizer,
+    ResidualQuantizer,
+    fit_codebook,
+    update_codebooks,
+)
+from vqssl.functional import diversity_loss, sinkhorn
 
 RANKS = 2
 STEPS = 12
@@ -203,6 +214,79 @@ def run_pyramid(quantizer, batch_of):
     return seen
 
 
+# ---- quantisers of several codes a token ----
+
+MULTI_CODE = {
+    "residual": lambda **options: ResidualQuantizer(codebook_size=8, num_levels=3, **options),
+    "product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, **options),
+    "shared product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, shared=True, **options),
+    "residual with dropout": lambda **options: ResidualQuantizer(
+        codebook_size=8, num_levels=3, level_dropout=0.8, **options
+    ),
+}
+
+
+def make_multi_code(name, **more):
+    options = {"dim": DIM, "decay": 0.6, "revival": BatchRevival(0.3), "dtype": torch.float64, **more}
+    return MULTI_CODE[name](**options)
+
+
+def run_multi_code(quantizer, batch_of):
+    seen = []
+    for step in range(STEPS):
+        with counted_all_reduces() as sizes:
+            out = quantizer(*batch_of(step))
+        seen.append((out.quantized, out.indices, state_of(quantizer), sizes))
+    return seen
+
+
+# ---- functions over ranks ----
+
+
+def logits(rank, step):
+    """Return logits of two codebooks, and a mask: another number of tokens on each rank and at each step, also none."""
+    count = [9, 4 + 7 * rank, 0 if rank else 6, 0][step % 4]
+    generator = torch.Generator().manual_seed(100 * rank + step)
+    # Of another size on each rank: exponentials of the scores, without care, would overflow on the second.
+    x = (1 + 500 * rank) * torch.randn(count, 2, 5, generator=generator, dtype=torch.float64)
+    return x, torch.rand(count, generator=generator) < 0.7
+
+
+def run_functions(inputs_of):
+    """Return for each step sinkhorn's codes, both forms of the diversity loss, and gradients of the logits."""
+    seen = []
+    for step in range(4):
+        x, mask = inputs_of(step)
+        x = x.requires_grad_()
+        with counted_all_reduces() as sizes:
+            soft = sinkhorn(x[:, 0], mask, epsilon=0.3)
+        losses = [diversity_loss(x, mask), diversity_loss(x, mask, form="perplexity")]
+        gradients = [torch.autograd.grad(loss, x)[0] for loss in losses]
+        seen.append((soft, torch.stack(losses).detach(), gradients, sizes))
+    return seen
+
+
+# ---- k-means over a data set ----
+
+
+def run_fits(shares_of):
+    """Return states, errors and all-reduces of fits from given codes and from none."""
+    seen = []
+    for given in (True, False):
+        codebook = EMACodebook(codebook_size=6, dim=DIM, dtype=torch.float64)
+        if given:
+            codebook.set_codes_(tokens(5, 0, 6, dtype=torch.float64))
+        with counted_all_reduces() as sizes:
+            fit = fit_codebook(codebook, shares_of(), passes=4, tolerance=0)
+        seen.append((state_of(codebook), fit.errors, fit.counts, sizes))
+    return seen
+
+
+def share(rank):
+    """Return batches of one rank, of another number and size on each."""
+    return [tokens(rank, step, 20 + 15 * rank, dtype=torch.float64) for step in range(3 + rank)]
+
+
 # ---- the ranks ----
 
 
@@ -233,6 +317,11 @@ def work(rank, folder):
     found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
+    found["fits"] = run_fits(functools.partial(share, rank))
+    found["functions"] = run_functions(functools.partial(logits, rank))
+    for name in MULTI_CODE:
+        batch_of = functools.partial(batch_of_several, rank, 0)
+        found[name] = run_multi_code(make_multi_code(name), batch_of)
 
     # In a group of its own each rank has codes of its own.
     own = [dist.new_group([r]) for r in range(RANKS)]
@@ -276,14 +365,14 @@ def ranks(tmp_path_factory):
 
 def assert_ranks_agree(ranks, case):
     """Assert that all ranks have the same state, bit for bit, at every step."""
-    for (_, _, first), *others in zip(*(found[case] for found in ranks), strict=True):
-        for _, _, state in others:
-            assert_same_bits(state, first)
+    for first, *others in zip(*(found[case] for found in ranks), strict=True):
+        for other in others:
+            assert_same_bits(other[2], first[2])
 
 
 def assert_is_one_process(ranks, case, single, tolerance):
     """Assert that what the ranks saw are the parts, in rank order, of `single`, a run on the joined batches."""
-    for step, (quantized, indices, state) in enumerate(single):
+    for step, (quantized, indices, state, *_) in enumerate(single):
         parts = [found[case][step] for found in ranks]
         assert torch.equal(torch.cat([part[1] for part in parts]), indices), f"step {step}"
         torch.testing.assert_close(
@@ -443,3 +532,64 @@ def test_shared_pyramid_draws_in_the_order_of_ranks_then_scales(ranks):
             indices.append(torch.cat([k for _, k in own]).reshape(-1, *shape))
         single.append((quantized, indices, state_of(quantizer)))
     assert_pyramids_equal(ranks, "shared", single)
+
+
+# ---- quantisers of several codes a token ----
+
+
+@pytest.mark.parametrize("name", MULTI_CODE)
+def test_quantiser_of_several_codes_over_ranks_equals_one_process(ranks, name):
+    single = run_multi_code(make_multi_code(name), functools.partial(joined_several, 0))
+    assert_ranks_agree(ranks, name)
+    assert_is_one_process(ranks, name, single, 1e-11)
+    unrevived = run_multi_code(make_multi_code(name, revival=None), functools.partial(joined_several, 0))
+    assert_differs(unrevived[-1][2], single[-1][2])
+
+
+@pytest.mark.parametrize("name", MULTI_CODE)
+def test_all_codebooks_of_a_quantiser_share_two_all_reduces(ranks, name):
+    codebooks = make_multi_code(name).codebooks
+    statistics = sum(codebook.embed.numel() + codebook.codebook_size + 2 * RANKS for codebook in codebooks)
+    candidates = sum(codebook.embed.numel() for codebook in codebooks)
+    for found in ranks:
+        assert all(sizes == [statistics, candidates] for *_, sizes in found[name][1:])
+
+
+# ---- functions over ranks ----
+
+
+def test_sinkhorn_and_diversity_over_ranks_equal_one_process(ranks):
+    def joined_logits(step):
+        parts = [logits(rank, step) for rank in range(RANKS)]
+        return torch.cat([x for x, _ in parts]), torch.cat([mask for _, mask in parts])
+
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    for step, (soft, losses, gradients, sizes) in enumerate(run_functions(joined_logits)):
+        parts = [found["functions"][step] for found in ranks]
+        close(torch.cat([part[0] for part in parts]), soft)
+        assert sizes == []
+        for part in parts:
+            close(part[1], losses)
+            assert part[3] == [2 * 5 * RANKS] * 3
+        for number, gradient in enumerate(gradients):
+            # As DDP averages them over ranks.
+            close(torch.cat([part[2][number] for part in parts]) / RANKS, gradient)
+        assert step == 3 or any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+# ---- k-means over a data set ----
+
+
+def test_fit_over_ranks_equals_one_process(ranks):
+    single = run_fits(lambda: [batch for rank in range(RANKS) for batch in share(rank)])
+    for number, (state, errors, counts, sizes) in enumerate(single):
+        parts = [found["fits"][number] for found in ranks]
+        assert sizes == []
+        for part in parts:
+            assert_same_bits(part[0], parts[0][0])
+            assert part[1] == parts[0][1]
+        assert int(parts[0][2].sum()) == int(counts.sum())
+        if number == 0:  # without given codes the sample is another
+            torch.testing.assert_close(parts[0][0], state, rtol=1e-11, atol=1e-11)
+            assert list(parts[0][1]) == pytest.approx(list(errors), rel=1e-11)
+            assert [size for size in parts[0][3] if size > 1] == [6 * (DIM + 1) + 2] * 4

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     # Tensors in, tensors out
     "kernels": set(),
     # Pure maths, and the distributed calls
-    "functional": {"types", "checks", "kernels"},
+    "functional": {"types", "checks", "kernels", "distributed"},
     "distributed": {"types", "checks", "kernels"},
     "agreement": {"checks", "distributed"},
     # What load_state_dict refuses
@@ -40,6 +40,11 @@ MAY_IMPORT = {
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
     "multiscale": BELOW_CODEBOOK | {"codebook"},
+    "residual": BELOW_CODEBOOK | {"codebook"},
+    "product": BELOW_CODEBOOK | {"codebook"},
+    "fitting": BELOW_CODEBOOK | {"codebook"},
+    "channels_first": {"types", "checks"},
+    "random_projection": MATHS | {"foreign_keywords"},
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "following": {"copying", "distributed"},
@@ -50,7 +55,7 @@ MAY_IMPORT = {
     "code_heads": MATHS,
     "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
-    "health": MATHS | POLICIES | {"codebook"},
+    "health": MATHS | POLICIES | {"codebook", "random_projection"},
 }
 # State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)

@@ -16,7 +16,7 @@ from tests.laws import (
     assert_same_bits,
     state_of,
 )
-from vqssl import EMACodebook, KMeansInit, LearnedProjection, MultiScaleQuantizer, OrthogonalProjection
+from vqssl import ChannelsFirst, EMACodebook, KMeansInit, LearnedProjection, MultiScaleQuantizer, OrthogonalProjection
 
 
 def identity(in_channels, dim):
@@ -206,6 +206,28 @@ def test_construction_depends_on_the_seed_alone():
     assert not torch.equal(first.projections[0].weight, first.projections[1].weight)
 
 
+def test_projections_by_name():
+    options = {"codebook_size": 8, "dim": 4}
+    default, named = (MultiScaleQuantizer([4, 5], **options, **more) for more in ({}, {"projection": "orthogonal"}))
+    assert_same_bits(state_of(named), state_of(default))
+    learned = MultiScaleQuantizer([4, 5], projection="learned", **options)
+    assert [type(projection) for projection in learned.projections] == [LearnedProjection] * 2
+    assert MultiScaleQuantizer([4], projection="identity", **options).state_dict().keys() == {
+        f"codebooks.0.{name}" for name in EMACodebook(**options).state_dict()
+    }
+
+
+def test_identity_is_a_codebook_for_maps():
+    options = {"codebook_size": 8, "dim": 4, "decay": 0.7, "seed": 3}
+    quantizer = MultiScaleQuantizer([4], projection="identity", **options)
+    maps = ChannelsFirst(EMACodebook(**options))
+    for _ in range(3):
+        x = torch.randn(2, 4, 5, 6)
+        found, expected = quantizer([x]), maps(x)
+        assert_same_bits([found.quantized[0], found.indices[0], found.commitment_loss], list(expected))
+    assert_same_bits(state_of(quantizer.codebook(0)), state_of(maps.quantizer))
+
+
 def test_scales_draw_different_codes():
     quantizer = MultiScaleQuantizer([4, 4], codebook_size=8, dim=4)
     x = torch.randn(2, 4, 6, 6)
@@ -332,9 +354,14 @@ def test_state_that_fits_one_scale_only_changes_none(change):
         ({"codebook_size": [4, 4], "shared": True}, ValueError, "a shared codebook has one codebook_size"),
         ({"dim": 0}, ValueError, "dim must be at least 1"),
         (
-            {"projection": "learned"},
-            TypeError,
-            "projection must be a function .*got 'learned'",
+            {"projection": "linear"},
+            ValueError,
+            "projection must be one of 'orthogonal', 'learned', 'identity', or a function, got 'linear'",
+        ),
+        (
+            {"projection": "identity"},
+            ValueError,
+            r"projection='identity' needs maps of the width of the codes, dim = 3, got 5 channels",
         ),
         ({"projection": LearnedProjection(5, 3)}, TypeError, r"(?s)for tokens .* or a lambda that returns your module"),
         ({"seed": None}, TypeError, "seed must be an int, got None"),

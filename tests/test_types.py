@@ -12,6 +12,7 @@ from vqssl import (
     CodePredictionLoss,
     DiSSECTLoss,
     EMACodebook,
+    MultiCodeQuantized,
     MultiScaleQuantized,
     MultiScaleQuantizer,
     Quantized,
@@ -20,6 +21,7 @@ from vqssl import (
 TYPES = {
     Quantized: ("quantized", "indices", "commitment_loss"),
     MultiScaleQuantized: ("quantized", "indices", "commitment_loss", "commitment_losses"),
+    MultiCodeQuantized: ("quantized", "indices", "commitment_loss", "commitment_losses"),
     DiSSECTLoss: ("total", "alignment_global", "alignment_refined", "refinement", "commitment", "code_prediction"),
     CodePredictionLoss: ("total", "losses"),
     CodebookUsage: ("perplexity", "fraction", "dead"),

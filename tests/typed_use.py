@@ -13,7 +13,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqssl import BagTarget, CodePrediction, EMACodebook, MultiScaleQuantized, MultiScaleQuantizer, Quantized
+from vqssl import (
+    BagTarget,
+    ChannelsFirst,
+    CodePrediction,
+    EMACodebook,
+    MultiCodeQuantized,
+    MultiScaleQuantized,
+    MultiScaleQuantizer,
+    ProductQuantizer,
+    Quantized,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
+    fit_codebook,
+)
 
 
 def freeze_keeps_the_type_of_a_codebook() -> Quantized:
@@ -44,6 +57,35 @@ def options_of_codebooks_are_known() -> MultiScaleQuantizer:
     return MultiScaleQuantizer([3, 5], codebook_size=[8, 16], dim=4, metric="cosine", decay=0.9, revival=None)
 
 
+def residual_levels_are_typed() -> tuple[MultiCodeQuantized, Tensor]:
+    quantizer = ResidualQuantizer(codebook_size=[8, 4], dim=4, num_levels=2, revival=None)
+    out = quantizer(torch.ones(2, 4))
+    return out, quantizer.freeze().lookup(out.indices[..., :1])
+
+
+def groups_are_typed() -> MultiCodeQuantized:
+    return ProductQuantizer(codebook_size=8, dim=4, num_groups=2, metric="cosine")(torch.ones(2, 4))
+
+
+def random_targets_are_typed() -> Tensor:
+    return RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="sequence")(torch.ones(2, 3, 4))
+
+
+def maps_are_typed() -> tuple[Quantized, MultiCodeQuantized]:
+    maps = torch.ones(2, 4, 3, 3)
+    one = ChannelsFirst(EMACodebook(codebook_size=8, dim=4))
+    several = ChannelsFirst(ResidualQuantizer(codebook_size=8, dim=4, num_levels=2))
+    return one(maps), several(maps)
+
+
+def identity_projection_has_a_name() -> MultiScaleQuantizer:
+    return MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="identity")
+
+
+def a_fit_is_typed() -> tuple[float, ...]:
+    return fit_codebook(EMACodebook(codebook_size=2, dim=4), [torch.eye(4)], passes=1).errors
+
+
 def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
     prediction = CodePrediction(4, [8], target=BagTarget(reduction="max"))
     return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
@@ -59,6 +101,18 @@ def misspelt_name() -> None:
 
 def misspelt_name_for_all_scales() -> None:
     MultiScaleQuantizer([3], codebook_size=8, dim=4, metric="Euclidean")  # type: ignore[arg-type]
+
+
+def misspelt_keyword_for_all_levels() -> None:
+    ResidualQuantizer(codebook_size=8, dim=4, num_levels=2, metrc="cosine")  # type: ignore[call-arg]
+
+
+def misspelt_input_norm() -> None:
+    RandomProjectionQuantizer(in_dim=4, codebook_size=8, dim=2, norm_input="layer")  # type: ignore[arg-type]
+
+
+def misspelt_projection() -> None:
+    MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="none")  # type: ignore[arg-type]
 
 
 def misspelt_keyword() -> None:
@@ -84,12 +138,21 @@ ACCEPTED = (
     results_unpack,
     a_name_may_come_from_a_typed_variable,
     options_of_codebooks_are_known,
+    residual_levels_are_typed,
+    groups_are_typed,
+    random_targets_are_typed,
+    maps_are_typed,
+    identity_projection_has_a_name,
+    a_fit_is_typed,
     code_prediction_is_typed,
 )
 REFUSED = (
     misspelt_target,
     misspelt_name,
     misspelt_name_for_all_scales,
+    misspelt_keyword_for_all_levels,
+    misspelt_input_norm,
+    misspelt_projection,
     misspelt_keyword,
     misspelt_keyword_for_all_scales,
     positional_sizes,

@@ -8,18 +8,30 @@ __version__ = "0.1.0"
 
 from vqssl import functional
 from vqssl.centring import TargetCentring
+from vqssl.channels_first import ChannelsFirst
 from vqssl.code_targets import AnchorTarget, BagTarget, PlaceTarget
 from vqssl.codebook import EMACodebook
+from vqssl.fitting import CodebookFit, fit_codebook
 from vqssl.fusion import SERFFusion
 from vqssl.initialization import KMeansInit, RandomInit, SampleInit
 from vqssl.multiscale import MultiScaleQuantizer
 from vqssl.objective import DiSSECTObjective
 from vqssl.place_centring import PlaceCentring
 from vqssl.prediction import CodePrediction
+from vqssl.product import ProductQuantizer
 from vqssl.projection import LearnedProjection, OrthogonalProjection
+from vqssl.random_projection import RandomProjectionQuantizer
+from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.teacher import MomentumTeacher
-from vqssl.types import CodebookUsage, CodePredictionLoss, DiSSECTLoss, MultiScaleQuantized, Quantized
+from vqssl.types import (
+    CodebookUsage,
+    CodePredictionLoss,
+    DiSSECTLoss,
+    MultiCodeQuantized,
+    MultiScaleQuantized,
+    Quantized,
+)
 from vqssl.update import update_codebooks
 
 if TYPE_CHECKING:
@@ -29,6 +41,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EMACodebook",
     "MultiScaleQuantizer",
+    "ResidualQuantizer",
+    "ProductQuantizer",
+    "RandomProjectionQuantizer",
+    "ChannelsFirst",
     "SERFFusion",
     "MomentumTeacher",
     "CodePrediction",
@@ -36,6 +52,7 @@ __all__ = [
     "PlaceCentring",
     "DiSSECTObjective",
     "update_codebooks",
+    "fit_codebook",
     "RandomInit",
     "SampleInit",
     "KMeansInit",
@@ -48,9 +65,11 @@ __all__ = [
     "LearnedProjection",
     "Quantized",
     "MultiScaleQuantized",
+    "MultiCodeQuantized",
     "CodePredictionLoss",
     "DiSSECTLoss",
     "CodebookUsage",
+    "CodebookFit",
     "functional",
     "health",
     "interop",

@@ -25,7 +25,7 @@ def check_tokens(name: str, x: Tensor, dim: int) -> None:
     check_floating(name, x)
     if x.ndim < 1 or x.shape[-1] != dim:
         if x.ndim > 2 and x.shape[1] == dim:
-            cure = f"for maps with channels first, write einops.rearrange({name}, 'b c ... -> b ... c')"
+            cure = "for maps with channels first, write vqssl.ChannelsFirst(module)"
         else:
             cure = "project it to that width first, or build the module with its width"
         raise ValueError(
@@ -239,6 +239,16 @@ def check_object(name: str, value: Any, protocol: type, example: str) -> None:
     if not isinstance(value, protocol) or isinstance(value, type):
         found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
+
+
+def check_shape_of_result(policy: str, result: Any, x: Tensor) -> None:
+    """Raise unless what a policy returned is a tensor of the tokens' shape."""
+    found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    if found != tuple(x.shape):
+        raise ValueError(
+            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: return one vector "
+            "of the same width for each token"
+        )
 
 
 def check_state_fits(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

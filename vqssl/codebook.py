@@ -25,6 +25,7 @@ from vqssl.checks import (
     check_positive_int,
     check_range,
     check_seed,
+    check_shape_of_result,
     check_state_fits,
     check_tokens,
     policy_name,
@@ -256,7 +257,7 @@ class EMACodebook(Grouped, nn.Module):
             quantized = straight_through(tokens, self.embed, indices=indices, mask=mask)
         else:
             quantized = self.estimator(tokens, self._codes_or_zeros(indices))
-            _check_shape_of_result("estimator", quantized, tokens)
+            check_shape_of_result("estimator", quantized, tokens)
             quantized = _zero_where_masked(quantized.to(tokens.dtype), mask)
         # Computed last, so that backward runs it first: autograd then adds the estimator's gradient to it in place.
         loss = commitment_loss(tokens, self.embed, mask, self.commitment_weight, indices=indices)
@@ -297,7 +298,7 @@ class EMACodebook(Grouped, nn.Module):
         if isinstance(self.metric, str):
             return METRICS[self.metric](x)
         form = self.metric(x)
-        _check_shape_of_result("metric", form, x)
+        check_shape_of_result("metric", form, x)
         return form.to(x.dtype)
 
     # ---- updates ----
@@ -733,15 +734,6 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
     )
     for codebook in random:
         codebook._warned_of_random_codes = True
-
-
-def _check_shape_of_result(policy: str, result: Any, x: Tensor) -> None:
-    found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-    if found != tuple(x.shape):
-        raise ValueError(
-            f"{policy} must return a tensor of the tokens' shape, {tuple(x.shape)}, got {found}: return one vector "
-            "of the same width for each token"
-        )
 
 
 def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:

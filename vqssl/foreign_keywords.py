@@ -28,7 +28,7 @@ FOREIGN_KEYWORDS = {
     "rotation_trick": 'estimator="rotation" if it is True, nothing if it is False',
     "freeze_codebook": ".freeze() behind the constructor if it is True, nothing if it is False",
     "ema_update": ".freeze() behind the constructor if it is False, nothing if it is True",
-    "accept_image_fmap": "tokens with their width last, einops.rearrange(x, 'b c ... -> b ... c')",
+    "accept_image_fmap": "vqssl.ChannelsFirst(...) around the module if it is True, nothing if it is False",
     "sync_codebook": "process_group=; ranks are found at call time",
 }
 """What to write instead, by keyword of another library."""

@@ -20,7 +20,7 @@ from vqssl.checks import (
 from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.loading import check_parts
-from vqssl.projection import OrthogonalProjection, Projection
+from vqssl.projection import Projection, ProjectionName, projection_of
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
 from vqssl.update import update_codebooks
 
@@ -54,9 +54,10 @@ class MultiScaleQuantizer(nn.Module):
         shared: True if all scales use one codebook, updated once a step with the tokens of all scales.
         channels_last: False for maps with channels first and any number of spatial axes, ``(B, C, T)``,
             ``(B, C, H, W)``, ``(B, C, D, H, W)``; True for tokens ``(B, ..., C)``. Outputs come in the same layout.
-        projection: ``(in_channels, dim) -> module`` for tokens, channels last: None (default) is a fixed
-            :class:`~vqssl.OrthogonalProjection` drawn from ``seed + s``; else :class:`~vqssl.LearnedProjection`, whose
-            parameters belong in the optimizer, or your own, for example ``lambda c, d: nn.Identity()`` where C_s = D.
+        projection: of the channels of each map to ``dim``: ``"orthogonal"``, also None (default), is a fixed
+            :class:`~vqssl.OrthogonalProjection` drawn from ``seed + s``; ``"learned"`` a
+            :class:`~vqssl.LearnedProjection`, whose parameters belong in the optimizer; ``"identity"`` leaves maps with
+            C_s = D as they are; or a function ``(in_channels, dim) -> module`` for tokens, channels last.
         seed: scale s draws from ``seed + s``.
         device: of projections and codebooks.
         dtype: of projections and codebooks.
@@ -94,7 +95,7 @@ class MultiScaleQuantizer(nn.Module):
         dim: int,
         shared: bool = False,
         channels_last: bool = False,
-        projection: Projection | None = None,
+        projection: ProjectionName | Projection | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -104,11 +105,6 @@ class MultiScaleQuantizer(nn.Module):
         if isinstance(in_channels, int):
             raise TypeError(
                 f"in_channels must be a sequence, one number a scale, got {in_channels}: write [{in_channels}]"
-            )
-        if projection is not None and (isinstance(projection, nn.Module) or not callable(projection)):
-            raise TypeError(
-                f"projection must be a function (in_channels, dim) -> module for tokens (*batch, in_channels), got "
-                f"{projection!r}: write projection=LearnedProjection, or a lambda that returns your module"
             )
         self.in_channels = tuple(in_channels)
         if not self.in_channels:
@@ -122,7 +118,7 @@ class MultiScaleQuantizer(nn.Module):
         check_seed(seed)
         check_floating_dtype(dtype)
         self.projections = nn.ModuleList(
-            OrthogonalProjection(channels, dim, seed=seed + scale) if projection is None else projection(channels, dim)
+            projection_of(projection, channels, dim, seed=seed + scale)
             for scale, channels in enumerate(self.in_channels)
         )
         self.projections.to(device=device, dtype=dtype)

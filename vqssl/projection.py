@@ -1,7 +1,7 @@
 """Projections from an encoder's channels to the code width; MultiScaleQuantizer puts one before each codebook."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,12 @@ from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, 
 from vqssl.functional.random import random_normal
 from vqssl.loading import check_finite_state, check_parts
 
-__all__ = ["LearnedProjection", "OrthogonalProjection", "Projection"]
+__all__ = ["LearnedProjection", "OrthogonalProjection", "Projection", "ProjectionName", "projection_of"]
 
 Projection = Callable[[int, int], nn.Module]
 """``(in_channels, dim) -> module`` that maps ``(*batch, in_channels)`` to ``(*batch, dim)``."""
+
+ProjectionName = Literal["orthogonal", "learned", "identity"]
 
 
 class OrthogonalProjection(nn.Module):
@@ -136,3 +138,45 @@ class LearnedProjection(nn.Sequential):
         check_dtype("x", x, weight.dtype)
         projected: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return projected
+
+
+def projection_of(
+    projection: ProjectionName | Projection | None, in_channels: int, dim: int, *, seed: int = 0
+) -> nn.Module:
+    """Return the projection that a name or a function gives for these widths.
+
+    Args:
+        projection: ``"orthogonal"`` (also for None), ``"learned"``, ``"identity"``, or a function
+            ``(in_channels, dim) -> module``.
+        in_channels: C, width of the features.
+        dim: D, width of the codes.
+        seed: of an orthogonal map.
+
+    Raises:
+        TypeError: ``projection`` is a module or something else that cannot be called.
+        ValueError: the name is unknown, or the identity is given two widths.
+
+    >>> projection_of("identity", 4, 4)
+    Identity()
+    """
+    if projection is None or projection == "orthogonal":
+        return OrthogonalProjection(in_channels, dim, seed=seed)
+    if projection == "learned":
+        return LearnedProjection(in_channels, dim)
+    if projection == "identity":
+        if in_channels != dim:
+            raise ValueError(
+                f"projection='identity' needs maps of the width of the codes, dim = {dim}, got {in_channels} channels: "
+                "leave projection out, or build with dim=in_channels"
+            )
+        return nn.Identity()
+    if isinstance(projection, str):
+        raise ValueError(
+            f"projection must be one of 'orthogonal', 'learned', 'identity', or a function, got {projection!r}"
+        )
+    if isinstance(projection, nn.Module) or not callable(projection):
+        raise TypeError(
+            f"projection must be a function (in_channels, dim) -> module for tokens (*batch, in_channels), got "
+            f"{projection!r}: write projection=LearnedProjection, or a lambda that returns your module"
+        )
+    return projection(in_channels, dim)

@@ -5,7 +5,14 @@ from typing import NamedTuple, NoReturn
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["CodePredictionLoss", "CodebookUsage", "DiSSECTLoss", "MultiScaleQuantized", "Quantized"]
+__all__ = [
+    "CodePredictionLoss",
+    "CodebookUsage",
+    "DiSSECTLoss",
+    "MultiCodeQuantized",
+    "MultiScaleQuantized",
+    "Quantized",
+]
 
 
 class Quantized(NamedTuple):
@@ -46,6 +53,27 @@ class MultiScaleQuantized(NamedTuple):
 
     quantized: tuple[Tensor, ...]
     indices: tuple[Tensor, ...]
+    commitment_loss: Tensor
+    commitment_losses: tuple[Tensor, ...]
+
+
+class MultiCodeQuantized(NamedTuple):
+    """The result of quantising each token by several codes: residual levels or groups of channels.
+
+    Attributes:
+        quantized: ``(*batch, dim)`` in the input's dtype: the vector that a token's codes give; zeros where masked.
+        indices: ``(*batch, C)`` int64: the indices of a token's C codes; -1 where masked, dropped or not finite.
+        commitment_loss: scalar, already weighted by beta: what to add to your loss.
+        commitment_losses: C scalars: the loss of each codebook, weighted by beta.
+
+    >>> import torch, vqssl
+    >>> out = vqssl.ResidualQuantizer(codebook_size=8, dim=4, num_levels=3)(torch.randn(2, 50, 4))
+    >>> out.quantized.shape, out.indices.shape, len(out.commitment_losses)
+    (torch.Size([2, 50, 4]), torch.Size([2, 50, 3]), 3)
+    """
+
+    quantized: Tensor
+    indices: Tensor
     commitment_loss: Tensor
     commitment_losses: tuple[Tensor, ...]
 
@@ -125,5 +153,5 @@ class CodebookUsage(NamedTuple):
 
 
 # torch.export.save refuses named tuples that are not registered.
-for _cls in (Quantized, MultiScaleQuantized, DiSSECTLoss, CodePredictionLoss, CodebookUsage):
+for _cls in (Quantized, MultiScaleQuantized, MultiCodeQuantized, DiSSECTLoss, CodePredictionLoss, CodebookUsage):
     _pytree._register_namedtuple(_cls, serialized_type_name=f"vqssl.types.{_cls.__name__}")

@@ -27,9 +27,7 @@ corners = [(1, 1), (6, 3), (3, 6), (9, 9)]
 for each, (row, column) in zip(maps, corners, strict=True):
     each[:, row : row + 3, column : column + 3] += (patch - background)[:, None, None]
 scales = [maps, avg_pool2d(maps, 3)]
-quantizer = vqssl.MultiScaleQuantizer(
-    [dim, dim], codebook_size=16, dim=dim, projection=lambda c, d: torch.nn.Identity()
-)
+quantizer = vqssl.MultiScaleQuantizer([dim, dim], codebook_size=16, dim=dim, projection="identity")
 for _ in range(20):
     quantized = quantizer(scales).quantized
 

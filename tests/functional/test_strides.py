@@ -85,6 +85,12 @@ CASES = {
     "soft_codes": (lambda x, codes: functional.soft_codes(x, codes, 0.3), [tokens(), tokens(1, K, D)]),
     "code_cross_entropy": (functional.code_cross_entropy, [tokens(0, B, N, K), indices()]),
     "code_cross_entropy, of shares": (functional.code_cross_entropy, [tokens(0, B, K), tokens(1, B, K).softmax(-1)]),
+    "sinkhorn": (lambda x, m: functional.sinkhorn(x, m, epsilon=0.5), [tokens(0, B, N, K), mask()]),
+    "diversity_loss": (functional.diversity_loss, [tokens(0, B, N, 2, K), mask()]),
+    "diversity_loss, by perplexity": (
+        lambda x: functional.diversity_loss(x, form="perplexity"),
+        [tokens(0, B, N, 2, K)],
+    ),
     "code_anchor": (functional.code_anchor, [tokens(), indices()]),
     "anchor_loss": (functional.anchor_loss, vectors(0, 1)),
     "matched_cells": (

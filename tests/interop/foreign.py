@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.laws import assert_same_bits, through_file
 from vqssl import MomentumTeacher
+from vqssl.functional import sinkhorn
 from vqssl.interop import (
     codebook_from_encodec,
     codebook_from_vector_quantize_pytorch,
@@ -24,6 +25,7 @@ from vqssl.interop import (
     codebook_to_vector_quantize_pytorch,
     load_lightly_teacher_,
     momentum_state_from_lightly,
+    residual_quantizer_from_encodec,
     resnet_state_dict,
 )
 
@@ -189,6 +191,21 @@ def moco_teacher_of_lightly_continues():
     check_lightly(method, student, Student(method.backbone, method.projection_head))
 
 
+# ---- balanced codes ----
+
+
+def sinkhorn_equals_lightly():
+    theirs = import_module("lightly.loss.swav_loss").sinkhorn
+    for iterations in (1, 3, 10):
+        for epsilon in (0.05, 0.5):
+            scores = torch.nn.functional.normalize(torch.randn(40, 8), dim=-1) @ torch.randn(8, 12) / 3
+            expected = theirs(scores.clone(), iterations, epsilon)
+            found = sinkhorn(scores, iterations=iterations, epsilon=epsilon)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            found = sinkhorn(scores.reshape(4, 10, 12), iterations=iterations, epsilon=epsilon)
+            torch.testing.assert_close(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
+
+
 # ---- codebooks ----
 
 
@@ -236,6 +253,35 @@ def every_layer_of_an_encodec_model_loads():
         residual = residual - found.quantized
 
 
+def residual_quantizer_of_encodec_continues():
+    """Indices and decoded sums to the bit; in training, the same steps: levels take what is left before an update."""
+    theirs = encodec_codebooks().ResidualVectorQuantization(
+        num_quantizers=4, dim=6, codebook_size=16, kmeans_init=False, threshold_ema_dead_code=0
+    )
+    for _ in range(3):
+        theirs(torch.randn(2, 6, 50))
+    state = through_file({"quantizer.vq." + name: value for name, value in theirs.state_dict().items()})
+    ours = residual_quantizer_from_encodec(state)
+    x = torch.randn(2, 6, 50)
+    indices = theirs.eval().encode(x)
+    found = ours.eval()(x.mT)
+    assert found.indices.movedim(-1, 0).equal(indices)
+    assert found.quantized.mT.equal(theirs.decode(indices))
+    for levels in range(1, 5):
+        assert ours.lookup(found.indices[..., :levels]).mT.equal(theirs.decode(indices[:levels]))
+    theirs.train()
+    ours.train()
+    for _ in range(8):
+        x = torch.randn(2, 6, 50)
+        quantized, indices, losses = theirs(x)
+        found = ours(x.mT)
+        assert found.indices.movedim(-1, 0).equal(indices)
+        torch.testing.assert_close(found.quantized.mT, quantized, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.stack(found.commitment_losses), losses.flatten(), rtol=1e-5, atol=1e-6)
+        for own, layer in zip(ours.codebooks, theirs.layers, strict=True):
+            assert_same_state(own, layer._codebook, rtol=1e-5, atol=1e-5)
+
+
 def old_vector_quantize_pytorch_codebook_continues():
     """Load a state of release 0.7: no axis of heads, a flag of one float, and no sums for cosine codes."""
     package = import_module("vector_quantize_pytorch")
@@ -263,8 +309,10 @@ CHECKS = (
     resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai,
     byol_teacher_of_lightly_continues,
     moco_teacher_of_lightly_continues,
+    sinkhorn_equals_lightly,
     encodec_codebook_continues,
     every_layer_of_an_encodec_model_loads,
+    residual_quantizer_of_encodec_continues,
     old_vector_quantize_pytorch_codebook_continues,
 )
 

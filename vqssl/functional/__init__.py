@@ -5,6 +5,7 @@ from vqssl.functional.code_anchors import anchor_loss, code_anchor
 from vqssl.functional.code_cross_entropy import code_cross_entropy
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.cosine_regression import cosine_regression_loss
+from vqssl.functional.diversity import diversity_loss
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState, batch_mean_ema, count_weighted_ema
 from vqssl.functional.estimators import ESTIMATORS, rotation_trick, straight_through
 from vqssl.functional.metrics import METRICS, euclidean
@@ -23,6 +24,7 @@ from vqssl.functional.serf_operators import (
     spatial_attention,
     spatial_attention_weights,
 )
+from vqssl.functional.sinkhorn import sinkhorn
 from vqssl.functional.teacher_buffers import BUFFER_POLICIES, copy_buffer, ema_buffer, ema_buffers, own_buffer
 from vqssl.functional.usage import code_counts, codebook_usage, target_spread
 from vqssl.functional.vectors import unit
@@ -57,6 +59,8 @@ __all__ = [
     "bag_of_codes",
     "soft_codes",
     "code_cross_entropy",
+    "sinkhorn",
+    "diversity_loss",
     "code_anchor",
     "anchor_loss",
     "Grid",

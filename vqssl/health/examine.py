@@ -105,6 +105,9 @@ class CodebookHealth:
     places: float | None
     """Effective number of places in which the codes lie, if codes within S / 20 share one: K if they are apart, m if
     they lie in m clumps (:func:`vqssl.health.distinct_places`)."""
+    fixed: bool = False
+    """True for the random codes of a :class:`vqssl.RandomProjectionQuantizer`, which nothing trains and whose usage
+    nothing counts: ``perplexity`` and ``usage`` are those of even counts then."""
     since_initialized: bool | None = None
     """True if the earlier codes were initialised from data; None without ``since``."""
     updates_since: int | None = None
@@ -235,6 +238,7 @@ def _examine(
         revives=codebook.revives,
         metric=codebook.metric,
         initialization=codebook.initialization,
+        fixed=codebook.fixed,
         findings=judge(codebook, counts, codes, movement),
         codes=kept,
         **counts._asdict(),
@@ -252,7 +256,8 @@ def _measure_counts(
         dead_below = 0.1 if codebook.threshold is None else codebook.threshold
     total, size = counts.sum().item(), len(counts)
     usage = codebook_usage(counts, dead_below)
-    tokens, start = _tokens_per_step(total, size, decay, codebook.updates) if codebook.initialized else (None, None)
+    counted = codebook.initialized and not codebook.fixed
+    tokens, start = _tokens_per_step(total, size, decay, codebook.updates) if counted else (None, None)
     return CountMeasures(
         updates=codebook.updates,
         decay=decay,

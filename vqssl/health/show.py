@@ -36,13 +36,15 @@ def _of_all(count: int, report: CodebookHealth) -> str:
 
 
 def _if_trained(report: CodebookHealth, text: str) -> str:
-    return text if report.initialized else "–"
+    return text if report.initialized and not report.fixed else "–"
 
 
 ROWS: dict[str, Callable[[CodebookHealth], str]] = {
     "codes × width": lambda r: f"{r.codebook_size} × {r.dim}",
     "updates": lambda r: _or_dash(r.updates, str),
-    "decay γ": lambda r: f"{r.decay:g}" + (" assumed" if r.revives is None else ""),  # a state does not hold it
+    "decay γ": lambda r: (
+        "–" if r.fixed else f"{r.decay:g}" + (" assumed" if r.revives is None else "")
+    ),  # not in a state
     "tokens a step": lambda r: _or_dash(r.tokens_per_step, amount),
     "remembered a code": lambda r: _or_dash(_remembered(r), amount),
     "usage": lambda r: _if_trained(r, f"{100 * r.usage:.0f}%"),
@@ -199,6 +201,8 @@ Curve = tuple[CodebookHealth, dict[str, Any]]
 def _perplexity(report: CodebookHealth) -> str:
     if not report.initialized:
         return "not trained yet"
+    if report.fixed:
+        return "fixed random codes"
     return f"perplexity {report.perplexity:.0f} of {report.codebook_size}"
 
 

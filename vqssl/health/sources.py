@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
+from vqssl.random_projection import RandomProjectionQuantizer
 from vqssl.revival import BatchRevival, NoRevival
 
 __all__ = ["FoundCodebook", "find_codebooks", "printable", "read_checkpoint", "short_names"]
@@ -43,13 +44,16 @@ class FoundCodebook(NamedTuple):
     metric: str | None = None
     initialization: str | None = None
     """Name of its class."""
+    fixed: bool = False
+    """True for the random codes of a :class:`vqssl.RandomProjectionQuantizer`, which has no counts: all are 1 here."""
 
 
 def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCodebook]:
     """Return all codebooks of a module or a state by dotted name, each once.
 
-    In a module these are the :class:`vqssl.EMACodebook` modules; if there are none, its state is searched. In a state
-    they are all pairs of ``embed`` and ``cluster_size`` under one prefix, in dictionaries and lists of any depth. Codes
+    In a module these are the :class:`vqssl.EMACodebook` and :class:`vqssl.RandomProjectionQuantizer` modules; if there
+    are none, its state is searched. In a state they are all pairs of ``embed`` and ``cluster_size`` under one prefix,
+    and the pairs of ``codes`` and ``projection`` of fixed random codes, in dictionaries and lists of any depth. Codes
     ``(heads, K, D)``, as vector-quantize-pytorch stores them, are one codebook for each head.
 
     Names are those of the module. The key that all are nested under (``model``, ``state_dict``) is left out, and so is
@@ -72,8 +76,8 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCode
     True
     """
     if isinstance(source, nn.Module):
-        modules = [(name, module) for name, module in source.named_modules() if isinstance(module, EMACodebook)]
-        found = [((name,), _from_module(module)) for name, module in modules] or _from_tree(source.state_dict())
+        found = [each for name, module in source.named_modules() for each in _in_module(name, module)]
+        found = found or _from_tree(source.state_dict())
         kind = f"a {type(source).__name__}"
     elif isinstance(source, Mapping):
         found = _from_tree(source)
@@ -184,6 +188,26 @@ def _why_unreadable(path: Path) -> str:
     )
 
 
+def _in_module(name: str, module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
+    """Return the codebooks that a module itself is, with names."""
+    if isinstance(module, EMACodebook):
+        return [((name,), _from_module(module))]
+    if isinstance(module, RandomProjectionQuantizer):
+        return [((each,), found) for each, found in _fixed(name, module.codes)]
+    return []
+
+
+def _fixed(name: str, codes: Tensor) -> Iterator[tuple[str, FoundCodebook]]:
+    """Yield the codebooks in fixed codes ``(codebooks, K, D)``, with names."""
+    for number, embed in enumerate(codes.detach()):
+        counts = torch.ones_like(embed[:, 0])
+        part = str(number) if len(codes) > 1 else ""
+        yield (
+            ".".join(filter(None, [name, part])),
+            FoundCodebook(embed, counts, True, None, metric="cosine", fixed=True),
+        )
+
+
 def _from_module(codebook: EMACodebook) -> FoundCodebook:
     return _from_state(codebook.state_dict(), "")._replace(
         decay=float(codebook.decay),
@@ -200,6 +224,8 @@ def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCo
     seen = set()
     for path, state in _states(source, ()):
         for key, embed in state.items():
+            if key.rpartition(".")[2] == "codes" and _has_projection(state, key):
+                found += [((*path, each), codebook) for each, codebook in _fixed(key.rpartition(".")[0], embed)]
             prefix, _, last = key.rpartition("embed")
             tensors = isinstance(embed, Tensor) and isinstance(state.get(prefix + "cluster_size"), Tensor)
             if last or (prefix and not prefix.endswith(".")) or not tensors:
@@ -219,6 +245,14 @@ def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCo
             for number, head in enumerate(heads):
                 found.append(((*path, prefix + (f"head{number}" if len(heads) > 1 else "")), head))
     return found
+
+
+def _has_projection(state: Mapping[str, Any], key: str) -> bool:
+    """Return True if the codes at ``key`` are those of a :class:`vqssl.RandomProjectionQuantizer`."""
+    codes, projection = state[key], state.get(key.removesuffix("codes") + "projection")
+    if not (isinstance(codes, Tensor) and isinstance(projection, Tensor)):
+        return False
+    return codes.ndim == projection.ndim == 3 and codes.shape[::2] == projection.shape[:2]
 
 
 def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -91,6 +91,8 @@ def judge(
     if not codebook.initialized:
         advice = "call it in training mode: .train(), not frozen, and with at least one valid token"
         return (_look("not trained yet: the codes are random", advice),)
+    if codebook.fixed:
+        return _fixed(size, codes, movement)
     found = list(_failures(size, counts, codes))
     if not found:  # otherwise all others would be consequences of these
         found = [*_usage(codebook, counts, codes.equal), *_geometry(size, dim, codebook.metric, codes)]
@@ -101,6 +103,16 @@ def judge(
         usage = f"{perplexity}, {counts.dead} dead, {counts.dying} dying"
         found.append(Finding("ok", usage if size > 1 else "a single code: nothing to measure", ""))
     return tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
+
+
+def _fixed(size: int, codes: CodeMeasures, movement: MovementMeasures) -> tuple[Finding, ...]:
+    """Return the finding on random codes that nothing trains, as in BEST-RQ."""
+    if codes.not_finite:
+        return (_act(f"{_share(codes.not_finite, size)} are not finite", "build the module again from its seed"),)
+    if movement.drift:
+        advice = "the targets have changed: build both modules from one seed, or load one state into both"
+        return (_act(f"fixed random codes, but others than before (drift {movement.drift:.2g})", advice),)
+    return (Finding("ok", f"{size} fixed random codes, as intended: their usage is not counted", ""),)
 
 
 def _failures(size: int, counts: CountMeasures, codes: CodeMeasures) -> Iterator[Finding]:

@@ -13,6 +13,10 @@ EMACodebook(codebook_size=8, dim=4, decay=0.8, ...)
 from vqssl.interop.codebook_formats import codebook_prefixes
 from vqssl.interop.encodec import codebook_from_encodec, codebook_to_encodec
 from vqssl.interop.lightly import load_lightly_teacher_, momentum_state_from_lightly
+from vqssl.interop.residual import (
+    residual_quantizer_from_encodec,
+    residual_quantizer_from_vector_quantize_pytorch,
+)
 from vqssl.interop.resnet import resnet_state_dict
 from vqssl.interop.vector_quantize_pytorch import (
     codebook_from_vector_quantize_pytorch,
@@ -24,6 +28,8 @@ __all__ = [
     "codebook_to_vector_quantize_pytorch",
     "codebook_from_encodec",
     "codebook_to_encodec",
+    "residual_quantizer_from_vector_quantize_pytorch",
+    "residual_quantizer_from_encodec",
     "codebook_prefixes",
     "load_lightly_teacher_",
     "momentum_state_from_lightly",
