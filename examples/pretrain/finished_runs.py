@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.checkpoint import digest as file_digest
@@ -26,6 +25,7 @@ from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols import Subject
 from examples.pretrain.train import Pretraining, Run
+from examples.pretrain.untrained import random_encoder
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,7 @@ def subject_of(each: Found, source: Images) -> Subject:
     run = Run(train, each.config, each.folder)
     encoder: Encoder = run.method.encoder
     if each.name == "random":
-        torch.manual_seed(each.config.seed)
-        encoder = Encoder(train.channels, each.config.encoder).to(each.config.device)
+        encoder = random_encoder(train.channels, each.config.encoder, each.config.seed).to(each.config.device)
     elif not run.resume(images_only=True):
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None
