@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from monai.networks.nets import resnet18
+from monai.networks.nets.resnet import resnet18
 
 from examples.pretrain.__main__ import main
 from examples.pretrain.encoder import EncoderOptions

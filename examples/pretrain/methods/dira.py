@@ -89,9 +89,9 @@ class DiRA(nn.Module):
         pyramid = self.encoder.pyramid(distort(view))
         query = self.student.projector(pyramid[-1].mean((2, 3)))
         keys = [self.teacher(distort(other)).embedding for other in others]
-        nce = [info_nce(query, key, self.queue.keys.clone(), self.options.temperature) for key in keys]
+        contrasts = [info_nce(query, key, self.queue.keys.clone(), self.options.temperature) for key in keys]
         restored = self.decoder(pyramid, view.shape[2:])
-        parts = {"contrast": torch.stack(nce).mean(), "restoration": F.mse_loss(restored, view)}
+        parts = {"contrast": torch.stack(contrasts).mean(), "restoration": F.mse_loss(restored, view)}
         loss = parts["contrast"] + self.options.restoration_weight * parts["restoration"]
         if self.adversary is not None:
             judged, learnt = judgement(self.adversary, restored), adversary_loss(self.adversary, restored, view)
