@@ -44,6 +44,7 @@ class DINOOptions:
     koleo_weight: float = 0.1
     """Weight of KoLeo beside the two cross-entropies."""
     title = "DINOv2-style"
+    tuned = ("koleo_weight",)
 
 
 class Scores(NamedTuple):

@@ -47,6 +47,8 @@ class DiRAOptions:
     warmup: float = 0.5
     """Share of the steps before the adversary's judgement counts."""
 
+    tuned = ("restoration_weight",)
+
     @property
     def title(self) -> str:
         """Name in tables."""

@@ -33,6 +33,8 @@ class Method(Protocol):
     - ``prepare(images)``: called with all training images ``(N, C, S, S)`` in [0, 1], on the CPU, before the first step
       and again where a run continues. What it finds must follow from the images and the seed.
     - ``title``, of the options: what tables call the method, where it is not the name of the class.
+    - ``tuned``, of the options: names of the loss weights that `compare` tunes besides the learning rate. Of a tuple of
+      weights, the first is tuned.
     """
 
     Options: Any

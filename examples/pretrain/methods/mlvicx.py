@@ -33,6 +33,7 @@ class MLVICXOptions:
     train_maps: bool = False
     """Train the 1 x 1 maps of the side branches too."""
     title = "MLVICX"
+    tuned = ("weights",)
 
 
 class SideBranch(nn.Module):

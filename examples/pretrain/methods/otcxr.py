@@ -38,6 +38,7 @@ class OTCXROptions:
     weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
     """Of transport, variance and covariance."""
     title = "OTCXR-like"
+    tuned = ("weights",)
 
 
 class OTCXR(nn.Module):

@@ -39,6 +39,7 @@ class PCRLv2Options:
     restoration_weight: float = 1.0
     """Of the mean squared errors beside the cosine."""
     title = "PCRLv2"
+    tuned = ("restoration_weight",)
 
 
 class PCRLv2(nn.Module):

@@ -40,6 +40,7 @@ class TransVWOptions:
     word_weight: float = 0.01
     """Of the cross-entropy beside the mean squared error."""
     title = "TransVW (2-D, PCA)"
+    tuned = ("word_weight",)
 
 
 class TransVW(nn.Module):
