@@ -17,9 +17,9 @@ from examples.pretrain import agreement, ranks
 from examples.pretrain.augment import check_augmentation, to_float
 from examples.pretrain.data import ImageSet, load_images, train_test_split
 from examples.pretrain.divergence import Diverged
-from examples.pretrain.encoder import Encoder, check_encoder
+from examples.pretrain.encoder import check_encoder
 from examples.pretrain.lock import hold
-from examples.pretrain.methods import METHODS
+from examples.pretrain.methods import METHODS, title_of
 from examples.pretrain.optimization import check_optimization
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS, Experiment
@@ -31,6 +31,10 @@ from examples.pretrain.reports import pictures
 from examples.pretrain.reports.text import any_terminal, write_text
 from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold_new, refuse_among_images
 from examples.pretrain.train import Monitor, Run
+from examples.pretrain.untrained import encoder_of_file, random_encoder
+
+NOT_SETTINGS = ("data", "weights", "out", "resume")
+"""Options of the command that its record does not repeat as settings."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,7 +94,8 @@ def experiment(config: Experiment) -> dict:
         **provenance(command(), device),
         "seed": config.seed,
         "data": None if config.data is None else config.data.name,
-        "config": {name: part for name, part in asdict(config).items() if name not in ("data", "out", "resume")},
+        "weights": None if config.weights is None else config.weights.name,
+        "config": {name: part for name, part in asdict(config).items() if name not in NOT_SETTINGS},
         "images": {"train": len(train), "test": len(test)},
         "ranks": ranks.world_size(),
         "auc": table,
@@ -124,7 +129,7 @@ def command() -> str:
 
 def options_of(config: Experiment) -> dict[str, Any]:
     """Return the options that ranks must share: all but the place of the images, which are compared themselves."""
-    options = {name: value for name, value in asdict(config).items() if name != "data"}
+    options = {name: value for name, value in asdict(config).items() if name not in ("data", "weights")}
     return options | {"out": None if config.out is None else str(config.out.absolute())}
 
 
@@ -141,6 +146,8 @@ def check(config: Experiment) -> None:
     check_optimization(config.optimization)
     check_augmentation(config.augmentation)
     check_encoder(config.encoder)
+    if config.weights is not None:
+        encoder_of_file(config.weights, 1, config.encoder)  # refused before hours of training
     if config.data is not None and not config.data.exists():
         raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
 
@@ -198,11 +205,15 @@ def runs_of(train: ImageSet, config: Experiment, out: Path, device: str) -> dict
 def probes(
     runs: dict[str, Run], train: ImageSet, test: ImageSet, config: Experiment
 ) -> dict[str, dict[str, list[float]]]:
-    """Return the AUC by encoder and share of labels; "random" is the encoder before pretraining."""
+    """Return the AUC by encoder and share of labels; "random" is the encoder before pretraining.
+
+    With `--weights` there is "imagenet", the encoder of that file.
+    """
     some_run = next(iter(runs.values()))
-    torch.manual_seed(config.seed)
-    untrained = Encoder(train.channels, config.encoder).to(some_run.config.device)
-    encoders = [("random", some_run, untrained)]
+    untrained = {"random": random_encoder(train.channels, config.encoder, config.seed)}
+    if config.weights is not None:
+        untrained["imagenet"] = encoder_of_file(config.weights, train.channels, config.encoder)
+    encoders = [(name, some_run, encoder.to(some_run.config.device)) for name, encoder in untrained.items()]
     encoders += [(method, run, run.method.encoder) for method, run in runs.items()]
     return {
         name: probe_encoder(run, encoder, train, test, subsets=config.subsets, seed=config.seed)
@@ -223,8 +234,7 @@ def markdown_of(table: dict[str, dict[str, list[float]]]) -> str:
             scores = 100 * np.array(row[share])
             spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
             cells.append(f"{scores.mean():.1f}{spread}")
-        title = METHODS[name].__name__ if name in METHODS else name
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

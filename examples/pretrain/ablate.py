@@ -20,7 +20,6 @@ import tyro
 
 from examples.pretrain.data import ImageSet, load_images, train_test_split
 from examples.pretrain.divergence import Diverged
-from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols.linear import check_labels, probe_encoder
 from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
@@ -28,6 +27,7 @@ from examples.pretrain.reports import sweep as report
 from examples.pretrain.reports.text import any_terminal
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
+from examples.pretrain.untrained import random_encoder
 from examples.pretrain.variants import SMALL, VARIANTS
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
@@ -104,8 +104,7 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
     run = Run(train, pretraining, config.runs / f"{name}-seed{seed}")
     encoder = run.method.encoder
     if name == "random":
-        torch.manual_seed(seed)
-        encoder = Encoder(train.channels, pretraining.encoder)
+        encoder = random_encoder(train.channels, pretraining.encoder, seed)
     else:
         run.resume()
         run.train()

@@ -59,6 +59,8 @@ class Evaluation:
     """Number of phantoms that the runs drew."""
     encoders: tuple[str, ...] = ()
     """Names of runs, for example byol full; all if left out."""
+    weights: Path | None = None
+    """State file of an ImageNet ResNet-18, for runs of its width: evaluated as the encoder imagenet."""
     out: Path = Path("runs/evaluation")
     """Folder for the JSON of each result, for tables and pictures."""
     part: str = "0/1"
@@ -86,7 +88,9 @@ def main(config: Evaluation) -> str:
             check_distinct(name, values)
     refuse_among_images(config.data, [config.out])
     if not config.report:
-        found = find(config.runs, config.encoders, device=config.device, unfinished=config.unfinished)
+        found = find(
+            config.runs, config.encoders, device=config.device, unfinished=config.unfinished, weights=config.weights
+        )
         measure(found, config)
     text = report.write(config.out)
     print(text)

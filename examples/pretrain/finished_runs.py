@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.checkpoint import digest as file_digest
@@ -26,6 +25,10 @@ from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols import Subject
 from examples.pretrain.train import Pretraining, Run
+from examples.pretrain.untrained import encoder_of_file, random_encoder
+
+UNTRAINED = ("random", "imagenet")
+"""Names of encoders that no run of the example trained."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint and its settings; or, as "random", the untrained encoder that its run started from."""
+    """A checkpoint and its settings; or an encoder that its run did not train.
+
+    "random" is the encoder that the run started from, and "imagenet" that of `--weights`.
+    """
 
     name: str
     folder: Path
@@ -54,25 +60,30 @@ class Found:
     digest: str
     """Of the bytes of the checkpoint."""
     devices: tuple[str, ...] = ()
-    """Models of the devices that the run trained on; empty for "random"."""
+    """Models of the devices that the run trained on; empty for "random" and "imagenet"."""
+    weights: Path | None = None
+    """Of "imagenet": the file of its weights."""
 
     @property
     def pretraining(self) -> dict[str, Any]:
-        """The settings that made this encoder; for "random": its shape, its seed, and the views for fine-tuning."""
+        """The settings that made this encoder; untrained: its shape, its seed, and the views for fine-tuning."""
         config = asdict(self.config)
-        if self.name != "random":
+        if self.name not in UNTRAINED:
             return config
-        return {name: config[name] for name in ("encoder", "augmentation", "seed")}
+        shape = {name: config[name] for name in ("encoder", "augmentation", "seed")}
+        return shape if self.weights is None else shape | {"weights": file_digest(self.weights)}
 
     @property
     def checkpoint(self) -> dict[str, Any] | None:
-        """Epoch and digest of the checkpoint; None for "random"."""
-        if self.name == "random":
+        """Epoch and digest of the checkpoint; None for "random" and "imagenet"."""
+        if self.name in UNTRAINED:
             return None
         return {"epoch": self.epoch, "epochs": self.config.optimization.epochs, "sha256": self.digest}
 
 
-def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinished: bool) -> list[Found]:
+def find(
+    runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinished: bool, weights: Path | None = None
+) -> list[Found]:
     """Return the checkpoints in folders, and an untrained encoder for each seed; sorted by seed.
 
     Args:
@@ -80,6 +91,7 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
         encoders: names of those to return; empty for all.
         device: the device to load them to.
         unfinished: also return unfinished runs, named `byol@3` after three epochs.
+        weights: the file of "imagenet", which each seed then has too.
 
     Raises:
         ValueError: checkpoints are missing, ambiguous, unfinished or incompatible.
@@ -90,6 +102,8 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
         given = ", ".join(map(str, runs)) or "nothing"
         raise ValueError(f"--runs must hold checkpoints of the example or the sweep, got {given}: give its --out")
     first = {each.config.seed: each for each in reversed(found)}
+    for each in first.values() if weights is not None else ():
+        found.append(replace(each, name="imagenet", devices=(), weights=weights))
     found = [*(replace(each, name="random", devices=()) for each in first.values()), *found]
     if encoders:
         missing = sorted(set(encoders) - {each.name for each in found})
@@ -119,7 +133,7 @@ def find(runs: Sequence[Path], encoders: Sequence[str], *, device: str, unfinish
 def finished(each: Found, unfinished: bool) -> Found:
     """Return the same if its run is finished; else raise ValueError, or rename it to say how far it came."""
     epochs = each.config.optimization.epochs
-    if each.name == "random" or each.epoch >= epochs:
+    if each.name in UNTRAINED or each.epoch >= epochs:
         return each
     if not unfinished:
         raise ValueError(
@@ -182,8 +196,9 @@ def subject_of(each: Found, source: Images) -> Subject:
     run = Run(train, each.config, each.folder)
     encoder: Encoder = run.method.encoder
     if each.name == "random":
-        torch.manual_seed(each.config.seed)
-        encoder = Encoder(train.channels, each.config.encoder).to(each.config.device)
+        encoder = random_encoder(train.channels, each.config.encoder, each.config.seed).to(each.config.device)
+    elif each.weights is not None:
+        encoder = encoder_of_file(each.weights, train.channels, each.config.encoder).to(each.config.device)
     elif not run.resume(images_only=True):
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None

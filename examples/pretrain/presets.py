@@ -11,9 +11,14 @@ import tyro
 from examples.pretrain.augment import Augmentation
 from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.methods import default_options
+from examples.pretrain.methods.adamv2 import AdamV2Options
 from examples.pretrain.methods.byol import BYOLOptions
+from examples.pretrain.methods.coboom import CoBooMOptions
+from examples.pretrain.methods.dino import DINOOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.mlvicx import MLVICXOptions
+from examples.pretrain.methods.otcxr import OTCXROptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
 
@@ -32,6 +37,8 @@ class Experiment:
     """Continue the run in --out, or the preset's latest under runs/."""
     methods: tuple[str, ...] = ("byol", "dissect")
     """Names of methods; each has its own options below. An untrained encoder is always in the table."""
+    weights: Path | None = None
+    """State file of an ImageNet ResNet-18: its encoder joins the table as "imagenet". For the preset `paper`."""
     image_size: int = 64
     """Side of the images in pixels."""
     phantoms: int = 2000
@@ -68,6 +75,12 @@ SMALL_OPTIONS = default_options() | {
     "byol": SMALL_BYOL,
     "dissect": SMALL_DISSECT,
     "dissect_codes": DiSSECTCodesOptions(dissect=SMALL_DISSECT),
+    # Heads as wide as BYOL's, and a teacher as fast.
+    "coboom": CoBooMOptions(byol=SMALL_BYOL, codebook_size=256, hidden_dim=512),
+    "dino": DINOOptions(prototypes=256, hidden_dim=512, momentum=0.99),
+    "mlvicx": MLVICXOptions(dim=512, side_dim=128),
+    "adamv2": AdamV2Options(prototypes=256, hidden_dim=512, momentum=0.99),
+    "otcxr": OTCXROptions(dim=128, hidden_dim=512),
 }
 # With the paper's crop and flip alone, a small encoder learns brightness as a shortcut. Harder views than these (crops
 # from 0.4, jitter 0.4) are not learnt in 800 steps, and the features fall behind the random encoder's.

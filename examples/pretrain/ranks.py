@@ -158,3 +158,12 @@ def average_(tensors: list[torch.Tensor]) -> None:
 def average_statistics_(model: nn.Module) -> None:
     """Replace BatchNorm's running statistics, which each rank gathers from its own images, by their mean."""
     average_([buffer for name, buffer in model.named_buffers() if "running_" in name])
+
+
+def concatenated(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all ranks, in the order of the ranks; every rank must have as many."""
+    if world_size() == 1:
+        return rows
+    found = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(found, rows.contiguous())
+    return torch.cat(found)

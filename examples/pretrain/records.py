@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.provenance import cpu_model, provenance
-from examples.pretrain.checkpoint import write_whole
+from examples.pretrain.checkpoint import differences, write_whole
 
-__all__ = ["device_model", "provenance", "read_record", "rounded", "write_record"]
+__all__ = ["device_model", "kept_record", "provenance", "read_record", "rounded", "write_record"]
 
 
 def device_model(device: str) -> str:
@@ -41,6 +41,26 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: must hold a record as JSON, got {error}: remove it to measure again") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: must hold a record as JSON, got a {type(record).__name__}: remove it")
+    return record
+
+
+def kept_record(path: Path, basis: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record in a file, which is not measured again; None if there is no file.
+
+    Args:
+        path: of the record.
+        basis: what the record depends on, by the name of its entry.
+
+    Raises:
+        ValueError: the file is damaged, or holds a record of another basis.
+    """
+    if not path.exists():
+        return None
+    record = read_record(path)
+    theirs = {name: record.get(name) for name in basis}
+    changed = [f"{name} was {a}, is {b}" for name, a, b in differences(theirs, json.loads(json.dumps(basis)))]
+    if changed:
+        raise ValueError(f"{path} holds another result: {'; '.join(changed)}. Give another --out")
     return record
 
 

@@ -133,6 +133,9 @@ class Run:
         agreement.check_equal(self.facts())
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
+        prepare = getattr(self.method, "prepare", None)
+        if prepare is not None and self.epoch < last:
+            prepare(images)
         self.method.train()
         forward: nn.Module = self.method
         if ranks.world_size() > 1:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.metrics import mutual_info_score
 from torch import nn
 
@@ -17,7 +17,17 @@ from examples.pretrain.augment import Augmentation, to_float
 from examples.pretrain.data import ImageSet
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.protocols import PROTOCOLS, Settings, Subject, anatomy, codes, finetune, localise, segment
+from examples.pretrain.protocols import (
+    PROTOCOLS,
+    Settings,
+    Subject,
+    anatomy,
+    codes,
+    finetune,
+    lesion_cells,
+    localise,
+    segment,
+)
 from examples.pretrain.protocols.knn import knn_auc
 from examples.pretrain.protocols.labels import label_subset, learnable, macro_auc, subset_size, transfer_auc
 from examples.pretrain.protocols.linear import fit, linear_probe
@@ -159,6 +169,92 @@ def test_energy_is_the_share_inside_and_zero_for_an_empty_map():
     mask = np.zeros((3, 4, 4), np.uint8)
     mask[:, 0] = 1
     assert localise.energy(cam, mask).tolist() == [0.5, 1.0, 0.0]  # the empty map points nowhere
+
+
+def slow_average_precision(scores, truth):
+    """Return the precision at each true cell in falling order of scores, averaged; without ties."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    hits, found = 0, []
+    for rank, i in enumerate(order, 1):
+        if truth[i]:
+            hits += 1
+            found.append(hits / rank)
+    return sum(found) / len(found)
+
+
+def test_lesion_probe_is_the_slow_oracle(tmp_path):
+    """Cells, logistic regression and average precision written out, in float64; the encoder stays as it was."""
+    subject = subject_on(toy(count=160), tmp_path)
+    before = state(subject.encoder)
+    scores = lesion_cells.measure(subject, SETTINGS)
+    assert unchanged(subject.encoder, before)
+    for number, stage in enumerate(ENCODER.scales):
+        sides = []
+        for side in (subject.train, subject.test):
+            features = subject.run.maps(to_float(side.images), subject.encoder)[number].double().numpy()
+            grid, width = features.shape[2], 32 // features.shape[2]
+            x, y = [], []
+            for image, mask in zip(features, side.masks, strict=True):
+                for row, column in itertools.product(range(grid), repeat=2):
+                    x.append(image[:, row, column])
+                    pixels = mask[row * width : (row + 1) * width, column * width : (column + 1) * width]
+                    y.append(bool(pixels.any()))
+            sides.append((np.array(x), np.array(y)))
+        (x, y), (asked, truth) = sides
+        mean, deviation = x.mean(0), x.std(0)
+        x, asked = (x - mean) / deviation, (asked - mean) / deviation
+        sign = np.where(y, 1.0, -1.0)
+
+        def objective(w, x=x, sign=sign):
+            margin = sign * (x @ w[:-1] + w[-1])
+            slope = -sign / (1 + np.exp(margin))
+            loss = 0.1 * np.logaddexp(0, -margin).sum() + w[:-1] @ w[:-1] / 2
+            return loss, 0.1 * np.append(slope @ x, slope.sum()) + np.append(w[:-1], 0)
+
+        w = optimize.minimize(objective, np.zeros(x.shape[1] + 1), jac=True, options={"gtol": 1e-6}).x
+        expected = 100 * slow_average_precision(asked @ w[:-1], truth)
+        assert scores[f"blob, {stage}"][0] == pytest.approx(expected, abs=0.3)
+        assert scores[f"blob, {stage} by chance"][0] == pytest.approx(100 * truth.mean())
+
+
+def test_lesion_probe_sees_what_cells_hold_and_nothing_in_noise(tmp_path):
+    """A map that holds the brightness of each cell finds every bright cell; one of noise is at chance."""
+
+    class Bright(nn.Module):
+        scales = ("layer2",)
+
+        def forward(self, images):
+            return images.mean((2, 3)), [nn.functional.max_pool2d(images, 4)]
+
+    class Noise(nn.Module):
+        scales = ("layer2",)
+
+        def forward(self, images):
+            return images.mean((2, 3)), [torch.randn(len(images), 3, 8, 8)]
+
+    subject = subject_on(toy(), tmp_path)
+    scores = lesion_cells.measure(replace(subject, encoder=Bright()), SETTINGS)
+    assert scores["blob, layer2"][0] == pytest.approx(100)
+    noise = lesion_cells.measure(replace(subject, encoder=Noise()), SETTINGS)
+    assert noise["blob, layer2"][0] < noise["blob, layer2 by chance"][0] + 4
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 1)])
+def test_cells_are_those_of_adaptive_pooling(grid):
+    masks = (np.random.default_rng(0).random((6, 16, 16)) < 0.02).astype(np.uint8) * 2
+    data = ImageSet(np.zeros((6, 16, 16), np.uint8), masks=masks)
+    found = lesion_cells.lesion_cells(data, 2, grid)
+    expected = nn.functional.adaptive_max_pool2d(torch.from_numpy(masks > 0)[:, None].float(), grid)[:, 0] > 0
+    assert not found[:, 0].any()
+    assert (found[:, 1] == expected.numpy()).all()
+
+
+def test_lesion_probe_needs_cells_with_and_without(tmp_path):
+    toys = toy()
+    subject = subject_on(toys, tmp_path)
+    assert "give --masks" in PROTOCOLS["lesion-cells"].lacking(replace(subject, masked=None))
+    toys.masks[:] = 1
+    assert "some cells have and others have not" in PROTOCOLS["lesion-cells"].lacking(subject)
 
 
 class Places(nn.Module):

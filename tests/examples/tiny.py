@@ -6,10 +6,18 @@ from typing import Any
 from examples.pretrain.augment import Augmentation
 from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.methods import METHODS, default_options
+from examples.pretrain.methods.adamv2 import AdamV2Options
 from examples.pretrain.methods.byol import BYOLOptions
+from examples.pretrain.methods.coboom import CoBooMOptions
+from examples.pretrain.methods.dino import DINOOptions
+from examples.pretrain.methods.dira import DiRAOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.mlvicx import MLVICXOptions
+from examples.pretrain.methods.otcxr import OTCXROptions
+from examples.pretrain.methods.pcrlv2 import PCRLv2Options
 from examples.pretrain.methods.simsiam import SimSiamOptions
+from examples.pretrain.methods.transvw import TransVWOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.train import Pretraining
 
@@ -22,6 +30,14 @@ OPTIONS: dict[str, Any] = {
     "dissect": DISSECT,
     "dissect_codes": DiSSECTCodesOptions(dissect=DISSECT, hidden_dim=16),
     "simsiam": SimSiamOptions(dim=8, bottleneck=4),
+    "coboom": CoBooMOptions(byol=BYOL, codebook_size=16, hidden_dim=16),
+    "dino": DINOOptions(prototypes=16, hidden_dim=16, bottleneck=8, momentum=0.9),
+    "pcrlv2": PCRLv2Options(dim=8, hidden_dim=16),
+    "dira": DiRAOptions(dim=8, hidden_dim=16, queue=32, momentum=0.9, warmup=0.0),
+    "transvw": TransVWOptions(words=4, members=8),
+    "mlvicx": MLVICXOptions(dim=16, side_dim=8),
+    "adamv2": AdamV2Options(prototypes=16, hidden_dim=16, bottleneck=8, momentum=0.9, alone=0.0),
+    "otcxr": OTCXROptions(dim=8, hidden_dim=16),
 }
 QUICK = Optimization("adamw", lr=1e-3, weight_decay=1e-4, batch_size=16, epochs=3, warmup_epochs=1)
 

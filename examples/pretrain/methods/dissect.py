@@ -48,6 +48,7 @@ class DiSSECTOptions:
     """Weights of the targets z_c and z_s."""
     commitment_weight: float = 1.0
     """lambda of the commitment loss."""
+    tuned = ("target_weights",)
 
 
 def make_quantizer(encoder: Encoder, options: DiSSECTOptions, seed: int) -> vqssl.MultiScaleQuantizer:

@@ -37,6 +37,8 @@ class DiSSECTCodesOptions:
     """Weight of the predictions beside BYOL's loss."""
     control: Literal["none", "maps", "shuffled"] = "none"
     """For comparison: predict the maps before quantisation, or the codes of another image."""
+    title = "DiSSECT with code prediction"
+    tuned = ("code_weight",)
 
 
 class DiSSECTCodes(nn.Module):

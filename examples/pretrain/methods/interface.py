@@ -30,6 +30,11 @@ class Method(Protocol):
     - ``codes(images) -> dict[str, Tensor]``: the code indices ``(B, H, W)`` of normalised images, by scale.
     - ``target_encoder``: the encoder whose maps are quantised, where it is not ``encoder``; a teacher's, usually.
     - ``views(images, augment) -> list[Tensor]``: the views of a batch in [0, 1]; otherwise two calls of ``augment``.
+    - ``prepare(images)``: called with all training images ``(N, C, S, S)`` in [0, 1], on the CPU, before the first step
+      and again where a run continues. What it finds must follow from the images and the seed.
+    - ``title``, of the options: what tables call the method, where it is not the name of the class.
+    - ``tuned``, of the options: names of the loss weights that `compare` tunes besides the learning rate. Of a tuple of
+      weights, the first is tuned.
     """
 
     Options: Any
@@ -43,7 +48,7 @@ class Method(Protocol):
         """The encoder that is kept, probed and exported."""
 
     def __call__(self, views: Sequence[Tensor]) -> Step:
-        """Return the loss of V views ``(B, C, S, S)`` of the same images, normalised."""
+        """Return the loss of V views ``(B, C, S, S)`` of the same images, or of what ``views`` returns; normalised."""
 
     def after_step(self) -> None:
         """Do what follows an optimizer step, such as the update of a teacher."""

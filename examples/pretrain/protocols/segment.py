@@ -13,13 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from monai.losses.dice import DiceLoss
 from monai.metrics.meandice import DiceMetric
-from monai.networks.nets.flexible_unet import SegmentationHead, UNetDecoder
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
+from examples.pretrain.decoder import Decoder
 from examples.pretrain.divergence import check_losses, check_state
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.protocols.finetune import batches
@@ -46,23 +45,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.frozen = frozen
-        widths = encoder.pyramid_channels
-        decoded = [max(width, 16) for width in [*widths[-2::-1], widths[0]]]
-        self.decoder = UNetDecoder(
-            spatial_dims=2,
-            encoder_channels=[1, *widths],  # the decoder ignores the first, the image's own
-            decoder_channels=decoded,
-            act=("relu", {"inplace": True}),
-            norm="batch",
-            dropout=0.0,
-            bias=False,
-            upsample="nontrainable",
-            pre_conv="default",
-            interp_mode="nearest",
-            align_corners=None,
-            is_pad=True,
-        )
-        self.head = SegmentationHead(2, decoded[-1], masks)
+        self.decoder = Decoder(encoder, masks)
 
     def train(self, mode: bool = True) -> Segmenter:
         """Set the mode; a frozen encoder stays in eval mode."""
@@ -75,9 +58,7 @@ class Segmenter(nn.Module):
         """Return the logits of the masks at the size of the images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.encoder.pyramid(images)
-        logits = self.head(self.decoder(maps, len(maps) - 1))
-        # The decoder ends at twice the size of the first stage, which exceeds the image if the stem has stride 1.
-        return logits if logits.shape[2:] == images.shape[2:] else F.interpolate(logits, images.shape[2:])
+        return self.decoder(maps, images.shape[2:])
 
 
 def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
@@ -131,7 +112,7 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
     share = targets.mean((0, 2, 3), keepdim=True)[0].clamp_min(1 / targets[:, 0].numel())
     overlap, pixels = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss(pos_weight=((1 - share) / share).sqrt())
     optimizer = torch.optim.AdamW(
-        [parameter for part in ((net.decoder, net.head) if frozen else (net,)) for parameter in part.parameters()],
+        (net.decoder if frozen else net).parameters(),
         lr=settings.mask_lr,
         weight_decay=1e-4,
     )
