@@ -155,7 +155,7 @@ def folder_of(config: Experiment) -> Path:
 def images_of(config: Experiment) -> ImageSet:
     """Load the images, or draw phantoms."""
     if config.data is not None:
-        return load_images(config.data, config.image_size)
+        return load_images(config.data, config.image_size, reading=config.reading)
     if ranks.rank() == 0:
         print(f"drawing {config.phantoms} thorax phantoms", flush=True)
     return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
@@ -168,6 +168,8 @@ def sides_of(config: Experiment) -> tuple[ImageSet, ImageSet]:
         ValueError: the images cannot be split, or have labels that no probe can be scored by.
     """
     data = images_of(config)
+    if data.left_out and ranks.rank() == 0:
+        print(f"left out {len(data.left_out)} of {len(data) + len(data.left_out)} images:", *data.left_out, sep="\n  ")
     train, test = (data.subset(index) for index in train_test_split(data, seed=config.seed))
     if train.labels is not None and test.labels is not None:
         check_labels(train.labels, test.labels, FRACTIONS, config.subsets, config.seed)

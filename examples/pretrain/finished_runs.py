@@ -7,7 +7,7 @@ import json
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from examples.pretrain.checkpoint import differences
 from examples.pretrain.checkpoint import digest as file_digest
 from examples.pretrain.checkpoint import load as load_checkpoint
 from examples.pretrain.checkpoint_checks import check_facts
-from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data import ImageSet, Reading, load_images, train_test_split
 from examples.pretrain.data.fingerprint import changes, side_of
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods import METHODS
@@ -38,6 +38,8 @@ class Images:
     """File of images with masks, where those of `data` have none."""
     phantoms: int
     """Number of phantoms that the run drew."""
+    reading: Reading = field(default_factory=Reading)
+    """What to do where files leave a choice."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def subject_of(each: Found, source: Images) -> Subject:
     size = side_of(each.images)
     # Phantoms depend on the seed of the run; a file is read once for all seeds.
     data = (
-        phantoms(source.phantoms, size, each.config.seed) if source.data is None else with_bits(file(source.data, size))
+        phantoms(source.phantoms, size, each.config.seed)
+        if source.data is None
+        else with_bits(file(source.data, size, source.reading))
     )
     train, test = split_of(data, each)
     run = Run(train, each.config, each.folder)
@@ -188,7 +192,7 @@ def subject_of(each: Found, source: Images) -> Subject:
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None
     if source.masks is not None:
-        masked = file(source.masks, size)
+        masked = file(source.masks, size, source.reading)
         if masked.masks is None:
             raise ValueError(f"{source.masks}: --masks must hold `images` and `masks`, and there are no masks")
         sides = apart(with_bits(masked), train)
@@ -198,9 +202,9 @@ def subject_of(each: Found, source: Images) -> Subject:
 
 
 @lru_cache(2)
-def file(path: Path, size: int) -> ImageSet:
+def file(path: Path, size: int, reading: Reading) -> ImageSet:
     """Return :func:`load_images`, cached."""
-    return load_images(path, size)
+    return load_images(path, size, reading=reading)
 
 
 @lru_cache(1)

@@ -2,6 +2,7 @@
 
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.data.load import load_images
+from examples.pretrain.data.reading import Reading
 from examples.pretrain.data.split import train_test_split
 
-__all__ = ["ImageSet", "load_images", "train_test_split"]
+__all__ = ["ImageSet", "Reading", "load_images", "train_test_split"]

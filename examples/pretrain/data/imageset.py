@@ -23,6 +23,7 @@ class ImageSet:
         split: ``(N,)`` "train", "val" or "test"; None unless the source names them.
         label_names: one name a class or a finding.
         names: ``(N,)`` paths of the images in their folder; None unless they come from one.
+        left_out: messages of the files that could not be read and were left out.
 
     Raises:
         ValueError: an array has the wrong dtype or rank, or another length than ``images``.
@@ -39,6 +40,7 @@ class ImageSet:
     split: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     names: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_images(self.images)
@@ -108,9 +110,24 @@ def check_images(images: np.ndarray) -> None:
     grey, rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if not (grey or rgb):
         raise ValueError(
-            f"images must be (N, H, W) grey or (N, H, W, 3) RGB, got shape {images.shape}: "
-            "drop a channel axis of one with images[..., 0], and give volumes slice by slice"
+            f"images must be (N, H, W) grey or (N, H, W, 3) RGB, got shape {images.shape}: {_axes_cure(images.shape)}"
         )
+
+
+def _axes_cure(shape: tuple[int, ...]) -> str:
+    """Return what makes images of the right axes; followed to the letter, it must give the right images."""
+    first, last = shape[1:2], shape[-1:]
+    if len(shape) == 4 and last == (1,):
+        return "drop the axis of channels with images[..., 0]"
+    if len(shape) == 4 and last == (4,) and first not in ((1,), (3,)):
+        return "drop the transparency with images[..., :3]"
+    if len(shape) == 4 and first == (1,):
+        return "drop the axis of channels with images[:, 0]"
+    if len(shape) == 4 and first == (3,):
+        return "move the axis of channels to the end with np.moveaxis(images, 1, -1)"
+    if len(shape) == 4 and first == (4,):
+        return "drop the transparency and move the axis of channels with np.moveaxis(images[:, :3], 1, -1)"
+    return "give one image as images[None]" if len(shape) == 2 else "give volumes slice by slice"
 
 
 def check_length(name: str, array: np.ndarray, count: int) -> None:

@@ -1,0 +1,16 @@
+"""The choices of a reader: what files leave open, as options of every command that reads images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images, masks and findings are read where their files leave a choice."""
+
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and list them; otherwise the first one ends the load."""
+    mask_kind: Literal["classes", "bits"] | None = None
+    """Values of masks: class numbers 1 to 8 (255 is ignored), or bits, one a structure. Asked for where it matters."""
