@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,17 @@ class Catalogue:
     split: np.ndarray | None = None
     mask_of: MaskOf | None = None
     mask_kind: MaskKind | None = None
+
+    def subset(self, keep: np.ndarray) -> Catalogue:
+        """Return the images where ``keep``, ``(N,)`` booleans, is True."""
+        if keep.all():
+            return self
+
+        def pick(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[keep]
+
+        names = [name for name, kept in zip(self.names, keep.tolist(), strict=True) if kept]
+        return replace(self, names=names, labels=pick(self.labels), groups=pick(self.groups), split=pick(self.split))
 
 
 def decode(folder: Path, catalogue: Catalogue, size: int, *, progress: bool, skip_bad: bool) -> ImageSet:

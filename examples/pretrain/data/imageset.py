@@ -158,8 +158,17 @@ def check_masks(masks: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def number_classes(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return class numbers 0, 1, ... in sorted order of ``values``, and the names of the classes."""
+    """Return class numbers 0, 1, ... in sorted order of ``values``, and the names of the classes.
+
+    Raises:
+        ValueError: there are more classes than half the images, for 10 images or more: they must be names of patients.
+    """
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     names, codes = np.unique(values, return_inverse=True)
+    if len(values) >= 10 and 2 * len(names) > len(values):
+        raise ValueError(
+            f"several images must share a class, got {len(names)} classes for {len(values)} images: if they are "
+            "patients, give them as groups, in a table with the columns name, group and a label"
+        )
     return codes.reshape(-1).astype(np.int64), tuple(str(name) for name in names.tolist())

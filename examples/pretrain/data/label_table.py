@@ -6,17 +6,16 @@ import csv
 import os
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 
+from examples.pretrain.data.catalogue import Catalogue
+from examples.pretrain.data.findings import findings_of
 from examples.pretrain.data.imageset import number_classes
-
-Labels = tuple[np.ndarray | None, tuple[str, ...], np.ndarray | None]
-"""Labels, label names and groups; None where unknown."""
-
-TRUTH = {"true": "1", "false": "0"}
+from examples.pretrain.data.reading import Reading
 
 
 def table_of(folder: Path) -> Path | None:
@@ -36,14 +35,14 @@ def table_of(folder: Path) -> Path | None:
     return table
 
 
-def labels_of(table: Path, names: list[str]) -> Labels:
-    """Return labels, label names and groups of the images ``names`` (paths relative to the table's folder).
+def with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalogue:
+    """Return a catalogue with the labels and groups of a table beside its images.
 
     Raises:
         ValueError: the table does not fit the images; the message names the file and the line.
     """
     try:
-        return _table_labels(table, names)
+        return _with_labels(catalogue, table, reading)
     except UnicodeDecodeError as error:
         raise ValueError(f"{table}: must be UTF-8 text, got {error}: save it as CSV UTF-8") from error
     except (ValueError, csv.Error) as error:
@@ -69,7 +68,7 @@ def by_spelling(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _table_labels(table: Path, names: list[str]) -> Labels:
+def _with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalogue:
     with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         reader = csv.DictReader(file)
         header = list(reader.fieldnames or ())
@@ -94,7 +93,7 @@ def _table_labels(table: Path, names: list[str]) -> Labels:
         if name in by_name:
             raise ValueError(f"line {line} names {name!r} a second time: keep one row an image")
         by_name[name] = {column: value.strip() for column, value in row.items()}
-    files = by_spelling(names)
+    files = by_spelling(catalogue.names)
     missing = [name for name in files if name not in by_name]
     if missing:
         raise ValueError(
@@ -105,42 +104,12 @@ def _table_labels(table: Path, names: list[str]) -> Labels:
     if surplus:
         raise ValueError(f"{len(surplus)} rows name no image, first {surplus[0]!r}: take them out")
     ordered = [by_name[name] for name in files]
-    labels, label_names = _findings(ordered, columns) if len(columns) > 1 else _classes(ordered, columns[0])
     groups = np.array([row["group"] for row in ordered]) if "group" in header else None
-    return labels, label_names, groups
-
-
-def _findings(rows: list[dict[str, str]], columns: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    found = np.array([[_finding(row[column]) for column in columns] for row in rows])
-    unknown = np.argwhere(np.isin(found, ("", "-1", "nan")))
-    others = [column for column, values in zip(columns, found.T, strict=True) if not set(values) <= KNOWN]
-    if others:
-        odd = next(row[others[0]] for row in rows if _finding(row[others[0]]) not in KNOWN)
-        raise ValueError(
-            f"several label columns are findings and must hold 0 or 1, got {odd!r} in column {others[0]!r}: take out "
-            f"columns that are no findings ({', '.join(others[:5])}), or keep a single column for classes"
-        )
-    if len(unknown):
-        row, column = unknown[0]
-        kind = {"": "a blank", "-1": "-1", "nan": "NaN"}[found[row, column]]
-        raise ValueError(
-            f"findings must be known, 0 or 1, got {kind} in column {columns[column]!r} for {rows[row]['name']!r} (and "
-            f"{len(unknown) - 1} more): write 0 or 1 for each unknown or uncertain one, or take out its image or column"
-        )
-    return found.astype(np.uint8), tuple(columns)
-
-
-KNOWN = {"0", "1", "", "-1", "nan"}
-
-
-def _finding(value: str) -> str:
-    """Return "0", "1", "-1", "nan" or a blank for every way to write them; other values as they are."""
-    number = _number(value)
-    if number is None:
-        return TRUTH.get(value.lower(), value)
-    if number.is_nan():
-        return "nan"
-    return str(int(number)) if number in (-1, 0, 1) else value
+    if len(columns) == 1:
+        labels, label_names = _classes(ordered, columns[0])
+        return replace(catalogue, labels=labels, label_names=label_names, groups=groups)
+    findings, keep = findings_of(ordered, columns, catalogue.names, reading)
+    return replace(catalogue, labels=findings, label_names=tuple(columns), groups=groups).subset(keep)
 
 
 def _classes(rows: list[dict[str, str]], column: str) -> tuple[np.ndarray, tuple[str, ...]]:

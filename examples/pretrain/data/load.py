@@ -26,16 +26,20 @@ def load_images(
       ignored), or ``(N, P, H, W)``, one plane a structure;
     * a folder of PNG, JPEG, TIFF, BMP, WebP and single-frame DICOM files, searched with its sub-folders. Labels come
       from ``labels.csv`` in it (columns ``name``, optionally ``group``, then either one column of classes or several
-      0/1 columns of findings). Without that file, the first-level sub-folders are the classes, if there are two or
-      more and every image is in one. Otherwise there are no labels.
+      0/1 columns of findings). Without that file, folders say what they hold: see
+      :func:`examples.pretrain.data.tree.by_folders`, and :func:`examples.pretrain.data.tree.pair_masks` for ``images``
+      and ``masks``;
+    * a folder of NIH ChestX-ray14, CheXpert, RSNA Pneumonia or SIIM-ACR Pneumothorax as they are published.
 
     Classes are numbered 0, 1, ... in sorted order; ``label_names`` keeps their original names.
-    Names in ``labels.csv`` match files however their accents are composed. Findings that are unknown (blank, -1, NaN)
-    are refused. In a folder, an RGB picture with three equal channels counts as grey. A mix of 8 and 16 bits becomes
-    uint16, a mix of grey and RGB becomes RGB. DICOM values pass through the rescale and window (or lookup tables)
-    stored with them; the range that BitsStored allows is mapped to uint16, padding to 0. Pillow decodes RGB PNG to 8
-    bits a channel. A file with the suffix of a picture must hold that format, a PNG or a JPEG; no other decoder is
-    tried. Linked folders are searched too, each folder once.
+    Names in ``labels.csv`` match files however their accents are composed. Findings that are unknown (blank, NaN) or
+    uncertain (-1) are refused unless ``reading`` says what becomes of them.
+
+    In a folder, an RGB picture with three equal channels counts as grey. A mix of 8 and 16 bits becomes uint16, a mix
+    of grey and RGB becomes RGB. DICOM values pass through the rescale and window (or lookup tables) stored with them;
+    the range that BitsStored allows is mapped to uint16, padding to 0. Pillow decodes RGB PNG to 8 bits a channel. A
+    file with the suffix of a picture must hold that format, a PNG or a JPEG; no other decoder is tried. Linked folders
+    are searched too, each folder once.
 
     Args:
         path: the file or folder.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Policy = Literal["zeros", "ones", "leave-out"]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -14,3 +16,7 @@ class Reading:
     """Leave out images that cannot be read, and list them; otherwise the first one ends the load."""
     mask_kind: Literal["classes", "bits"] | None = None
     """Values of masks: class numbers 1 to 8 (255 is ignored), or bits, one a structure. Asked for where it matters."""
+    unknown: Policy | None = None
+    """Findings that a table leaves blank count as 0 or 1, or their images are left out. Asked for where it matters."""
+    uncertain: Policy | None = None
+    """The same for findings of -1."""

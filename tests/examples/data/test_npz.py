@@ -38,6 +38,14 @@ def test_medmnist_keeps_its_splits(tmp_path, rng, parts, colour):
     assert load_images(tmp_path / "data.npz", 5).images.shape == (len(data), 5, 5, *colour)
 
 
+@pytest.mark.parametrize("side", [28, 64, 128, 224])
+def test_medmnist_of_every_size_is_read(tmp_path, rng, side):
+    arrays = {f"{part}_images": rng.integers(0, 256, (2, side, side), np.uint8) for part in ("train", "val", "test")}
+    labels = {f"{part}_labels": np.array([[0], [1]], np.uint8) for part in ("train", "val", "test")}
+    data = load_images(write(tmp_path, **arrays, **labels), side)
+    np.testing.assert_array_equal(data.images, np.concatenate(list(arrays.values())))
+
+
 def test_medmnist_findings_are_multi_hot(tmp_path):
     labels = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)
     path = write(tmp_path, train_images=IMAGES, train_labels=labels, test_images=IMAGES, test_labels=labels)
