@@ -15,7 +15,8 @@ import tyro
 
 from examples.pretrain import agreement, ranks
 from examples.pretrain.augment import check_augmentation, to_float
-from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data import ImageSet, cache_of, load_images, train_test_split
+from examples.pretrain.data.cache import Cache
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import Encoder, check_encoder
 from examples.pretrain.lock import hold
@@ -67,6 +68,7 @@ def experiment(config: Experiment) -> dict:
     out = ranks.decided_by_first(lambda: folder_of(config))
     device = device_of(config)
     say = print if ranks.rank() == 0 else lambda *_, **__: None
+    fill_cache(config)
     train, test = agreement.on_all(lambda: sides_of(config))
     monitor = monitor_of(train, config)
     runs = agreement.on_all(lambda: runs_of(train, config, out, device))
@@ -90,7 +92,10 @@ def experiment(config: Experiment) -> dict:
         **provenance(command(), device),
         "seed": config.seed,
         "data": None if config.data is None else config.data.name,
-        "config": {name: part for name, part in asdict(config).items() if name not in ("data", "out", "resume")},
+        "config": {
+            name: part for name, part in asdict(config).items() if name not in ("data", "out", "resume", "reading")
+        },
+        "reading": {name: choice for name, choice in asdict(config.reading).items() if name != "cache"},
         "images": {"train": len(train), "test": len(test)},
         "ranks": ranks.world_size(),
         "auc": table,
@@ -150,6 +155,27 @@ def folder_of(config: Experiment) -> Path:
     out = (folder_to_resume if config.resume else folder_to_start)(config.name, config.out)
     refuse_among_images(config.data, [out, *(out / method for method in config.methods)])
     return out
+
+
+def fill_cache(config: Experiment) -> None:
+    """Decode the images on rank 0, if they are to be cached, while the others wait."""
+    data = config.data
+    if data is None or config.reading.cache is None:
+        return
+    cache = agreement.on_all(lambda: cache_of(data, config.image_size, config.reading))
+    if cache is None:
+        return
+    agreement.check_equal({"images to decode": cache.place.name})
+    ranks.while_first_works(cache.fill(progress=ranks.rank() == 0))
+    agreement.on_all(lambda: check_shared(cache))
+    if ranks.rank() == 0:
+        print(f"decoded images: {cache.place}, {cache.bytes / 1e9:.2g} GB", flush=True)
+
+
+def check_shared(cache: Cache) -> None:
+    """Raise ValueError unless this rank sees what rank 0 has decoded."""
+    if not cache.is_full():
+        raise ValueError(f"--cache must be on a file system that all ranks share, got {cache.directory}: give another")
 
 
 def images_of(config: Experiment) -> ImageSet:

@@ -227,7 +227,7 @@ def command(config: Evaluation) -> str:
     parts += [f"--encoders {' '.join(config.encoders)}"] if config.encoders else []
     for options, option in ((each, option) for each in (config.reading, config.settings) for option in fields(each)):
         value = getattr(options, option.name)
-        if value != option.default:
+        if value != option.default and option.name != "cache":
             text = " ".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"--{option.name.replace('_', '-')} {text}")
     return " ".join(parts)

@@ -235,8 +235,10 @@ def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Split images with masks: no patient and no image of the second part was used in pretraining."""
     if masked.groups is None or train.groups is None:
         raise ValueError("masks in a file of their own need `groups`, as the images do, to keep patients apart")
-    known = {image.tobytes() for image in train.images}
-    same = np.array([image.tobytes() in known for image in masked.images])  # perhaps under another patient's name
+    known = {hashlib.sha256(image.tobytes()).digest() for image in train.images}
+    same = np.array(
+        [hashlib.sha256(image.tobytes()).digest() in known for image in masked.images]
+    )  # perhaps under another patient's name
     # As text: numpy compares integers of unlike dtypes as floats, which merges those above 2**53.
     seen = np.isin(masked.groups.astype(str), train.groups.astype(str)) | np.isin(masked.groups, masked.groups[same])
     if seen.all() or not seen.any():
@@ -254,5 +256,6 @@ def digest(data: ImageSet) -> str:
         array = getattr(data, name)
         if array is not None:
             found.update(f"{name} {array.shape} {array.dtype.kind}{array.dtype.itemsize}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
+            for entry in array if array.ndim > 1 else [array]:  # one by one: they may be in a file
+                found.update(np.ascontiguousarray(entry).tobytes())
     return found.hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from examples.pretrain.data.picture import is_picture, read_picture
 from examples.pretrain.data.resize import resize
 
 MaskOf = Callable[[str, tuple[int, int]], np.ndarray]
-"""Returns the mask ``(H, W)`` uint8 of an image, by its name and its own size in the file."""
+"""Returns the mask ``(H, W)`` uint8 of an image, by its name and its own size in the file; can be pickled."""
+Decoded = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Catalogue:
     split: np.ndarray | None = None
     mask_of: MaskOf | None = None
     mask_kind: MaskKind | None = None
+    depends: tuple[str, ...] = ()
+    """Paths of further files that decide what is decoded, such as those of masks."""
 
     def subset(self, keep: np.ndarray) -> Catalogue:
         """Return the images where ``keep``, ``(N,)`` booleans, is True."""
@@ -55,19 +58,21 @@ def decode(folder: Path, catalogue: Catalogue, size: int, *, progress: bool, ski
     masks: list[np.ndarray] = []
     kept: list[int] = []
     left_out: list[str] = []
-    for number, name in enumerate(tqdm(catalogue.names, desc=folder.name, unit="image", disable=not progress)):
-        try:
-            image = read_image(folder / name)
-            if catalogue.mask_of is not None:
-                mask = catalogue.mask_of(name, image.shape[:2])
-                masks.append(resize(mask, size, Image.Resampling.NEAREST))
-        except ValueError as error:
+    numbers = range(len(catalogue.names))
+    each = decoded(folder, catalogue, size, numbers)
+    for number, found in zip(
+        numbers, tqdm(each, folder.name, len(numbers), unit="image", disable=not progress), strict=True
+    ):
+        if isinstance(found, ValueError):
             if not skip_bad:
-                raise
-            left_out.append(str(error))
+                raise found
+            left_out.append(str(found))
             continue
-        images.append(resize(image, size))
+        image, mask = found
+        images.append(image)
         kept.append(number)
+        if mask is not None:
+            masks.append(mask)
     if not images:
         raise ValueError(f"{folder}: none of its {len(left_out)} images can be read, the first: {left_out[0]}")
 
@@ -75,10 +80,10 @@ def decode(folder: Path, catalogue: Catalogue, size: int, *, progress: bool, ski
         return None if array is None else array[kept]
 
     return ImageSet(
-        _stack(images),
+        stack(images),
         pick(catalogue.labels),
         pick(catalogue.groups),
-        _bits(folder, masks, catalogue.mask_kind) if masks else None,
+        bits(folder, np.stack(masks), catalogue.mask_kind) if masks else None,
         pick(catalogue.split),
         catalogue.label_names,
         np.array(catalogue.names)[kept],
@@ -86,9 +91,25 @@ def decode(folder: Path, catalogue: Catalogue, size: int, *, progress: bool, ski
     )
 
 
-def _bits(folder: Path, masks: list[np.ndarray], kind: MaskKind | None) -> np.ndarray:
+def decoded(folder: Path, catalogue: Catalogue, size: int, numbers: Iterable[int]) -> Iterator[Decoded | ValueError]:
+    """Yield image and mask ``(S, S)`` of each of the images `numbers`, or the error of one that cannot be read."""
+    for number in numbers:
+        name = catalogue.names[number]
+        try:
+            image = read_image(folder / name)
+            mask = None
+            if catalogue.mask_of is not None:
+                mask = resize(catalogue.mask_of(name, image.shape[:2]), size, Image.Resampling.NEAREST)
+        except ValueError as error:
+            yield error
+        else:
+            yield resize(image, size), mask
+
+
+def bits(folder: Path, masks: np.ndarray, kind: MaskKind | None) -> np.ndarray:
+    """Return the masks of a folder as bits; its name is in errors."""
     try:
-        return bits_of(np.stack(masks), kind)
+        return bits_of(masks, kind)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -111,10 +132,16 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def _stack(images: list[np.ndarray]) -> np.ndarray:
-    """Stack images into one array, with the deepest dtype and the most channels among them."""
-    deep = any(image.dtype == np.uint16 for image in images)
-    colour = any(image.ndim == 3 for image in images)
+def stack(images: list[np.ndarray], *, deep: bool = False, colour: bool = False) -> np.ndarray:
+    """Stack images into one array, with the deepest dtype and the most channels among them.
+
+    Args:
+        images: grey or RGB, uint8 or uint16.
+        deep: make it uint16 in any case.
+        colour: make it RGB in any case.
+    """
+    deep = deep or any(image.dtype == np.uint16 for image in images)
+    colour = colour or any(image.ndim == 3 for image in images)
     for i, image in enumerate(images):
         if colour and image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from examples.pretrain.data import chexpert, nih, rsna, siim
+from examples.pretrain.data.cache import Cache
 from examples.pretrain.data.catalogue import Catalogue, decode
 from examples.pretrain.data.files import image_names
 from examples.pretrain.data.imageset import ImageSet
@@ -20,7 +21,12 @@ def load_folder(folder: Path, size: int, reading: Reading, progress: bool) -> Im
     """Load every image of a folder and its sub-folders; see :func:`examples.pretrain.data.load_images`."""
     # Before the images: an error in a table is reported without minutes of reading.
     catalogue = catalogue_of(folder, reading)
-    return decode(folder, catalogue, size, progress=progress, skip_bad=reading.skip_bad)
+    if reading.cache is None:
+        return decode(folder, catalogue, size, progress=progress, skip_bad=reading.skip_bad)
+    cache = Cache(folder, catalogue, size, reading.cache)
+    for _ in cache.fill(progress=progress):
+        pass
+    return cache.open(skip_bad=reading.skip_bad)
 
 
 def catalogue_of(folder: Path, reading: Reading) -> Catalogue:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
 from examples.pretrain.data.fingerprint import fingerprint_of
+from examples.pretrain.data.stored import stored_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +19,7 @@ class ImageSet:
 
     Args:
         images: ``(N, S, S)`` grey or ``(N, S, S, 3)`` RGB, uint8 or uint16; the dtype's full range is [0, 1].
+            They may be :class:`StoredImages`, which an index reads from their file.
         labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` uint8 multi-hot findings; None if unlabelled.
         groups: ``(N,)`` integer or string patient ids; None makes every image its own patient.
         masks: ``(N, S, S)`` uint8.
@@ -89,8 +92,9 @@ class ImageSet:
         def pick(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[where]
 
+        stored = stored_or_none(self.images)
         return ImageSet(
-            self.images[where],
+            self.images[where] if stored is None else cast(np.ndarray, stored.select(where)),
             pick(self.labels),
             pick(self.groups),
             pick(self.masks),

@@ -6,10 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.pretrain.data.folder import load_folder
+from examples.pretrain.data.cache import Cache
+from examples.pretrain.data.folder import catalogue_of, load_folder
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.data.npz import load_npz
 from examples.pretrain.data.reading import Reading
+
+
+def cache_of(path: str | Path, image_size: int, reading: Reading) -> Cache | None:
+    """Return the cache that :func:`load_images` would fill; None for an .npz file, or without `reading.cache`.
+
+    Raises:
+        ValueError: as :func:`load_images` does, for all but the decoding.
+    """
+    path = Path(path)
+    if reading.cache is None or not path.is_dir():
+        return None
+    return Cache(path, catalogue_of(path, reading), image_size, reading.cache)
 
 
 def load_images(

@@ -7,6 +7,7 @@ Source: Shih et al., Radiology: Artificial Intelligence (2019), kaggle.com/c/rsn
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,11 +43,20 @@ def catalogue_of(folder: Path, reading: Reading) -> Catalogue:
     refuse_without_row(images.keys() - boxes.keys(), folder, folder / TABLE)
     stems = sorted(images)
 
-    def mask_of(name: str, shape: tuple[int, int]) -> np.ndarray:
-        return boxes_to_mask(boxes[PurePosixPath(name).stem], shape)
-
     labels = np.array([int(len(boxes[stem]) > 0) for stem in stems])
-    return Catalogue([images[stem] for stem in stems], labels, CLASSES, np.array(stems), None, mask_of, "bits")
+    return Catalogue(
+        [images[stem] for stem in stems], labels, CLASSES, np.array(stems), None, _Boxes(boxes), "bits", (TABLE,)
+    )
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    """The masks of images, drawn from boxes."""
+
+    boxes: dict[str, list[tuple[float, ...]]]
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        return boxes_to_mask(self.boxes[PurePosixPath(name).stem], shape)
 
 
 def _box(row: dict[str, str], folder: Path) -> tuple[float, ...]:

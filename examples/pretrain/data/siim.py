@@ -7,6 +7,7 @@ Source: kaggle.com/c/siim-acr-pneumothorax-segmentation.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,17 +47,27 @@ def catalogue_of(folder: Path, reading: Reading) -> Catalogue:
             f"{folder}: {len(images) - len(stems)} images have no row in {TABLE} and are left out", stacklevel=4
         )
 
-    def mask_of(name: str, shape: tuple[int, int]) -> np.ndarray:
+    labels = np.array([int(len(runs[stem]) > 0) for stem in stems])
+    return Catalogue(
+        [images[stem] for stem in stems], labels, CLASSES, None, None, _Runs(folder, runs), "bits", (TABLE,)
+    )
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The masks of images, drawn from runs."""
+
+    folder: Path
+    runs: dict[str, list[list[int]]]
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         mask = np.zeros(shape, np.uint8)
-        for each in runs[PurePosixPath(name).stem]:
+        for each in self.runs[PurePosixPath(name).stem]:
             try:
                 mask |= runs_to_mask(each, shape)
             except ValueError as error:
-                raise ValueError(f"{folder / name}: {error}") from error
+                raise ValueError(f"{self.folder / name}: {error}") from error
         return mask
-
-    labels = np.array([int(len(runs[stem]) > 0) for stem in stems])
-    return Catalogue([images[stem] for stem in stems], labels, CLASSES, None, None, mask_of, "bits")
 
 
 def _numbers(row: dict[str, str], folder: Path) -> list[int]:

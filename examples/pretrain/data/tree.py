@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -106,10 +106,25 @@ def pair_masks(names: list[str], folder: Path, reading: Reading) -> Catalogue:
             f"(and {len(alone) - 1} more): add or take out its partner"
         )
     ordered = sorted(images)
-    mask_names = {images[stem]: masks[stem] for stem in ordered}
+    inner = by_folders([images[stem].partition("/")[2] for stem in ordered], folder / "images")
+    return replace(
+        inner,
+        names=[images[stem] for stem in ordered],
+        mask_of=_MaskFiles(folder, {images[stem]: masks[stem] for stem in ordered}),
+        mask_kind=reading.mask_kind,
+        depends=tuple(masks[stem] for stem in ordered),
+    )
 
-    def mask_of(name: str, shape: tuple[int, int]) -> np.ndarray:
-        path = folder / mask_names[name]
+
+@dataclass(frozen=True)
+class _MaskFiles:
+    """The masks of images, in files of their own by the names of the images."""
+
+    folder: Path
+    files: dict[str, str]
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        path = self.folder / self.files[name]
         mask = read_image(path)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"{path}: a mask must be grey of 8 bits, got {mask.shape} {mask.dtype}: convert it")
@@ -118,9 +133,6 @@ def pair_masks(names: list[str], folder: Path, reading: Reading) -> Catalogue:
         if mask.shape[0] * shape[1] == mask.shape[1] * shape[0]:
             return resize_to(mask, shape)
         raise ValueError(f"{path}: a mask must have the shape of its image, {shape}, got {mask.shape}: resize it")
-
-    inner = by_folders([images[stem].partition("/")[2] for stem in ordered], folder / "images")
-    return replace(inner, names=[images[stem] for stem in ordered], mask_of=mask_of, mask_kind=reading.mask_kind)
 
 
 def resize_to(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
