@@ -15,7 +15,8 @@ import tyro
 
 from examples.pretrain import agreement, ranks
 from examples.pretrain.augment import check_augmentation, to_float
-from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data import ImageSet, cache_of, load_images, train_test_split
+from examples.pretrain.data.cache import Cache
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.encoder import check_encoder
 from examples.pretrain.lock import hold
@@ -33,7 +34,7 @@ from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold
 from examples.pretrain.train import Monitor, Run
 from examples.pretrain.untrained import encoder_of_file, random_encoder
 
-NOT_SETTINGS = ("data", "weights", "out", "resume")
+NOT_SETTINGS = ("data", "weights", "out", "resume", "reading")
 """Options of the command that its record does not repeat as settings."""
 
 
@@ -71,6 +72,7 @@ def experiment(config: Experiment) -> dict:
     out = ranks.decided_by_first(lambda: folder_of(config))
     device = device_of(config)
     say = print if ranks.rank() == 0 else lambda *_, **__: None
+    fill_cache(config)
     train, test = agreement.on_all(lambda: sides_of(config))
     monitor = monitor_of(train, config)
     runs = agreement.on_all(lambda: runs_of(train, config, out, device))
@@ -96,6 +98,7 @@ def experiment(config: Experiment) -> dict:
         "data": None if config.data is None else config.data.name,
         "weights": None if config.weights is None else config.weights.name,
         "config": {name: part for name, part in asdict(config).items() if name not in NOT_SETTINGS},
+        "reading": {name: choice for name, choice in asdict(config.reading).items() if name != "cache"},
         "images": {"train": len(train), "test": len(test)},
         "ranks": ranks.world_size(),
         "auc": table,
@@ -159,10 +162,31 @@ def folder_of(config: Experiment) -> Path:
     return out
 
 
+def fill_cache(config: Experiment) -> None:
+    """Decode the images on rank 0, if they are to be cached, while the others wait."""
+    data = config.data
+    if data is None or config.reading.cache is None:
+        return
+    cache = agreement.on_all(lambda: cache_of(data, config.image_size, config.reading))
+    if cache is None:
+        return
+    agreement.check_equal({"images to decode": cache.place.name})
+    ranks.while_first_works(cache.fill(progress=ranks.rank() == 0))
+    agreement.on_all(lambda: check_shared(cache))
+    if ranks.rank() == 0:
+        print(f"decoded images: {cache.place}, {cache.bytes / 1e9:.2g} GB", flush=True)
+
+
+def check_shared(cache: Cache) -> None:
+    """Raise ValueError unless this rank sees what rank 0 has decoded."""
+    if not cache.is_full():
+        raise ValueError(f"--cache must be on a file system that all ranks share, got {cache.directory}: give another")
+
+
 def images_of(config: Experiment) -> ImageSet:
     """Load the images, or draw phantoms."""
     if config.data is not None:
-        return load_images(config.data, config.image_size)
+        return load_images(config.data, config.image_size, reading=config.reading)
     if ranks.rank() == 0:
         print(f"drawing {config.phantoms} thorax phantoms", flush=True)
     return make_phantoms(config.phantoms, config.image_size, seed=config.seed)
@@ -175,6 +199,8 @@ def sides_of(config: Experiment) -> tuple[ImageSet, ImageSet]:
         ValueError: the images cannot be split, or have labels that no probe can be scored by.
     """
     data = images_of(config)
+    if data.left_out and ranks.rank() == 0:
+        print(f"left out {len(data.left_out)} of {len(data) + len(data.left_out)} images:", *data.left_out, sep="\n  ")
     train, test = (data.subset(index) for index in train_test_split(data, seed=config.seed))
     if train.labels is not None and test.labels is not None:
         check_labels(train.labels, test.labels, FRACTIONS, config.subsets, config.seed)

@@ -11,14 +11,14 @@ neither labels nor test images. A run that was killed continues from its last wh
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 
-from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data import ImageSet, Reading, load_images, train_test_split
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.protocols.linear import check_labels, probe_encoder
 from examples.pretrain.ranges import check_distinct, check_range, share_of
@@ -55,6 +55,7 @@ class Ablation:
     """Random label subsets for each share below 100%."""
     report: bool = False
     """Write table and picture."""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
 
 
 def main(config: Ablation) -> None:
@@ -81,7 +82,7 @@ def sweep(config: Ablation) -> None:
         raise ValueError(f"variants must be of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
     refuse_among_images(config.data, [config.runs, config.results])
     torch.set_num_threads(1)
-    data = load_images(config.data, config.image_size)
+    data = load_images(config.data, config.image_size, reading=config.reading)
     train, test = (data.subset(index) for index in train_test_split(data))
     if train.labels is None or test.labels is None:
         raise ValueError(

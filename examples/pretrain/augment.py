@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import kornia.augmentation as K
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.pretrain.data.stored import StoredImages, stored_or_none
 from examples.pretrain.ranges import check_range
 
 
@@ -37,8 +40,33 @@ def check_augmentation(config: Augmentation) -> None:
     check_range("--augmentation.jitter", config.jitter, least=0, most=1)
 
 
+class FloatImages:
+    """Images in a file as `(N, C, S, S)` float32 in [0, 1], read when they are indexed or split."""
+
+    def __init__(self, images: StoredImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return to_float(self.images[index.numpy() if isinstance(index, Tensor) else index])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def to(self, device: str) -> Tensor:
+        """Return all images in memory, on a device."""
+        return self[:].to(device)
+
+
 def to_float(images: np.ndarray) -> Tensor:
-    """Return `(N, S, S[, 3])` uint8 or uint16 as `(N, C, S, S)` float32 in [0, 1]."""
+    """Return `(N, S, S[, 3])` uint8 or uint16 as `(N, C, S, S)` float32 in [0, 1]; those in a file stay there."""
+    stored = stored_or_none(images)
+    if stored is not None:
+        return cast(Tensor, FloatImages(stored))
     full = np.iinfo(images.dtype).max
     channels_last = images[..., None] if images.ndim == 3 else images
     # By numpy: torch has few operators for uint16.
@@ -54,13 +82,34 @@ class Normalize(nn.Module):
     def __init__(self, images: np.ndarray) -> None:
         super().__init__()
         full = float(np.iinfo(images.dtype).max)
-        channels = images.reshape(-1, 1 if images.ndim == 3 else 3)
-        self.register_buffer("mean", torch.tensor(channels.mean(0, dtype=np.float64) / full).float())
-        self.register_buffer("std", torch.tensor(channels.std(0, dtype=np.float64) / full).float().clamp_min(1e-3))
+        mean, std = _moments(images)
+        self.register_buffer("mean", torch.tensor(mean / full).float())
+        self.register_buffer("std", torch.tensor(std / full).float().clamp_min(1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised images, of the same shape `(B, C, S, S)`."""
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel, exact before they are rounded to float64.
+
+    They come from counts of each value, so that neither the order nor the size of the parts matters.
+    """
+    counts = np.zeros((1 if images.ndim == 3 else 3, np.iinfo(images.dtype).max + 1), np.int64)
+    for start in range(0, len(images), 64):
+        channels = images[start : start + 64].reshape(-1, len(counts))
+        for count, values in zip(counts, channels.T, strict=True):
+            count += np.bincount(values, minlength=len(count))
+    moments = []
+    for count in counts:
+        total = int(count.sum())
+        (there,) = count.nonzero()
+        first = sum(int(value) * int(count[value]) for value in there)
+        second = sum(int(value) ** 2 * int(count[value]) for value in there)
+        moments.append((first / total, math.sqrt((total * second - first**2) / total**2)))
+    mean, std = np.array(moments).T
+    return mean, std
 
 
 def views_of(size: int, config: Augmentation) -> nn.Module:

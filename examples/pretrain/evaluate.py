@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from examples.pretrain import finished_runs
 from examples.pretrain.checkpoint import differences
+from examples.pretrain.data import Reading
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.finished_runs import Found, Images, digest, find, subject_of
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject
@@ -72,11 +73,12 @@ class Evaluation:
     report: bool = False
     """Write tables and pictures of the results so far, and measure nothing."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
 
     @property
     def images(self) -> Images:
         """Source of the images."""
-        return Images(self.data, self.masks, self.phantoms)
+        return Images(self.data, self.masks, self.phantoms, self.reading)
 
 
 def main(config: Evaluation) -> str:
@@ -227,9 +229,9 @@ def command(config: Evaluation) -> str:
     parts = ["python -m examples.pretrain.evaluate", *config.protocols, f"--runs {len(config.runs)} folder(s)"]
     parts += [f"--{name} {path.name}" for name, path in (("data", config.data), ("masks", config.masks)) if path]
     parts += [f"--encoders {' '.join(config.encoders)}"] if config.encoders else []
-    for option in fields(Settings):
-        value = getattr(config.settings, option.name)
-        if value != option.default:
+    for options, option in ((each, option) for each in (config.reading, config.settings) for option in fields(each)):
+        value = getattr(options, option.name)
+        if value != option.default and option.name != "cache":
             text = " ".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"--{option.name.replace('_', '-')} {text}")
     return " ".join(parts)

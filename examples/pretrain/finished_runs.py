@@ -7,7 +7,7 @@ import json
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from examples.pretrain.checkpoint import differences
 from examples.pretrain.checkpoint import digest as file_digest
 from examples.pretrain.checkpoint import load as load_checkpoint
 from examples.pretrain.checkpoint_checks import check_facts
-from examples.pretrain.data import ImageSet, load_images, train_test_split
+from examples.pretrain.data import ImageSet, Reading, load_images, train_test_split
 from examples.pretrain.data.fingerprint import changes, side_of
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods import METHODS
@@ -41,6 +41,8 @@ class Images:
     """File of images with masks, where those of `data` have none."""
     phantoms: int
     """Number of phantoms that the run drew."""
+    reading: Reading = field(default_factory=Reading)
+    """What to do where files leave a choice."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ def subject_of(each: Found, source: Images) -> Subject:
     size = side_of(each.images)
     # Phantoms depend on the seed of the run; a file is read once for all seeds.
     data = (
-        phantoms(source.phantoms, size, each.config.seed) if source.data is None else with_bits(file(source.data, size))
+        phantoms(source.phantoms, size, each.config.seed)
+        if source.data is None
+        else with_bits(file(source.data, size, source.reading))
     )
     train, test = split_of(data, each)
     run = Run(train, each.config, each.folder)
@@ -203,7 +207,7 @@ def subject_of(each: Found, source: Images) -> Subject:
         raise ValueError(f"{each.folder}: the checkpoint is gone")
     sides = None
     if source.masks is not None:
-        masked = file(source.masks, size)
+        masked = file(source.masks, size, source.reading)
         if masked.masks is None:
             raise ValueError(f"{source.masks}: --masks must hold `images` and `masks`, and there are no masks")
         sides = apart(with_bits(masked), train)
@@ -213,9 +217,9 @@ def subject_of(each: Found, source: Images) -> Subject:
 
 
 @lru_cache(2)
-def file(path: Path, size: int) -> ImageSet:
+def file(path: Path, size: int, reading: Reading) -> ImageSet:
     """Return :func:`load_images`, cached."""
-    return load_images(path, size)
+    return load_images(path, size, reading=reading)
 
 
 @lru_cache(1)
@@ -246,8 +250,10 @@ def apart(masked: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Split images with masks: no patient and no image of the second part was used in pretraining."""
     if masked.groups is None or train.groups is None:
         raise ValueError("masks in a file of their own need `groups`, as the images do, to keep patients apart")
-    known = {image.tobytes() for image in train.images}
-    same = np.array([image.tobytes() in known for image in masked.images])  # perhaps under another patient's name
+    known = {hashlib.sha256(image.tobytes()).digest() for image in train.images}
+    same = np.array(
+        [hashlib.sha256(image.tobytes()).digest() in known for image in masked.images]
+    )  # perhaps under another patient's name
     # As text: numpy compares integers of unlike dtypes as floats, which merges those above 2**53.
     seen = np.isin(masked.groups.astype(str), train.groups.astype(str)) | np.isin(masked.groups, masked.groups[same])
     if seen.all() or not seen.any():
@@ -265,5 +271,6 @@ def digest(data: ImageSet) -> str:
         array = getattr(data, name)
         if array is not None:
             found.update(f"{name} {array.shape} {array.dtype.kind}{array.dtype.itemsize}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
+            for entry in array if array.ndim > 1 else [array]:  # one by one: they may be in a file
+                found.update(np.ascontiguousarray(entry).tobytes())
     return found.hexdigest()[:16]

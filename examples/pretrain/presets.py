@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from examples.pretrain.augment import Augmentation
+from examples.pretrain.data import Reading
 from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.methods import default_options
 from examples.pretrain.methods.adamv2 import AdamV2Options
@@ -30,7 +31,7 @@ class Experiment:
     name: str
     """Name of the preset, and of the folder under runs/ if --out is left out."""
     data: Path | None = None
-    """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of PNG, JPEG or DICOM; else phantoms."""
+    """An .npz (MedMNIST's layout, or images, labels, groups) or a folder of pictures or DICOM; else phantoms."""
     out: Path | None = None
     """Folder for checkpoints, logs, table and pictures. A new one under runs/ if left out."""
     resume: bool = False
@@ -54,6 +55,7 @@ class Experiment:
     """Of each method, by its name."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimization: Optimization = field(default_factory=Optimization)
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
 
     def pretraining(self, method: str, *, device: str = "cpu") -> Pretraining:
         """Return the settings of one method's run."""

@@ -7,7 +7,8 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -144,6 +145,42 @@ def decided_by_first(function: Callable[[], T]) -> T:
         raise found[1]
     result: T = found[0]
     return result
+
+
+def while_first_works(steps: Iterable[object], *, every: float = 20.0) -> None:
+    """Run `steps` on rank 0 while the others wait, however long it takes; its error is raised on all ranks.
+
+    Args:
+        steps: work in steps that are each much shorter than the time-out of the process group.
+        every: seconds after which a word goes round, so that no rank waits until that time-out.
+    """
+    if rank() > 0:
+        while (word := _word_of_first(BUSY)) == BUSY:
+            pass
+        if word != DONE:
+            raise ValueError(word)
+        return
+    last = time.monotonic()
+    try:
+        for _ in steps:
+            if time.monotonic() - last > every:
+                _word_of_first(BUSY)
+                last = time.monotonic()
+    except Exception as error:
+        _word_of_first(f"rank 0: {error}")
+        raise
+    _word_of_first(DONE)
+
+
+BUSY, DONE = "busy", "done"
+
+
+def _word_of_first(word: str) -> str:
+    """Return the word that rank 0 gives, on all ranks."""
+    words = [word]
+    if world_size() > 1:
+        dist.broadcast_object_list(words)
+    return words[0]
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from examples.pretrain.data import ImageSet
 from examples.pretrain.data.fingerprint import changes
 from examples.pretrain.divergence import check_losses, check_state, finite
 from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.loader import load_batches
 from examples.pretrain.lock import hold
 from examples.pretrain.log import Log, Row, line_of
 from examples.pretrain.methods import METHODS, Step
@@ -193,14 +194,17 @@ class Run:
         seed = self.config.seed * 100_003 + self.epoch + 1
         torch.manual_seed(seed)
         batches = list(self._batches(len(images)))
+        loaded = load_batches(images, batches, pin=self.config.device.startswith("cuda"))
         if ranks.rank() > 0:  # the same order of images on every rank, but other crops
             torch.manual_seed(seed + 1_000_003 * ranks.rank())
         title = f"{self.config.method} {self.epoch + 1}/{self.config.optimization.epochs}"
-        bar = tqdm(batches, desc=title, leave=False, disable=True if quiet else None, mininterval=0.5)
+        bar = tqdm(
+            loaded, desc=title, total=len(batches), leave=False, disable=True if quiet else None, mininterval=0.5
+        )
         names: list[str] = []
         seen: list[Tensor] = []
-        for number, index in enumerate(bar, 1):
-            step = self._step(forward, images[index].to(self.config.device, non_blocking=True))
+        for number, batch in enumerate(bar, 1):
+            step = self._step(forward, batch.to(self.config.device, non_blocking=True))
             names = ["loss", *step.parts]
             seen.append(torch.stack([step.loss, *step.parts.values()]).detach())
             if number % 10 == 0:  # reading a figure synchronises with the device

@@ -1,7 +1,10 @@
 """Two processes compare what they run: what differs is named, in the same sentence on both."""
 
 import datetime
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +12,7 @@ import torch.multiprocessing as mp
 
 from examples.pretrain import ranks
 from examples.pretrain.agreement import check_equal, on_all
+from examples.pretrain.data.stored import StoredImages
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Run
 from tests.examples.tiny import pretraining
@@ -64,9 +68,44 @@ def work(rank, folder):
     runs["epoch"].epoch = rank
     for name, run in runs.items():
         found[f"{name} of a run"] = outcome(lambda run=run: run.train(quiet=True))
+    found["same steps on stored images"] = stored_images_train_alike(images, folder.with_name("stored"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+    # The time-out of a collective is far shorter than the work of the first rank.
+    short = datetime.timedelta(seconds=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/again", rank=rank, world_size=RANKS, timeout=short)
+    begin = time.monotonic()
+    found["waits"] = outcome(lambda: ranks.while_first_works(steps(4.5), every=0.3))
+    found["waited"] = time.monotonic() - begin
+    found["first fails"] = outcome(lambda: ranks.while_first_works(steps(0.1, ValueError("a reason")), every=0.3))
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def steps(seconds, error=None):
+    """Yield ten steps of work, then raise the error."""
+    for number in range(10):
+        time.sleep(seconds / 10)
+        yield number
+    if error is not None:
+        raise error
+
+
+def stored_images_train_alike(images, place):
+    """Train an epoch on images in memory, and on the same in a file; return whether all weights are the same bits."""
+    place.mkdir(exist_ok=True)
+    path = place / "images.npy"
+    ranks.decided_by_first(lambda: np.save(path, images.images))
+    runs = [
+        Run(data, pretraining("byol"), place / name)
+        for name, data in (("memory", images), ("file", replace(images, images=StoredImages(path))))
+    ]
+    for run in runs:
+        run.train(until=1, quiet=True)
+    ours, theirs = (run.method.state_dict() for run in runs)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours if isinstance(ours[name], torch.Tensor))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +157,18 @@ def test_error_of_one_rank_is_raised_on_all(found):
     assert [each["one raises"] for each in both] == ["ValueError: rank 1: a reason"] * 2
     assert [each["both raise"] for each in both] == ["Unpicklable: a reason"] * 2
     assert [each["cannot be pickled"] for each in both] == ["ValueError: rank 0: a reason"] * 2
+
+
+def test_others_wait_for_the_first_beyond_any_time_out(found):
+    _, both = found
+    assert [each["waits"] for each in both] == [None, None]
+    assert min(each["waited"] for each in both) > 4
+    assert [each["first fails"] for each in both] == ["ValueError: a reason", "ValueError: rank 0: a reason"]
+
+
+def test_two_ranks_train_on_stored_images_to_the_same_bits(found):
+    _, both = found
+    assert [each["same steps on stored images"] for each in both] == [True, True]
 
 
 def test_error_is_one_line_and_status_one(monkeypatch, capfd):

@@ -38,7 +38,14 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     phantoms = make_phantoms(96, 32, seed=0)
     path = folder / "images.npz"
-    np.savez(path, images=phantoms.images, labels=phantoms.labels, groups=phantoms.groups, masks=phantoms.masks)
+    np.savez(
+        path,
+        images=phantoms.images,
+        labels=phantoms.labels,
+        groups=phantoms.groups,
+        masks=phantoms.masks,
+        mask_kind="bits",
+    )
     data = load_images(path, 32)
     train = data.subset(train_test_split(data)[0])
     for method in ("byol", "dissect"):
@@ -160,7 +167,7 @@ def test_masks_of_255_are_one_plane_and_organs_are_not_findings(tmp_path):
     organs = masks.copy()
     organs[:] = 1
     organs[:, :9] = 3
-    np.savez(tmp_path / "organs.npz", images=images.images, masks=organs, groups=groups)
+    np.savez(tmp_path / "organs.npz", images=images.images, masks=organs, groups=groups, mask_kind="bits")
     subject = subject_of(found, replace(config, masks=tmp_path / "organs.npz").images)
     assert PROTOCOLS["localise"].lacking(subject) == "a mask of each finding, as the phantoms have"
     assert PROTOCOLS["segment-frozen"].lacking(subject) is None

@@ -15,7 +15,7 @@ from PIL import Image
 import vqssl
 from examples.pretrain.__main__ import experiment, main
 from examples.pretrain.augment import to_float
-from examples.pretrain.data import load_images, train_test_split
+from examples.pretrain.data import Reading, load_images, train_test_split
 from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS, Experiment
@@ -94,6 +94,29 @@ def test_images_without_labels_give_pictures_only(tmp_path, phantoms, capsys):
     assert experiment(config)["auc"] == {}
     assert "no labels, no probes" in capsys.readouterr().out
     assert (tmp_path / "out" / "dissect" / "codes.png").exists()
+
+
+def test_cached_images_give_the_same_table_and_what_is_left_out_is_listed(tmp_path, phantoms, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    labels = phantoms.labels.any(1).astype(int)
+    for number, image in enumerate(phantoms.images):
+        Image.fromarray(image).save(folder / f"{number:02}.png")
+    (folder / "broken.png").write_bytes(b"broken")
+    rows = [f"{number:02}.png,{phantoms.groups[number]},{labels[number]}\n" for number in range(len(labels))]
+    (folder / "labels.csv").write_text("name,group,label\n" + "".join(rows) + "broken.png,new,0\n")
+    tables = []
+    for name, cache in (("memory", None), ("file", tmp_path / "cache"), ("again", tmp_path / "cache")):
+        config = tiny_experiment(tmp_path / name, data=folder, methods=("byol",), optimization=replace(QUICK, epochs=1),
+                                 reading=Reading(skip_bad=True, cache=cache))  # fmt: skip
+        result = experiment(config)
+        tables.append((result["auc"], result["runs"]["byol"]["loss"], result["reading"]))
+        printed = capsys.readouterr().out
+        assert f"left out 1 of 49 images:\n  {folder}/broken.png: cannot be read" in printed
+        assert ("decoded images: " in printed) == (cache is not None)
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0][2] == {"skip_bad": True, "mask_kind": None, "unknown": None, "uncertain": None}
+    assert str(tmp_path) not in (tmp_path / "file" / "table.json").read_text()
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from examples.pretrain import train
+from examples.pretrain import loader, train
 from examples.pretrain.augment import Augmentation, Normalize, to_float, views_of
 from examples.pretrain.data import train_test_split
+from examples.pretrain.data.stored import StoredImages
 from examples.pretrain.methods import METHODS, Step
 from examples.pretrain.optimization import Optimization, make_optimizer, make_schedule
 from examples.pretrain.phantoms import make_phantoms
@@ -64,6 +65,26 @@ def test_resume_continues_to_the_bit(tmp_path, phantoms, method, optimization):
     assert len(unbroken.devices) == 1
     # The log holds all epochs, as in the unbroken run; only the clock differs.
     assert rows_of(tmp_path / "unbroken") == rows_of(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_a_file_train_to_the_same_bits_also_resumed(tmp_path, phantoms, monkeypatch, workers):
+    monkeypatch.setattr(loader, "MOST_WORKERS", workers)
+    np.save(tmp_path / "images.npy", phantoms.images)
+    stored = replace(phantoms, images=StoredImages(tmp_path / "images.npy"))
+    unbroken = Run(phantoms, pretraining(), tmp_path / "memory")
+    unbroken.train(quiet=True)
+    Run(stored, pretraining(), tmp_path / "file").train(until=1, quiet=True)
+    resumed = Run(stored, pretraining(), tmp_path / "file")
+    assert resumed.resume()
+    resumed.train(quiet=True, monitor=knn_monitor(stored))
+    assert_same_bits(state_of(unbroken), state_of(resumed))
+    assert_same_bits(unbroken.encode(to_float(phantoms.images)), resumed.encode(to_float(stored.images)))
+    some = (to_float(data.subset(slice(0, 9)).images) for data in (phantoms, stored))
+    for ours, theirs in zip(
+        *(run.codes(images).values() for run, images in zip((unbroken, resumed), some, strict=True)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_resume_on_another_device_model_is_recorded(tmp_path, phantoms, monkeypatch):

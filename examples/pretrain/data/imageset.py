@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
 from examples.pretrain.data.fingerprint import fingerprint_of
+from examples.pretrain.data.stored import stored_or_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +19,14 @@ class ImageSet:
 
     Args:
         images: ``(N, S, S)`` grey or ``(N, S, S, 3)`` RGB, uint8 or uint16; the dtype's full range is [0, 1].
+            They may be :class:`StoredImages`, which an index reads from their file.
         labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` uint8 multi-hot findings; None if unlabelled.
         groups: ``(N,)`` integer or string patient ids; None makes every image its own patient.
         masks: ``(N, S, S)`` uint8.
         split: ``(N,)`` "train", "val" or "test"; None unless the source names them.
         label_names: one name a class or a finding.
         names: ``(N,)`` paths of the images in their folder; None unless they come from one.
+        left_out: messages of the files that could not be read and were left out.
 
     Raises:
         ValueError: an array has the wrong dtype or rank, or another length than ``images``.
@@ -39,6 +43,7 @@ class ImageSet:
     split: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     names: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_images(self.images)
@@ -87,8 +92,9 @@ class ImageSet:
         def pick(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[where]
 
+        stored = stored_or_none(self.images)
         return ImageSet(
-            self.images[where],
+            self.images[where] if stored is None else cast(np.ndarray, stored.select(where)),
             pick(self.labels),
             pick(self.groups),
             pick(self.masks),
@@ -108,9 +114,24 @@ def check_images(images: np.ndarray) -> None:
     grey, rgb = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if not (grey or rgb):
         raise ValueError(
-            f"images must be (N, H, W) grey or (N, H, W, 3) RGB, got shape {images.shape}: "
-            "drop a channel axis of one with images[..., 0], and give volumes slice by slice"
+            f"images must be (N, H, W) grey or (N, H, W, 3) RGB, got shape {images.shape}: {_axes_cure(images.shape)}"
         )
+
+
+def _axes_cure(shape: tuple[int, ...]) -> str:
+    """Return what makes images of the right axes; followed to the letter, it must give the right images."""
+    first, last = shape[1:2], shape[-1:]
+    if len(shape) == 4 and last == (1,):
+        return "drop the axis of channels with images[..., 0]"
+    if len(shape) == 4 and last == (4,) and first not in ((1,), (3,)):
+        return "drop the transparency with images[..., :3]"
+    if len(shape) == 4 and first == (1,):
+        return "drop the axis of channels with images[:, 0]"
+    if len(shape) == 4 and first == (3,):
+        return "move the axis of channels to the end with np.moveaxis(images, 1, -1)"
+    if len(shape) == 4 and first == (4,):
+        return "drop the transparency and move the axis of channels with np.moveaxis(images[:, :3], 1, -1)"
+    return "give one image as images[None]" if len(shape) == 2 else "give volumes slice by slice"
 
 
 def check_length(name: str, array: np.ndarray, count: int) -> None:
@@ -141,8 +162,17 @@ def check_masks(masks: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def number_classes(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return class numbers 0, 1, ... in sorted order of ``values``, and the names of the classes."""
+    """Return class numbers 0, 1, ... in sorted order of ``values``, and the names of the classes.
+
+    Raises:
+        ValueError: there are more classes than half the images, for 10 images or more: they must be names of patients.
+    """
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     names, codes = np.unique(values, return_inverse=True)
+    if len(values) >= 10 and 2 * len(names) > len(values):
+        raise ValueError(
+            f"several images must share a class, got {len(names)} classes for {len(values)} images: if they are "
+            "patients, give them as groups, in a table with the columns name, group and a label"
+        )
     return codes.reshape(-1).astype(np.int64), tuple(str(name) for name in names.tolist())

@@ -1,44 +1,74 @@
-"""The labels of a folder of images: its `labels.csv`, else the names of its sub-folders."""
+"""The labels of a folder of images: its `labels.csv`."""
 
 from __future__ import annotations
 
 import csv
 import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 
+from examples.pretrain.data.catalogue import Catalogue
+from examples.pretrain.data.findings import findings_of
 from examples.pretrain.data.imageset import number_classes
-
-Labels = tuple[np.ndarray | None, tuple[str, ...], np.ndarray | None]
-"""Labels, label names and groups; None where unknown."""
+from examples.pretrain.data.reading import Reading
 
 
-def labels_of(folder: Path, names: list[str]) -> Labels:
-    """Return labels, label names and groups of the images ``names`` (paths relative to ``folder``).
+def table_of(folder: Path) -> Path | None:
+    """Return the folder's `labels.csv`, also if it is written in capitals; None if there is none.
 
     Raises:
-        ValueError: ``labels.csv`` does not fit the images; the message names the file and the line.
+        ValueError: there are two, or it is a link that leads nowhere.
     """
-    table = folder / "labels.csv"
-    if os.path.lexists(table):
-        if not table.is_file():
-            raise ValueError(f"{table}: must be a file or a link to one: mend or remove it")
-        try:
-            return _table_labels(table, names)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{table}: must be UTF-8 text, got {error}: save it as CSV UTF-8") from error
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{table}: {error}") from error
-    tops = [name.split("/")[0] for name in names]
-    if all("/" in name for name in names) and len(set(tops)) > 1:
-        classes, class_names = number_classes(np.array(tops))
-        return classes, class_names, None
-    return None, (), None
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower() == "labels.csv")
+    if not found:
+        return None
+    table = folder / found[0]
+    if len(found) > 1:
+        raise ValueError(f"{table}: a folder must hold one table of labels, got {' and '.join(found)}: take one out")
+    if not table.is_file():
+        raise ValueError(f"{table}: must be a file or a link to one: mend or remove it")
+    return table
 
 
-def _table_labels(table: Path, names: list[str]) -> Labels:
+def with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalogue:
+    """Return a catalogue with the labels and groups of a table beside its images.
+
+    Raises:
+        ValueError: the table does not fit the images; the message names the file and the line.
+    """
+    try:
+        return _with_labels(catalogue, table, reading)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: must be UTF-8 text, got {error}: save it as CSV UTF-8") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{table}: {error}") from error
+
+
+def same_spelling(name: str) -> str:
+    """Return a path as it is compared: with slashes, and accents composed, as tables and file systems may not have."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+
+
+def by_spelling(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of files by their compared form.
+
+    Raises:
+        ValueError: two are the same but for how their letters are composed.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(same_spelling(name), name)
+        if other != name:
+            raise ValueError(f"two images have the name {name!r}, with letters composed in two ways: rename one")
+    return found
+
+
+def _with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalogue:
     with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         reader = csv.DictReader(file)
         header = list(reader.fieldnames or ())
@@ -49,50 +79,65 @@ def _table_labels(table: Path, names: list[str]) -> Labels:
             "its header must be `name`, optionally `group`, then one or more label columns, all different, "
             f"got {header}"
         )
+    # A blank among findings has a message of its own.
+    to_fill = set(header) if len(columns) == 1 else set(header) - set(columns)
     by_name: dict[str, dict[str, str]] = {}
     for line, row in rows:
         if "\0" in "".join(row[column] or "" for column in header):
             # numpy drops those at the end of a text, which would merge classes
             raise ValueError(f"line {line} must be text, got a NUL byte: save it as CSV UTF-8")
-        if None in row or any(value is None or not value.strip() for value in row.values()):
+        short = None in row or any(row[column] is None for column in header)
+        if short or any(not row[column].strip() for column in to_fill):
             raise ValueError(f"line {line} must fill each of the {len(header)} columns, got {row}")
-        name = row["name"].strip().replace("\\", "/")
+        name = same_spelling(row["name"])
         if name in by_name:
             raise ValueError(f"line {line} names {name!r} a second time: keep one row an image")
         by_name[name] = {column: value.strip() for column, value in row.items()}
-    missing = [name for name in names if name not in by_name]
+    files = by_spelling(catalogue.names)
+    missing = [name for name in files if name not in by_name]
     if missing:
         raise ValueError(
-            f"{len(missing)} images have no row, first {missing[0]!r}: add a row for each, with the path "
+            f"{len(missing)} images have no row, first {files[missing[0]]!r}: add a row for each, with the path "
             "relative to the folder as `name`"
         )
-    surplus = sorted(set(by_name) - set(names))
+    surplus = sorted(set(by_name) - set(files))
     if surplus:
         raise ValueError(f"{len(surplus)} rows name no image, first {surplus[0]!r}: take them out")
-    ordered = [by_name[name] for name in names]
-    labels, label_names = _column_labels(ordered, columns)
+    ordered = [by_name[name] for name in files]
     groups = np.array([row["group"] for row in ordered]) if "group" in header else None
-    return labels, label_names, groups
+    if len(columns) == 1:
+        labels, label_names = _classes(ordered, columns[0])
+        return replace(catalogue, labels=labels, label_names=label_names, groups=groups)
+    findings, keep = findings_of(ordered, columns, catalogue.names, reading)
+    return replace(catalogue, labels=findings, label_names=tuple(columns), groups=groups).subset(keep)
 
 
-def _column_labels(rows: list[dict[str, str]], columns: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    if len(columns) > 1:
-        wrong = [(column, row[column]) for row in rows for column in columns if row[column] not in ("0", "1")]
-        if wrong:
-            raise ValueError(
-                f"several label columns are findings and must hold 0 or 1, got {wrong[0][1]!r} in column "
-                f"{wrong[0][0]!r}: keep a single column for classes"
-            )
-        return np.array([[row[column] for column in columns] for row in rows]).astype(np.uint8), tuple(columns)
-    values = [row[columns[0]] for row in rows]
+def _classes(rows: list[dict[str, str]], column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    values = [row[column] for row in rows]
     numbers = [_number(value) for value in values]
     whole = [int(number) for number in numbers if number is not None and _is_whole(number)]
     if len(whole) == len(values):
+        if set(whole) == {-1, 0, 1}:
+            raise ValueError(
+                f"the classes -1, 0 and 1 in column {column!r} may mean uncertain, no and yes: write names if they are "
+                "three classes, else 0 or 1 for each, or take the images out"
+            )
         return number_classes(np.array(whole, np.int64))
+    if any(number is not None and number.is_nan() for number in numbers):
+        raise ValueError(
+            f"the classes in column {column!r} must be all names or all whole numbers, got {sorted(set(values))[:5]}: "
+            "NaN is no class, take its images out"
+        )
+    piped = next((value for value in values if "|" in value), None)
+    if piped is not None:
+        raise ValueError(
+            f"each image must have one class in column {column!r}, got {piped!r}: write one column of 0 and 1 for each "
+            "finding in its place"
+        )
     if all(number is None for number in numbers):
         return number_classes(np.array(values))
     raise ValueError(
-        f"the classes in column {columns[0]!r} must be all names or all whole numbers of at most 64 bits, got "
+        f"the classes in column {column!r} must be all names or all whole numbers of at most 64 bits, got "
         f"{sorted(set(values))[:5]}"
     )
 

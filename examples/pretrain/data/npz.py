@@ -10,19 +10,21 @@ import numpy as np
 from PIL import Image
 
 from examples.pretrain.data.imageset import ImageSet, check_images, check_length, check_masks, number_classes
+from examples.pretrain.data.masks import MaskKind, bits_of, joined_planes
+from examples.pretrain.data.reading import Reading
 from examples.pretrain.data.resize import resize_all
 
 SPLITS = ("train", "val", "test")
 
 
-def load_npz(path: Path, size: int) -> ImageSet:
+def load_npz(path: Path, size: int, reading: Reading) -> ImageSet:
     """Load the images of an npz file; see :func:`examples.pretrain.data.load_images`."""
     # Opened here: numpy does not close a file that it opened itself and that is not a zip.
     with path.open("rb") as file:
-        return _open_npz(path, file, size)
+        return _open_npz(path, file, size, reading)
 
 
-def _open_npz(path: Path, file: BinaryIO, size: int) -> ImageSet:
+def _open_npz(path: Path, file: BinaryIO, size: int, reading: Reading) -> ImageSet:
     try:
         archive = np.load(file, allow_pickle=False)
     except Exception as error:  # zipfile and numpy raise many kinds on damaged files
@@ -40,7 +42,7 @@ def _open_npz(path: Path, file: BinaryIO, size: int) -> ImageSet:
 
         try:
             if "images" in keys:
-                return _keyed_set(read, keys, size)
+                return _keyed_set(read, keys, size, reading)
             if {"train_images", "train_labels", "test_images", "test_labels"} <= keys:
                 return _medmnist_set(read, keys, size)
         except ValueError as error:
@@ -72,9 +74,10 @@ def _read_key(path: Path, archive: Any, key: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> ImageSet:
+def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int, reading: Reading) -> ImageSet:
     images = read("images")
     check_images(images)
+    _check_sides(images.shape)
     labels: np.ndarray | None = None
     names: tuple[str, ...] = ()
     if "labels" in keys:
@@ -83,10 +86,34 @@ def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> 
     masks = read("masks") if "masks" in keys else None
     if masks is not None:
         masks = masks.astype(np.uint8) if masks.dtype == bool else masks
-        check_masks(masks, images.shape[:3])
+        if masks.ndim == 4 and masks.dtype == np.uint8:
+            masks = joined_planes(masks)
+            check_masks(masks, images.shape[:3])
+        else:
+            check_masks(masks, images.shape[:3])
+            masks = bits_of(masks, _mask_kind(read("mask_kind") if "mask_kind" in keys else None, reading))
         masks = resize_all(masks, size, Image.Resampling.NEAREST)
     images = resize_all(images, size, Image.Resampling.BILINEAR)
     return ImageSet(images, labels, groups, masks, None, names)
+
+
+def _check_sides(shape: tuple[int, ...]) -> None:
+    """Raise ValueError if one side of grey images looks like an axis of channels."""
+    if len(shape) == 3 and min(shape[1:]) in (1, 3, 4) and max(shape[1:]) >= 8:
+        raise ValueError(
+            f"images must be (N, H, W) grey or (N, H, W, 3) RGB, got shape {shape}, of which one axis looks like "
+            "channels: give all axes, or grey images of at least 5 pixels a side"
+        )
+
+
+def _mask_kind(stated: np.ndarray | None, reading: Reading) -> MaskKind | None:
+    """Return what the values of masks are, by the file's entry `mask_kind` and the option."""
+    kind = reading.mask_kind if stated is None else str(stated)
+    if kind is None or (kind in ("classes", "bits") and reading.mask_kind in (None, kind)):
+        return kind  # type: ignore[return-value]
+    raise ValueError(
+        f'`mask_kind` must be "classes" or "bits", and agree with --mask-kind, got {kind!r} and {reading.mask_kind!r}'
+    )
 
 
 def _medmnist_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) -> ImageSet:
@@ -110,13 +137,28 @@ def _medmnist_set(read: Callable[[str], np.ndarray], keys: set[str], size: int) 
 
 def _array_labels(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return labels and their names from ``(N,)`` or ``(N, 1)`` classes or ``(N, L)`` findings."""
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(
+            f"labels must be known, got NaN for {np.isnan(labels).sum()} of {labels.size}: write a class, or 0 or 1, "
+            "for each unknown one, or take its image out, before converting to integers"
+        )
     if labels.dtype.kind not in "iubUS" or labels.ndim not in (1, 2):
         raise ValueError(
             "labels must be (N,) or (N, 1) classes, integers or strings, or (N, L) findings of 0 and 1, "
             f"got shape {labels.shape} {labels.dtype}: convert with .astype(np.int64) or .astype(np.uint8)"
         )
+    if labels.dtype.kind == "i" and (labels == np.iinfo(labels.dtype).min).any() and labels.dtype.itemsize > 1:
+        raise ValueError(
+            f"labels hold {np.iinfo(labels.dtype).min}, which NaN becomes when it is made an integer: write a class, "
+            "or 0 or 1, for each unknown one, or take its image out"
+        )
     if labels.ndim == 1 or labels.shape[1] == 1:
         return number_classes(labels.reshape(-1))
+    if labels.dtype.kind == "i" and labels.min(initial=0) == -1:
+        raise ValueError(
+            f"labels of shape {labels.shape} are findings and must be 0 or 1, got -1, for uncertain or unknown, "
+            f"{(labels == -1).sum()} times: write 0 or 1 for each, or take its image or column out"
+        )
     if labels.dtype.kind in "US" or not np.isin(labels, (0, 1)).all():
         raise ValueError(
             f"labels of shape {labels.shape} are findings and must be 0 or 1, got {np.unique(labels)[:5]}: "

@@ -1,10 +1,14 @@
-"""Images and labels from folders of PNG and JPEG files."""
+"""Images and labels from folders of pictures."""
+
+import struct
+import unicodedata
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from examples.pretrain.data import load_images
+from examples.pretrain.data import Reading, load_images
 from tests.examples.data.loading import grey, read, refuses, save, says
 
 
@@ -175,8 +179,8 @@ def test_sub_folders_are_classes_if_every_image_is_in_one_of_several(tmp_path, r
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("name,class\n")
-    (tmp_path / "scan.tif").write_bytes(b"II*\0")
-    refuses(tmp_path, "no images found", ".png, .jpg, .jpeg, .dcm or .dicom", "sub-folders")
+    (tmp_path / "IM0001").write_bytes(b"\x08\0")
+    refuses(tmp_path, "no images found", "got 2 other files, first 'IM0001'", "PNG, JPEG, TIFF", "suffix .dcm")
 
 
 # ---- files that are not what their names promise ----
@@ -193,10 +197,11 @@ def test_content_of_another_format_is_refused_and_no_other_decoder_is_tried(tmp_
     assert not started
 
 
-def test_png_named_jpg_and_jpeg_named_png_are_read(tmp_path, rng):
-    save(tmp_path, "a.jpg", grey(rng), format="PNG")
-    save(tmp_path, "b.png", grey(rng), format="JPEG")
-    assert len(read(tmp_path)) == 2
+def test_png_and_jpeg_are_read_by_any_name_of_a_picture(tmp_path, rng):
+    for number, suffix in enumerate(("jpg", "png", "tif", "bmp", "webp")):
+        save(tmp_path, f"{number}.{suffix}", grey(rng), format="PNG")
+        save(tmp_path, f"{number}j.{suffix}", grey(rng), format="JPEG")
+    assert len(read(tmp_path)) == 10
 
 
 def test_animation_is_refused(tmp_path, rng):
@@ -257,3 +262,139 @@ def test_whole_numbers_are_told_apart_at_any_size(tmp_path, rng):
 def test_nul_byte_in_a_table_is_refused_by_line(tmp_path, rng):
     (folder_of(tmp_path, rng) / "labels.csv").write_bytes(b"name,class\n1.png,a\n2.png,a\0\nin/3.png,b\n")
     refuses(tmp_path, "/labels.csv", "line 3", "NUL", "save it as CSV UTF-8")
+
+
+# ---- pictures of other kinds ----
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("tif", {}), ("TIFF", {"compression": "tiff_lzw"}), ("bmp", {})])
+@pytest.mark.parametrize("colour", [(), (3,)], ids=["grey", "rgb"])
+def test_tiff_and_bmp_are_read_beside_png(tmp_path, rng, suffix, options, colour):
+    pixels = grey(rng, (6, 6, *colour))
+    save(tmp_path, f"a.{suffix}", pixels, **options)
+    save(tmp_path, "b.png", pixels)
+    np.testing.assert_array_equal(read(tmp_path).images, [pixels, pixels])
+
+
+def test_webp_is_read_and_deep_tiff_keeps_its_depth(tmp_path, rng):
+    pixels = grey(rng)
+    save(tmp_path / "webp", "a.webp", np.repeat(pixels[..., None], 3, -1), lossless=True)
+    np.testing.assert_array_equal(read(tmp_path / "webp").images[0], pixels)
+    deep = grey(rng, dtype=np.uint16)
+    save(tmp_path / "tif", "a.tif", deep)
+    assert read(tmp_path / "tif").images.dtype == np.uint16
+    np.testing.assert_array_equal(read(tmp_path / "tif").images[0], deep)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("x.tif", np.ones((6, 6), np.float32), "its pixels are floats: scale them"),
+        ("x.tif", np.full((6, 6), 70000, np.int32), "must be of 8 or 16 bits, got 70000 to 70000: scale them"),
+        ("x.tif", np.full((6, 6), -1, np.int32), "must be of 8 or 16 bits, got -1 to -1: scale them"),
+    ],
+)
+def test_depth_that_would_be_lost_is_refused(tmp_path, name, array, said):
+    save(tmp_path, name, array)
+    refuses(tmp_path, f"/{name}", said)
+
+
+def test_deep_grey_with_transparency_is_refused(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(b"".join(b"\0" + bytes(4 * 6) for _ in range(6)))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 6, 16, 4, 0, 0, 0))
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    refuses(tmp_path, "/x.png", "16-bit grey with transparency", "write it without transparency")
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("tif", "a file of 2 pages"), ("webp", "an animation of 2 frames")])
+def test_several_pages_are_refused(tmp_path, rng, suffix, kind):
+    save(tmp_path, f"x.{suffix}", grey(rng), save_all=True, append_images=[Image.fromarray(grey(rng))])
+    refuses(tmp_path, f"/x.{suffix}", kind, "split it")
+
+
+@pytest.mark.parametrize("name", ["b.gif", "sub/b.JP2", "b.nii.gz"])
+def test_images_of_formats_that_are_not_read_are_named(tmp_path, rng, name):
+    save(tmp_path, "a.png", grey(rng))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=f"1 files are of formats that are not read, first '{name}': convert"):
+        assert len(read(tmp_path)) == 1
+
+
+# ---- tables as others write them ----
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_match_however_their_accents_are_composed(tmp_path, rng, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = "Thorax_Müller/胸部ガ.png"
+    save(tmp_path, unicodedata.normalize(form, name), grey(rng))
+    save(tmp_path, "b.png", grey(rng))
+    table = unicodedata.normalize(other, f"name,class\n{name},1\nb.png,0\n")
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+    data = read(tmp_path)
+    assert [str(name).startswith("b") for name in data.names] == [label == 0 for label in data.labels]
+    save(tmp_path, unicodedata.normalize(other, name), grey(rng))
+    refuses(tmp_path, "/labels.csv", "letters composed in two ways", "rename one")
+
+
+def test_table_in_capitals_is_read_and_two_tables_are_refused(tmp_path, rng):
+    (folder_of(tmp_path, rng) / "Labels.CSV").write_text(rows(*THREE))
+    assert read(tmp_path).label_names == ("a", "b")
+    (tmp_path / "labels.csv").write_text(rows(*THREE))
+    refuses(tmp_path, "/Labels.CSV", "one table", "Labels.CSV and labels.csv", "take one out")
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1.0", "0.0"), ("True", "false"), ("1", "-0"), ("1e0", "0")])
+def test_findings_are_read_as_written_by_pandas(tmp_path, rng, yes, no):
+    table = rows(f"1.png,{yes},{no}", f"2.png,{no},{yes}", f"in/3.png,{yes},{yes}", header="name,a,b")
+    (folder_of(tmp_path, rng) / "labels.csv").write_text(table)
+    assert read(tmp_path).labels.tolist() == [[1, 0], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "parts"),
+    [
+        (("1.png,1,", "2.png,,0", "in/3.png,1,1"), "name,a,b", ("must be known", "a blank", "'b' for '1.png' (and 1")),
+        (("1.png,1,0", "2.png,-1.0,0", "in/3.png,1,1"), "name,a,b", ("must be known", "got -1", "'a' for '2.png'")),
+        (("1.png,1,0", "2.png,0,NaN", "in/3.png,1,1"), "name,a,b", ("must be known", "got NaN", "'b' for '2.png'")),
+        (
+            ("1.png,1,45", "2.png,-1,1", "in/3.png,1,7"),
+            "name,a,age",
+            ("must hold 0 or 1", "'45' in column 'age'", "take out columns that are no findings (age)"),
+        ),
+        (("1.png,a|b", "2.png,a", "in/3.png,none"), "name,a", ("one class", "'a|b'", "one column of 0 and 1")),
+        (("1.png,1", "2.png,-1", "in/3.png,0"), "name,a", ("-1, 0 and 1", "uncertain, no and yes", "names if")),
+        (("1.png,a", "2.png,nan", "in/3.png,b"), "name,a", ("'a'", "NaN is no class", "take its images out")),
+    ],
+)
+def test_what_is_unknown_or_no_finding_is_refused_in_its_own_words(tmp_path, rng, lines, header, parts):
+    (folder_of(tmp_path, rng) / "labels.csv").write_text(rows(*lines, header=header))
+    refuses(tmp_path, "/labels.csv", *parts)
+
+
+# ---- files that cannot be read ----
+
+
+def test_skip_bad_lists_what_it_left_out(tmp_path, rng):
+    pixels = [grey(rng) for _ in range(3)]
+    for number, array in enumerate(pixels):
+        save(tmp_path, f"{number}.png", array)
+    (tmp_path / "labels.csv").write_text("name,group,class\n0.png,p,a\n1.png,q,b\n2.png,r,c\n")
+    (tmp_path / "1.png").write_bytes(b"broken")
+    refuses(tmp_path, "/1.png", "cannot be read")
+    data = load_images(tmp_path, 6, reading=Reading(skip_bad=True), progress=False)
+    np.testing.assert_array_equal(data.images, [pixels[0], pixels[2]])
+    assert (data.labels.tolist(), data.groups.tolist()) == ([0, 2], ["p", "r"])
+    assert data.names.tolist() == ["0.png", "2.png"]
+    (said,) = data.left_out
+    assert said.startswith(f"{tmp_path}/1.png: cannot be read")
+
+
+def test_skip_bad_needs_one_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"none of its 1 images can be read, the first: .*a\.png"):
+        load_images(tmp_path, 6, reading=Reading(skip_bad=True), progress=False)

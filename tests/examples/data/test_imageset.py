@@ -37,7 +37,7 @@ IMAGES = np.zeros((3, 4, 4), np.uint8)
     ("arguments", "parts"),
     [
         ({"images": IMAGES.astype(np.float32)}, ("uint8 or uint16", "float32", "scale")),
-        ({"images": IMAGES[0]}, ("(N, H, W)", "(4, 4)", "drop")),
+        ({"images": IMAGES[0]}, ("(N, H, W)", "(4, 4)", "images[None]")),
         ({"images": IMAGES[..., None]}, ("(N, H, W)", "(3, 4, 4, 1)", "images[..., 0]")),
         ({"images": IMAGES[:, :3]}, ("square", "(3, 3, 4)", "load_images")),
         ({"labels": np.zeros(2, int)}, ("labels", "each of the 3", "(2,)", "same list")),

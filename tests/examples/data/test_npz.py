@@ -38,6 +38,14 @@ def test_medmnist_keeps_its_splits(tmp_path, rng, parts, colour):
     assert load_images(tmp_path / "data.npz", 5).images.shape == (len(data), 5, 5, *colour)
 
 
+@pytest.mark.parametrize("side", [28, 64, 128, 224])
+def test_medmnist_of_every_size_is_read(tmp_path, rng, side):
+    arrays = {f"{part}_images": rng.integers(0, 256, (2, side, side), np.uint8) for part in ("train", "val", "test")}
+    labels = {f"{part}_labels": np.array([[0], [1]], np.uint8) for part in ("train", "val", "test")}
+    data = load_images(write(tmp_path, **arrays, **labels), side)
+    np.testing.assert_array_equal(data.images, np.concatenate(list(arrays.values())))
+
+
 def test_medmnist_findings_are_multi_hot(tmp_path):
     labels = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0]], np.uint8)
     path = write(tmp_path, train_images=IMAGES, train_labels=labels, test_images=IMAGES, test_labels=labels)
@@ -56,6 +64,7 @@ def test_named_arrays_are_cropped_and_an_official_split_is_ignored(tmp_path, rng
         labels=np.array(["viral", "none", "none", "bacterial"]),
         groups=np.array(["p1", "p2", "p1", "p3"]),
         masks=masks,
+        mask_kind="bits",
         # official splits leak patients: whoever names `split` or the like gets no say
         split=np.array(["train", "test", "test", "train"]),
         official_split=np.array([0, 1, 1, 0]),
@@ -189,3 +198,45 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_images(tmp_path / "absent", 4)
     says(error, "no file or folder", "absent", "give an .npz")
+
+
+# ---- axes and labels as other programs write them ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "cure", "right"),
+    [
+        ((5, 9, 9, 1), "images[..., 0]", lambda images: images[..., 0]),
+        ((5, 9, 9, 4), "images[..., :3]", lambda images: images[..., :3]),
+        ((5, 1, 9, 9), "images[:, 0]", lambda images: images[:, 0]),
+        ((5, 3, 9, 9), "np.moveaxis(images, 1, -1)", lambda images: images.transpose(0, 2, 3, 1)),
+        ((5, 4, 9, 9), "np.moveaxis(images[:, :3], 1, -1)", lambda images: images[:, :3].transpose(0, 2, 3, 1)),
+    ],
+)
+def test_cure_of_wrong_axes_gives_the_right_images(tmp_path, rng, shape, cure, right):
+    images = rng.integers(0, 256, shape, np.uint8)
+    refuses(write(tmp_path, images=images), "(N, H, W)", str(shape), cure)
+    path = write(tmp_path, images=eval(cure, {"np": np, "images": images}))
+    np.testing.assert_array_equal(load_images(path, 9).images, right(images))
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 28), (5, 3, 28), (5, 28, 4)])
+def test_grey_images_with_a_side_like_channels_are_refused(tmp_path, shape):
+    refuses(write(tmp_path, images=np.zeros(shape, np.uint8)), str(shape), "looks like channels")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@pytest.mark.parametrize("labels", [[0, 1, np.nan], [[0, 1], [np.nan, 1], [0, 0]]])
+def test_labels_that_are_nan_are_refused_also_as_integers(tmp_path, labels):
+    refuses(
+        write(tmp_path, images=IMAGES, labels=np.array(labels)), "must be known, got NaN for 1", "take its image out"
+    )
+    for dtype in (np.int64, np.int32):
+        whole = np.array(labels).astype(dtype)
+        whole[np.isnan(labels)] = np.iinfo(dtype).min  # as on x86; other processors give 0
+        refuses(write(tmp_path, images=IMAGES, labels=whole), "which NaN becomes", "take its image out")
+
+
+def test_uncertain_findings_are_refused_in_their_own_words(tmp_path):
+    labels = np.array([[0, 1], [-1, 1], [0, -1]])
+    refuses(write(tmp_path, images=IMAGES, labels=labels), "got -1", "uncertain or unknown, 2 times", "0 or 1 for each")
