@@ -221,7 +221,7 @@ MULTI_CODE = {
     "product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, **options),
     "shared product": lambda **options: ProductQuantizer(codebook_size=8, num_groups=2, shared=True, **options),
     "residual with dropout": lambda **options: ResidualQuantizer(
-        codebook_size=8, num_levels=3, level_dropout=0.8, **options
+        **{"codebook_size": 8, "num_levels": 3, "level_dropout": 0.8, **options}
     ),
 }
 
@@ -322,6 +322,9 @@ def work(rank, folder):
     for name in MULTI_CODE:
         batch_of = functools.partial(batch_of_several, rank, 0)
         found[name] = run_multi_code(make_multi_code(name), batch_of)
+
+    unlike = make_multi_code("residual with dropout", level_dropout=0.2 + 0.3 * rank)
+    found["dropout"] = refusal(lambda: unlike(tokens(rank, 0, 40, dtype=torch.float64)))
 
     # In a group of its own each rank has codes of its own.
     own = [dist.new_group([r]) for r in range(RANKS)]
@@ -544,6 +547,11 @@ def test_quantiser_of_several_codes_over_ranks_equals_one_process(ranks, name):
     assert_is_one_process(ranks, name, single, 1e-11)
     unrevived = run_multi_code(make_multi_code(name, revival=None), functools.partial(joined_several, 0))
     assert_differs(unrevived[-1][2], single[-1][2])
+
+
+def test_ranks_with_another_dropout_are_refused(ranks):
+    for found in ranks:
+        assert "level_dropout 0.2 (rank 0) and 0.5 (rank 1)" in found["dropout"]
 
 
 @pytest.mark.parametrize("name", MULTI_CODE)

@@ -18,7 +18,7 @@ from tests.laws import (
     state_of,
     through_file,
 )
-from vqssl import BatchRevival, EMACodebook, KMeansInit, RandomInit, ResidualQuantizer
+from vqssl import BatchRevival, EMACodebook, KMeansInit, RandomInit, ResidualQuantizer, SampleInit
 from vqssl.functional import rotation_trick
 
 LEVELS = 3
@@ -59,8 +59,8 @@ class TestOtherLawsWithDropout(ResidualMaterial, MaskLaws, GraphLaws):
 
 
 @pytest.mark.thorough
-class TestKMeans(ResidualMaterial, StateLaws, MaskLaws):
-    options = {"initialization": KMeansInit(3)}  # noqa: RUF012
+class TestSample(ResidualMaterial, StateLaws, MaskLaws):
+    options = {"initialization": SampleInit()}  # noqa: RUF012
 
 
 def batch(step=0, count=60, dim=4, dtype=torch.float32):
@@ -180,7 +180,7 @@ def test_first_levels_decode_alone_and_each_further_level_brings_the_code_nearer
 
 
 def test_one_level_is_a_codebook():
-    options = {"codebook_size": 8, "dim": 4, "decay": 0.6, "seed": 3}
+    options = {"codebook_size": 8, "dim": 4, "decay": 0.6, "seed": 3, "initialization": KMeansInit()}
     residual, codebook = ResidualQuantizer(num_levels=1, **options), EMACodebook(**options)
     for step in range(8):
         found, expected = residual(batch(step)), codebook(batch(step))
@@ -221,10 +221,11 @@ def test_initialize_quantize_and_update_equal_forward():
 # ---- first codes ----
 
 
+@pytest.mark.parametrize("options", [{}, {"initialization": SampleInit()}], ids=["k-means", "sample"])
 @pytest.mark.parametrize("count", [20, 12, 8, 2])
-def test_first_codes_of_no_level_are_zero_also_with_fewer_tokens_than_codes(count):
+def test_first_codes_of_no_level_are_zero_also_with_fewer_tokens_than_codes(count, options):
     """Tokens that are codes of a level leave 0: without care, all further levels would begin at 0."""
-    quantizer = ResidualQuantizer(codebook_size=12, dim=4, num_levels=4)
+    quantizer = ResidualQuantizer(codebook_size=12, dim=4, num_levels=4, **options)
     quantizer(batch(count=count))
     for level, codebook in enumerate(quantizer.codebooks):
         assert codebook.initialized
@@ -240,6 +241,20 @@ def test_levels_begin_with_distinct_codes_and_shrink():
     assert len(codes.unique(dim=0)) == 64
     lengths = [codebook.embed.norm(dim=-1).mean().item() for codebook in quantizer.codebooks]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_k_means_starts_with_a_smaller_error_than_tokens():
+    """The default, for its reason: tokens as codes are longer than what other tokens leave."""
+    x = torch.randn(2000, 32)
+    errors = []
+    for initialization in (KMeansInit(few_tokens="sample"), SampleInit()):
+        quantizer = ResidualQuantizer(codebook_size=64, dim=32, num_levels=4, initialization=initialization)
+        quantizer.initialize_(x[:1000])
+        errors.append((x - quantizer.quantize(x).quantized).square().mean().item())
+    assert errors[0] < 0.75 * errors[1]
+    assert ResidualQuantizer(codebook_size=4, dim=2, num_levels=1).codebook(0).initialization == KMeansInit(
+        few_tokens="sample"
+    )
 
 
 def test_random_codes_differ_between_levels():

@@ -26,6 +26,7 @@ from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.random import random_bits
 from vqssl.functional.search import nearest_codeword
+from vqssl.initialization import KMeansInit
 from vqssl.loading import check_entry, check_parts
 from vqssl.types import CodebookUsage, MultiCodeQuantized, Quantized
 from vqssl.update import update_codebooks
@@ -68,7 +69,8 @@ class ResidualQuantizer(nn.Module):
         device: of the codebooks.
         dtype: of the codebooks.
         **codebook_options: what :class:`~vqssl.EMACodebook` takes by name, but for ``metric``, which is euclidean: a
-            residual is a difference. ``estimator`` carries the gradient past all levels at once.
+            residual is a difference. ``estimator`` carries the gradient past all levels at once. The default of
+            ``initialization`` is k-means, or tokens themselves where the first batch has fewer than there are codes.
 
     Shape:
         Input ``(*batch, D)``, a mask ``(*batch,)``; output :class:`~vqssl.types.MultiCodeQuantized`: ``quantized``
@@ -133,7 +135,9 @@ class ResidualQuantizer(nn.Module):
         self.level_dropout = level_dropout
         self.min_levels = min_levels
         self.seed = seed
-        options: CodebookOptions = {**codebook_options}
+        # Codes that are single tokens are too long for what other tokens leave. Measured against k-means: two to three
+        # times the error of six levels after the first step, and 1.4 to 1.6 times after 150.
+        options: CodebookOptions = {"initialization": KMeansInit(few_tokens="sample"), **codebook_options}
         self.estimator = by_name("estimator", options.pop("estimator", "straight_through"), ESTIMATORS)
         self.codebooks = nn.ModuleList(
             EMACodebook(codebook_size=size, dim=dim, seed=seed + level, device=device, dtype=dtype, **options)

@@ -9,6 +9,7 @@ from tests.laws import assert_same_bits, state_of
 from vqssl import BatchRevival
 from vqssl.interop import (
     codebook_from_encodec,
+    codebook_to_encodec,
     residual_quantizer_from_encodec,
     residual_quantizer_from_vector_quantize_pytorch,
 )
@@ -32,6 +33,14 @@ def test_every_level_of_encodec_is_read_to_the_bit_in_the_order_of_numbers(where
         alone = codebook_from_encodec(state, where.format(level), seed=7 + level, revival=BatchRevival())
         assert_same_bits(state_of(codebook), state_of(alone))
         assert repr(codebook) == repr(alone)
+
+
+def test_levels_are_written_back_to_the_bit():
+    _, state = state_of_levels()
+    quantizer, back = residual_quantizer_from_encodec(state), {name: torch.zeros_like(x) for name, x in state.items()}
+    for level, codebook in enumerate(quantizer.codebooks):
+        back = codebook_to_encodec(codebook, META.format(level), like=back)
+    assert_same_bits(back, state)
 
 
 def test_indices_and_sums_equal_a_loop_over_their_levels():

@@ -20,8 +20,9 @@ def residual_quantizer_from_encodec(
     """Return a :class:`~vqssl.ResidualQuantizer` with all levels of a residual quantiser of encodec, bit for bit.
 
     Codes, counts and sums are those of :func:`codebook_from_encodec`, whose notes and defaults hold for each level. The
-    output is the sum of codes in their order, to the bit. Two things differ in training: a gradient of 1 passes through
-    all levels, as there, but our commitment loss is the sum over levels, theirs the mean.
+    output is the sum of codes in their order, to the bit. Two things differ in training: our commitment loss is the sum
+    over levels, theirs the mean; and ours has a gradient at every level, theirs (in 0.1.1) only at the first. For the
+    way back call :func:`codebook_to_encodec` for each level, with its prefix and ``like=state``.
 
     Args:
         state: of an encodec model or of a quantiser in it; Meta's, audiocraft's or transformers'.
