@@ -97,6 +97,7 @@ PARTS: dict[str, Part] = {
     "check": _module("benchmarks.gpu_check", limit=400),
     "search": _module("benchmarks.search", "--device", "cuda"),
     "train_step": _module("benchmarks.train_step", "--device", "cuda"),
+    "quantisers": _module("benchmarks.quantisers", "--device", "cuda", limit=180),
     "memory": _module("benchmarks.memory", "--device", "cuda", limit=120),
     "dissect_step": _module("benchmarks.dissect_step", "--device", "cuda", limit=180),
     "launches": Part(60, ("-c", LAUNCHES), ("-c", LAUNCHES)),

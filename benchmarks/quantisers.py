@@ -6,7 +6,6 @@ codes, and its results are compared first.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -60,12 +59,12 @@ def copy_codes(theirs: Any, ours: list[Any]) -> None:
         getattr(theirs, name).data.copy_(torch.stack([getattr(codebook, name) for codebook in ours]))
 
 
-CASES: dict[str, tuple[Callable[[Tensor], tuple[nn.Module, nn.Module]], tuple[int, int, int]]] = {
-    "residual, 8 x 1024 codes of width 128": (residual, (8, 512, 128)),
-    "product, 2 x 320 codes of width 128": (product, (8, 512, 256)),
-    "random projection, 8192 codes of width 16": (random_projection, (8, 512, 320)),
+CASES: dict[str, tuple[Callable[[Tensor], tuple[nn.Module, nn.Module]], int]] = {
+    "residual, 8 x 1024 codes of width 128": (residual, 128),
+    "product, 2 x 320 codes of width 128": (product, 256),
+    "random projection, 8192 codes of width 16": (random_projection, 320),
 }
-"""Quantisers, and the shape of their tokens."""
+"""Quantisers, and the width of their tokens."""
 
 
 def step(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
@@ -91,10 +90,11 @@ def check(name: str, ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
         raise SystemExit(f"{name}: indices differ")
 
 
-def steps(rounds: int, device: str) -> dict[str, Any]:
-    """Compare and time each pair."""
+def steps(rounds: int, tokens: int, device: str) -> dict[str, Any]:
+    """Compare and time each pair, on eight sequences of tokens."""
     found = {}
-    for name, (make, shape) in CASES.items():
+    for name, (make, width) in CASES.items():
+        shape = (8, tokens, width)
         centres = torch.randn(4096, shape[-1], device=device)
         choice = torch.randint(len(centres), shape[:-1], device=device)
         x = centres[choice] + 0.5 * torch.randn(*shape, device=device)
@@ -113,8 +113,8 @@ def steps(rounds: int, device: str) -> dict[str, Any]:
     return found
 
 
-def k_means(rounds: int, device: str) -> dict[str, Any]:
-    """Compare and time 20 passes over 20,480 tokens from one start, and the errors of starts of their own."""
+def k_means(rounds: int, timed_passes: int, device: str) -> dict[str, Any]:
+    """Compare the errors of starts of their own, and time some passes over 20,480 tokens from one start."""
     from sklearn.cluster import KMeans
 
     size, dim = 128, 64
@@ -140,23 +140,24 @@ def k_means(rounds: int, device: str) -> dict[str, Any]:
     print("error after 100 passes from starts of their own:", {name: f"{value:.4f}" for name, value in errors.items()})
     if errors["vqssl"] > 1.01 * errors["scikit-learn"]:
         raise SystemExit("k-means: the error is more than 1% above scikit-learn's")
-    race = {"vqssl": lambda: ours(20, True), "scikit-learn": lambda: theirs(20, True)}
+    race = {"vqssl": lambda: ours(timed_passes, True), "scikit-learn": lambda: theirs(timed_passes, True)}
     times = harness.race(race, rounds, device)
     harness.ratios(times, "vqssl")
-    print("20 passes", {who: entry["median"] for who, entry in times.items()}, "ms")
+    print(f"{timed_passes} passes", {who: entry["median"] for who, entry in times.items()}, "ms")
     return {"tokens": len(x), "codes": size, "dim": dim, "errors": errors, "times": times}
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = harness.options_of(__doc__).parse_args()
     torch.manual_seed(0)
-    rounds = 3 if options.quick else 9
-    figures = {"steps": steps(rounds, options.device), "k_means": k_means(min(rounds, 3), options.device)}
-    harness.write("quantisers", options.device, options.quick, figures)
+    rounds = 1 if options.dry else 3 if options.quick else 9
+    tokens = 160 if options.dry else 512
+    figures = {
+        "steps": steps(rounds, tokens, options.device),
+        "k_means": k_means(min(rounds, 3), 1 if options.dry else 20, options.device),
+    }
+    harness.write("quantisers", options, figures)
 
 
 if __name__ == "__main__":
