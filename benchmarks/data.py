@@ -27,6 +27,7 @@ import torch
 from monai.data.dataloader import DataLoader
 from monai.data.dataset import PersistentDataset
 from monai.transforms.compose import Compose
+from monai.transforms.utility.array import Lambda  # only MONAI's own transforms are kept by its cache
 from PIL import Image
 from torch import Tensor, nn
 
@@ -99,7 +100,7 @@ def speed(place: Path, count: int) -> dict[str, float]:
 
     dataset = PersistentDataset(
         [folder / name for name in cache.catalogue.names],
-        Compose([decode, as_float]),
+        Compose([Lambda(decode, track_meta=False), Lambda(as_float, track_meta=False)]),
         cache_dir=place / "monai",
         weights_only=False,
     )
