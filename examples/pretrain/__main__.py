@@ -167,14 +167,20 @@ def fill_cache(config: Experiment) -> None:
     data = config.data
     if data is None or config.reading.cache is None:
         return
-    cache = agreement.on_all(lambda: cache_of(data, config.image_size, config.reading))
+    cache, key = agreement.on_all(lambda: found_cache(data, config))
     if cache is None:
         return
-    agreement.check_equal({"images to decode": cache.place.name})
+    agreement.check_equal({"images to decode": key})
     ranks.while_first_works(cache.fill(progress=ranks.rank() == 0))
     agreement.on_all(lambda: check_shared(cache))
     if ranks.rank() == 0:
         print(f"decoded images: {cache.place}, {cache.bytes / 1e9:.2g} GB", flush=True)
+
+
+def found_cache(data: Path, config: Experiment) -> tuple[Cache | None, str]:
+    """Return the cache of the images, and its name, which depends on all files."""
+    cache = cache_of(data, config.image_size, config.reading)
+    return cache, "" if cache is None else cache.place.name
 
 
 def check_shared(cache: Cache) -> None:

@@ -122,7 +122,8 @@ class Cache:
         index = json.loads((self.place / "index.json").read_text(encoding="utf-8"))
         left_out = tuple(index["left_out"])
         if left_out and not skip_bad:
-            raise ValueError(left_out[0])
+            more = f"; {len(left_out) - 1} more cannot be read either" if len(left_out) > 1 else ""
+            raise ValueError(f"{left_out[0]}, or leave it out with --skip-bad{more}")
         if not index["count"]:
             raise ValueError(f"{self.folder}: none of its {len(left_out)} images can be read, the first: {left_out[0]}")
         kept = np.load(self.place / "kept.npy")

@@ -65,7 +65,7 @@ def decode(folder: Path, catalogue: Catalogue, size: int, *, progress: bool, ski
     ):
         if isinstance(found, ValueError):
             if not skip_bad:
-                raise found
+                raise ValueError(f"{found}, or leave it out with --skip-bad") from found
             left_out.append(str(found))
             continue
         image, mask = found

@@ -173,6 +173,6 @@ def number_classes(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     if len(values) >= 10 and 2 * len(names) > len(values):
         raise ValueError(
             f"several images must share a class, got {len(names)} classes for {len(values)} images: if they are "
-            "patients, give them as groups, in a table with the columns name, group and a label"
+            "patients, give them as groups, in a table with the columns name and group, and a label if there is one"
         )
     return codes.reshape(-1).astype(np.int64), tuple(str(name) for name in names.tolist())

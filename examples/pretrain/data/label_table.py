@@ -74,13 +74,12 @@ def _with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalog
         header = list(reader.fieldnames or ())
         rows = [(reader.line_num, row) for row in reader]
     columns = [column for column in header if column not in ("name", "group")]
-    if "name" not in header or not columns or len(set(header)) < len(header):
+    if "name" not in header or header == ["name"] or len(set(header)) < len(header):
         raise ValueError(
-            "its header must be `name`, optionally `group`, then one or more label columns, all different, "
-            f"got {header}"
+            f"its header must be `name`, then `group`, one or more label columns, or both, all different, got {header}"
         )
     # A blank among findings has a message of its own.
-    to_fill = set(header) if len(columns) == 1 else set(header) - set(columns)
+    to_fill = set(header) if len(columns) < 2 else set(header) - set(columns)
     by_name: dict[str, dict[str, str]] = {}
     for line, row in rows:
         if "\0" in "".join(row[column] or "" for column in header):
@@ -105,6 +104,8 @@ def _with_labels(catalogue: Catalogue, table: Path, reading: Reading) -> Catalog
         raise ValueError(f"{len(surplus)} rows name no image, first {surplus[0]!r}: take them out")
     ordered = [by_name[name] for name in files]
     groups = np.array([row["group"] for row in ordered]) if "group" in header else None
+    if not columns:
+        return replace(catalogue, labels=None, label_names=(), groups=groups)
     if len(columns) == 1:
         labels, label_names = _classes(ordered, columns[0])
         return replace(catalogue, labels=labels, label_names=label_names, groups=groups)

@@ -38,8 +38,8 @@ def load_images(
       ``(N, H, W)`` of bits (structure p is bit p), or of class numbers 1 to 8 if ``mask_kind`` is "classes" (255 is
       ignored), or ``(N, P, H, W)``, one plane a structure;
     * a folder of PNG, JPEG, TIFF, BMP, WebP and single-frame DICOM files, searched with its sub-folders. Labels come
-      from ``labels.csv`` in it (columns ``name``, optionally ``group``, then either one column of classes or several
-      0/1 columns of findings). Without that file, folders say what they hold: see
+      from ``labels.csv`` in it (columns ``name``, then ``group``, labels or both: one column of classes or several 0/1
+      columns of findings). Without that file, folders say what they hold: see
       :func:`examples.pretrain.data.tree.by_folders`, and :func:`examples.pretrain.data.tree.pair_masks` for ``images``
       and ``masks``;
     * a folder of NIH ChestX-ray14, CheXpert, RSNA Pneumonia or SIIM-ACR Pneumothorax as they are published.

@@ -19,7 +19,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 FOLD = re.compile(r"(k-?)?fold[ _-]?\d+")
-CURE = "write labels.csv with the columns name, group and a label beside them"
+CURE = "write labels.csv with the columns name, group and label, or one of the last two, beside them"
 
 
 def by_folders(names: list[str], folder: Path) -> Catalogue:

@@ -117,6 +117,14 @@ def test_labels_csv_gives_classes_findings_and_groups(tmp_path, rng, table, labe
     assert groups == (None if data.groups is None else data.groups.tolist())
 
 
+def test_table_of_groups_alone_keeps_patients_together(tmp_path, rng):
+    table = "name,group\nin/3.png,p\n2.png,q\n1.png,p\n"
+    (folder_of(tmp_path, rng) / "labels.csv").write_text(table)
+    data = read(tmp_path)
+    assert (data.labels, data.label_names) == (None, ())
+    assert data.groups.tolist() == ["p", "q", "p"]
+
+
 def rows(*lines, header="name,class"):
     return "\n".join([header, *lines]) + "\n"
 
@@ -129,7 +137,6 @@ THREE = ("1.png,a", "2.png,b", "in/3.png,a")
     [
         ("", ("header", "`name`", "[]")),
         (rows("1.png", header="name"), ("header", "label columns", "['name']")),
-        (rows("1.png,p", header="name,group"), ("header", "label columns", "['name', 'group']")),
         (rows(*THREE, header="file,class"), ("header", "`name`", "['file', 'class']")),
         (rows(*THREE, header="name,name"), ("header", "all different", "['name', 'name']")),
         (rows("1.png,", *THREE[1:]), ("line 2", "2 columns", "'1.png'")),
