@@ -457,6 +457,7 @@ def test_state_dict_has_these_names_and_shapes():
         "embed_avg": (5, 3),
         "initialized": (),
         "num_updates": (),
+        "births": (5,),
         "rng": (2,),
     }
 

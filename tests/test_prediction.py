@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.laws import assert_same_bits, through_file
-from vqssl import BagTarget, CodePrediction, CodePredictionLoss, MultiScaleQuantizer
+from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, MultiScaleQuantizer
 from vqssl.code_heads import GeneratedHead, HeadSizes
 from vqssl.functional import anchor_loss, bag_of_codes, code_anchor, code_cross_entropy
 
@@ -213,6 +213,130 @@ def test_generated_heads_follow_the_codes():
         assert torch.equal(head.codes, other.codebook(scale).embed)
     with pytest.raises(ValueError, match=r"codebooks of \[8, 12\] codes of width 4, got \[8, 8\]"):
         module.follow_(MultiScaleQuantizer(CHANNELS, codebook_size=8, dim=D))
+
+
+def reviving(**options):
+    """Return a quantiser of which codes die at most steps."""
+    return quantizer(decay=0.5, revival=BatchRevival(threshold=0.9), **options)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_rows_of_revived_codes_start_again(head):
+    source = reviving()
+    for step in range(3):
+        source(maps(step, 6))
+    torch.manual_seed(3)
+    module = CodePrediction(C, source, target="bag", head=head, hidden_dim=16)
+    assert torch.equal(module.births, torch.cat([source.codebook(scale).births for scale in range(2)]))
+    layers = [each if head == "linear" else each[-1] for each in module.heads]
+    before = copy.deepcopy([(layer.weight, layer.bias) for layer in layers])
+    seen = module.births.split(SIZES)
+    module.follow_(source)  # nothing was born since
+    assert_same_bits([(layer.weight, layer.bias) for layer in layers], before)
+    source(maps(7, 6))
+    born = [source.codebook(scale).births != old for scale, old in enumerate(seen)]
+    assert all(each.any() and not each.all() for each in born)
+    module.follow_(source)
+    for layer, (weight, bias), rows in zip(layers, before, born, strict=True):
+        assert (layer.weight[rows] == 0).all()
+        assert (layer.bias[rows] == bias.mean()).all()
+        assert torch.equal(layer.weight[~rows], weight[~rows])
+        assert torch.equal(layer.bias[~rows], bias[~rows])
+    after = copy.deepcopy(module.state_dict())
+    module.follow_(source)
+    assert_same_bits(dict(module.state_dict()), dict(after))
+
+
+def test_heads_without_a_row_a_code_know_no_births():
+    """Anchors have the width of the codes, generated heads compute their rows, and some heads have no linear layer."""
+    source = reviving()
+    modules = [
+        CodePrediction(C, source, hidden_dim=16),
+        CodePrediction(C, source, target="bag", head="generated", hidden_dim=16),
+        CodePrediction(C, source, target="bag", head=lambda sizes: nn.Conv1d(sizes.in_dim, sizes.out_dim, 1)),
+    ]
+    source(maps(0, 6))
+    for module in modules:
+        parameters = copy.deepcopy(dict(module.named_parameters()))
+        assert module.births is None
+        module.follow_(source)
+        assert_same_bits(dict(module.named_parameters()), parameters)
+    by_sizes = CodePrediction(C, SIZES, target="bag", hidden_dim=16)
+    by_sizes.follow_(source)
+    assert torch.equal(by_sizes.births, torch.cat([source.codebook(scale).births for scale in range(2)]))
+
+
+class BagTraining(nn.Module):
+    """A quantiser whose codes die and the heads that predict its bags."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.quantizer = reviving()
+        self.prediction = CodePrediction(C, self.quantizer, target="bag", head="linear")
+
+    def forward(self, f, m):
+        return self.prediction(f, self.quantizer(m), views=2).total
+
+
+def train_bags(module, optimizer, steps, part=slice(None), world_size=1):
+    """Train, with gradients averaged over ranks; return how many rows started again."""
+    restarted = 0
+    inner = getattr(module, "_orig_mod", module)
+    for step in steps:
+        optimizer.zero_grad()
+        loss = module(features(step, 8).detach()[part], [each[part] for each in maps(step, 8)])
+        loss.backward()
+        for parameter in inner.parameters() if world_size > 1 else ():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size
+        optimizer.step()
+        before = inner.prediction.births.clone()
+        inner.prediction.follow_(inner.quantizer)
+        restarted += int((inner.prediction.births != before).sum())
+    return restarted
+
+
+def test_training_with_births_resumes_to_the_bit():
+    whole, halves = BagTraining(), BagTraining()
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=0.01) for each in (whole, halves)]
+    assert train_bags(whole, optimizers[0], range(6)) > 0
+    train_bags(halves, optimizers[1], range(3))
+    again = BagTraining()
+    optimizer = torch.optim.AdamW(again.parameters(), lr=0.01)
+    again.load_state_dict(through_file(halves.state_dict()))
+    optimizer.load_state_dict(through_file(optimizers[1].state_dict()))
+    train_bags(again, optimizer, range(3, 6))
+    assert_same_bits(dict(again.state_dict()), dict(whole.state_dict()))
+
+
+def test_births_are_those_of_a_compiled_step():
+    eager, compiled = BagTraining(), BagTraining()
+    for each in (eager, compiled):
+        each.quantizer(maps(9, 8))  # the first codes are drawn outside of graphs
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (eager, compiled)]
+    graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    restarted = [train_bags(*each, range(4)) for each in zip((eager, graph), optimizers, strict=True)]
+    assert restarted[0] == restarted[1] > 0
+    assert_same_bits(compiled.prediction.births, eager.prediction.births)
+    torch.testing.assert_close(dict(compiled.state_dict()), dict(eager.state_dict()))
+
+
+def train_bags_on_rank(rank, address, folder):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    module = BagTraining()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    part = [0, 1, 4, 5] if rank == 0 else [2, 3, 6, 7]  # halves of both views
+    restarted = train_bags(module, optimizer, range(4), part, world_size=2)
+    torch.save((restarted, module.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_start_the_same_rows_again(tmp_path):
+    mp.spawn(train_bags_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    (restarted, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert restarted > 0
+    assert_same_bits(dict(first), dict(second))
 
 
 # ---- promises ----

@@ -4,6 +4,7 @@ Version 0.1.0 (state version 2) wrote the files in `tests/states/`: a state, the
 version made of them.
 """
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ def test_older_state_loads_and_training_continues(name, form):
         assert torch.equal(codebook.state_dict()[key], value)
     age = age_in(name)
     assert codebook.num_updates.item() == age
+    assert codebook.births.tolist() == [0] * 6
     assert_continues_as_before(codebook, kept)
     assert codebook.num_updates.item() == (-1 if age < 0 else age + len(kept["tokens"]))
 
@@ -120,7 +122,29 @@ def test_state_of_another_library_loads_and_training_continues(library):
     assert_continues_as_before(codebook, kept)
 
 
-# ---- version 3 ----
+# ---- versions 3 and 4 ----
+
+
+@pytest.mark.parametrize("form", [lambda state: state, without_versions, through_safetensors])
+@pytest.mark.parametrize("assign", [False, True])
+def test_version_3_loads_without_births(form, assign):
+    """Version 3 has all of version 4 but the births, which start at zero."""
+    codebook = vqssl.EMACodebook(codebook_size=6, dim=2, decay=0.5, revival=vqssl.BatchRevival(threshold=0.9))
+    for _ in range(4):
+        codebook(torch.randn(20, 2))
+    assert codebook.births.sum() > 0
+    state = copy.deepcopy(codebook.state_dict())  # assigned tensors are shared
+    del state["births"]
+    state._metadata[""]["version"] = 3
+    other = vqssl.EMACodebook(codebook_size=6, dim=2, decay=0.5, revival=vqssl.BatchRevival(threshold=0.9))
+    other(torch.randn(20, 2))
+    other.load_state_dict(form(state), assign=assign)
+    assert other.births.tolist() == [0] * 6
+    codebook.births.zero_()
+    x = torch.randn(20, 2)
+    codebook(x)
+    other(x)
+    assert_same_bits(other.state_dict(), codebook.state_dict())
 
 
 @pytest.mark.parametrize("form", [lambda state: state, without_versions, through_safetensors])

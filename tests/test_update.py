@@ -67,8 +67,42 @@ def test_steps_by_hand_equal_update_codebooks():
     positions = replacement_positions(other, pool, dead)
     tokens = pool.take(positions)
     replaced = replaced_codes(state, dead, positions, tokens)
-    write_back_(other, other.revival.replace(state, replaced, tokens), torch.tensor(True))
+    write_back_(other, other.revival.replace(state, replaced, tokens), torch.tensor(True), replaced)
     assert_same_bits(state_of(other), state_of(codebook))
+
+
+def test_births_count_the_codes_that_became_tokens():
+    """A code that equals a token of the batch, bit for bit, was replaced; averages are none."""
+    codebook = trained()
+    born = torch.zeros(6, dtype=torch.int64)
+    for _ in range(20):
+        before = codebook.births.clone()
+        x = torch.randn(5, 3)
+        codebook(x)
+        replaced = (codebook.embed[:, None] == x).all(-1).any(1)
+        assert torch.equal(codebook.births, before + replaced)
+        born += replaced
+    assert born.sum() > 0
+    codebook.set_codes_(torch.randn(6, 3))
+    assert codebook.births.tolist() == [0] * 6
+
+
+def test_birth_that_is_not_written_is_not_counted():
+    """A token without a direction cannot become a code, and one whose sum overflows cannot either."""
+    codebook = EMACodebook(codebook_size=4, dim=3, metric="cosine", revival=BatchRevival(threshold=0.9))
+    codebook.set_codes_(torch.eye(4, 3) + 0.1)
+    before = codebook.embed.clone()
+    dead = torch.tensor([True, True, False, False])
+    state = codebook.revival.replace(codebook.state(), dead, torch.tensor([[0.0] * 3, [0, 1, 0], [0] * 3, [0] * 3]))
+    write_back_(codebook, state, torch.tensor(True), dead)
+    assert codebook.births.tolist() == [0, 1, 0, 0]
+    assert torch.equal(codebook.embed[0], before[0])
+    other = EMACodebook(codebook_size=2, dim=1)
+    infinite = other.state()._replace(embed_avg=torch.tensor([[float("inf")], [1.0]]))
+    write_back_(other, infinite, torch.tensor(True), torch.tensor([True, True]))
+    assert other.births.tolist() == [0, 1]
+    write_back_(other, other.state(), torch.tensor(False), torch.tensor([True, True]))
+    assert other.births.tolist() == [0, 1]
 
 
 def test_write_back_of_false_changes_nothing():

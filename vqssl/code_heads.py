@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from vqssl.functional.vectors import unit
 
-__all__ = ["CODE_HEADS", "CodeHead", "CodeHeadName", "GeneratedHead", "HeadSizes", "linear_head", "mlp_head"]
+__all__ = [
+    "CODE_HEADS",
+    "CodeHead",
+    "CodeHeadName",
+    "GeneratedHead",
+    "HeadSizes",
+    "last_linear",
+    "linear_head",
+    "mlp_head",
+    "restart_rows_",
+]
 
 CodeHeadName = Literal["mlp", "linear", "generated"]
 
@@ -95,6 +105,34 @@ class GeneratedHead(nn.Module):
         """Return one logit a code."""
         weights = unit(self.generator(unit(self.codes).to(features.dtype)))
         return self.scale * (features @ weights.mT)
+
+
+def last_linear(head: nn.Module, codebook_size: int) -> nn.Linear | None:
+    """Return the linear layer whose rows belong to the codes: the last of a head, if it has one output a code.
+
+    >>> last_linear(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 16)), 16)
+    Linear(in_features=8, out_features=16, bias=True)
+    """
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1] if layers and layers[-1].out_features == codebook_size else None
+
+
+@torch.no_grad()
+def restart_rows_(layer: nn.Linear, born: Tensor) -> None:
+    """Set the rows of codes that were born again to zero weights and the mean bias: they knew other codes.
+
+    Args:
+        layer: of K outputs.
+        born: ``(K,)`` bool. A GPU is not synchronised for it.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> restart_rows_(layer, torch.tensor([True, False, False]))
+    >>> layer.weight[0].tolist(), bool((layer.weight[1:] != 0).all())
+    ([0.0, 0.0], True)
+    """
+    layer.weight.copy_(torch.where(born[:, None], 0.0, layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(torch.where(born, layer.bias.mean(), layer.bias))
 
 
 CODE_HEADS: dict[CodeHeadName, CodeHead] = {"mlp": mlp_head, "linear": linear_head, "generated": GeneratedHead}

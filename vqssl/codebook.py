@@ -109,8 +109,9 @@ class EMACodebook(Grouped, nn.Module):
         ``(*batch, D)`` in the input's dtype, ``indices`` ``(*batch,)`` int64, ``commitment_loss`` a scalar.
 
     State (buffers): ``embed`` ``(K, D)``, ``cluster_size`` ``(K,)`` in tokens a step, ``embed_avg`` ``(K, D)``,
-    ``initialized`` (bool), ``num_updates`` (int64: updates since the counts started at 1; -1 where that is unknown) and
-    ``rng`` (int64: seed, and draws so far). A loaded state continues bit for bit.
+    ``initialized`` (bool), ``num_updates`` (int64: updates since the counts started at 1; -1 where that is unknown),
+    ``births`` ``(K,)`` (int64: how often a revival has replaced each code since then) and ``rng`` (int64: seed, and
+    draws so far). A loaded state continues bit for bit.
 
     In eval mode or frozen, a codebook that was neither trained nor loaded quantises by random codes: ``initialized``
     is False then. Forward warns once, on the CPU only: the check would synchronise a GPU.
@@ -128,8 +129,8 @@ class EMACodebook(Grouped, nn.Module):
     EMACodebook(codebook_size=16, dim=4, decay=0.99, metric=euclidean, ...)
     """
 
-    # 2: `initialized` and `rng` belong to the state; 3: `num_updates` does.
-    _version = 3
+    # 2: `initialized` and `rng` belong to the state; 3: `num_updates` does; 4: `births` does.
+    _version = 4
 
     embed: Tensor
     cluster_size: Tensor
@@ -137,6 +138,7 @@ class EMACodebook(Grouped, nn.Module):
     initialized: Tensor
     num_updates: Tensor
     rng: Tensor
+    births: Tensor
 
     @names_foreign_keywords(FOREIGN_KEYWORDS, sizes_by_name="EMACodebook(codebook_size=, dim=)")
     def __init__(
@@ -192,6 +194,7 @@ class EMACodebook(Grouped, nn.Module):
         self.register_buffer("initialized", torch.empty((), device=device, dtype=torch.bool))
         self.register_buffer("num_updates", torch.empty((), device=device, dtype=torch.int64))
         self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
+        self.register_buffer("births", torch.empty(codebook_size, device=device, dtype=torch.int64))
         self.register_load_state_dict_post_hook(_settle_loaded)  # type: ignore[no-untyped-call]
         self._agreement = Agreement()
         self._warned_of_random_codes = False
@@ -448,9 +451,9 @@ class EMACodebook(Grouped, nn.Module):
         Forward in training mode, :meth:`initialize_`, :meth:`first_codes` and :meth:`update_` begin with it. It does
         nothing in a compiled graph. A frozen codebook does not wait for other ranks.
 
-        Compared are all options, the seed and the number of draws, ``initialized``, ``num_updates``, and once it is
-        initialised every bit of codes, counts and sums. A later difference, such as a checkpoint that one rank alone
-        loads during training, is not found.
+        Compared are all options, the seed and the number of draws, ``initialized``, ``num_updates``, the number of
+        ``births``, and once it is initialised every bit of codes, counts and sums. A later difference, such as a
+        checkpoint that one rank alone loads during training, is not found.
 
         Args:
             **more: what else has to be equal on all ranks, for quantisers made of codebooks.
@@ -478,6 +481,7 @@ class EMACodebook(Grouped, nn.Module):
             "dtype": str(self.embed.dtype),
             "initialized": initialized,
             "num_updates": int(self.num_updates),
+            "births": int(self.births.sum()),
             "seed": seed,
             "draws": draws,
             "checksum of codes, counts and sums": checksum(self.state()) if initialized else "none",
@@ -553,6 +557,7 @@ class EMACodebook(Grouped, nn.Module):
         self.embed_avg.copy_(self.embed)
         self.cluster_size.fill_(1.0)
         self.num_updates.fill_(0)
+        self.births.fill_(0)
         self.rng[1] += 1
 
     def _options(self) -> dict[str, object]:
@@ -626,6 +631,9 @@ class EMACodebook(Grouped, nn.Module):
                 # Version 2 counted two draws before the first update.
                 updates = torch.where(draws < 0, -1, (draws - 2).clamp_min(0))
                 state_dict.setdefault(prefix + "num_updates", updates)
+            if version < 4 and isinstance(state_dict[prefix + "embed"], Tensor):
+                codes = state_dict[prefix + "embed"]
+                state_dict.setdefault(prefix + "births", codes.new_zeros(len(codes), dtype=torch.int64))
         if assign:  # the tensors themselves become the state
             for name, ours in self.named_buffers(recurse=False):
                 value = state_dict.get(prefix + name)
@@ -711,6 +719,7 @@ RULES = {
     "initialized": FLAG,
     "num_updates": Rule("a count, or -1 where it is unknown", lambda x: (x >= -1) & (x <= MOST), floating=False),
     "rng": Rule("a seed and a count of draws", _draws_are_possible, floating=False),
+    "births": Rule("counts", lambda x: (x >= 0) & (x <= MOST), floating=False),
 }
 """What each buffer may hold."""
 

@@ -20,7 +20,15 @@ from vqssl.checks import (
     check_positive_int,
     policy_name,
 )
-from vqssl.code_heads import CODE_HEADS, CodeHead, CodeHeadName, GeneratedHead, HeadSizes
+from vqssl.code_heads import (
+    CODE_HEADS,
+    CodeHead,
+    CodeHeadName,
+    GeneratedHead,
+    HeadSizes,
+    last_linear,
+    restart_rows_,
+)
 from vqssl.code_targets import CODE_TARGETS, CodeTarget, CodeTargetName
 from vqssl.multiscale import MultiScaleQuantizer
 from vqssl.types import CodePredictionLoss, MultiScaleQuantized
@@ -42,7 +50,8 @@ class CodePrediction(nn.Module):
     - ``"place"``: the code of each place; L is the cross-entropy. For masked prediction (HuBERT, BEiT v2), or for two
       crops with ``places`` from :func:`vqssl.functional.matched_cells`.
 
-    Generated heads compute their weights from the codes: call :meth:`follow_` once after each optimizer step.
+    Call :meth:`follow_` once after each optimizer step. Generated heads compute their weights from the codes, and where
+    a head has one output a code, the row of a code that a revival has replaced starts again from zero.
 
     Args:
         in_dim: C, the width of pooled features ``(B, C)``, which all heads take; or one number a scale, for maps.
@@ -77,6 +86,8 @@ class CodePrediction(nn.Module):
     >>> len(loss.losses), bool(loss.total > 0)
     (2, True)
     """
+
+    births: Tensor | None
 
     def __init__(
         self,
@@ -124,6 +135,11 @@ class CodePrediction(nn.Module):
             build(HeadSizes(channels, hidden_dim, width, dim or 0, size))
             for channels, width, size in zip(self.in_dims, widths, sizes, strict=True)
         )
+        # How often each code had been replaced when its row was last right; None where no row belongs to a code.
+        births = torch.zeros(sum(sizes), dtype=torch.int64)
+        if isinstance(quantizer, MultiScaleQuantizer):
+            births = _births(quantizer).to(births.device)
+        self.register_buffer("births", births if self.target.width(0, 1) == 1 and any(self._layers()) else None)
         self.centring = (
             TargetCentring(widths, how=centring, momentum=centre_momentum, process_group=process_group)
             if self.target.centred
@@ -179,7 +195,11 @@ class CodePrediction(nn.Module):
 
     @torch.no_grad()
     def follow_(self, quantizer: MultiScaleQuantizer) -> None:
-        """Give generated heads the quantiser's present codes, which its next call uses; other heads have none.
+        """Follow the quantiser's present codes, which its next call uses.
+
+        Generated heads get the codes. In heads with one output a code, the rows of codes that revivals have replaced
+        since the last call get zero weights and the mean bias: what they learnt is of other codes. Under
+        ``torch.distributed`` all ranks do the same.
 
         Args:
             quantizer: of the same scales.
@@ -194,7 +214,7 @@ class CodePrediction(nn.Module):
         True
         """
         sizes = tuple(quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales))
-        if sizes != self.codebook_sizes or quantizer.dim != self.dim:
+        if sizes != self.codebook_sizes or self.dim not in (None, quantizer.dim):
             raise ValueError(
                 f"quantizer must have codebooks of {list(self.codebook_sizes)} codes of width {self.dim}, got "
                 f"{list(sizes)} of width {quantizer.dim}: give the quantiser that the module was built with"
@@ -202,6 +222,20 @@ class CodePrediction(nn.Module):
         for scale, head in enumerate(self.heads):
             if isinstance(head, GeneratedHead):
                 head.codes.copy_(quantizer.codebook(scale).embed)
+        if self.births is None:
+            return
+        births = _births(quantizer)
+        for layer, born in zip(self._layers(), (births != self.births).split(sizes), strict=True):
+            if layer is not None:
+                restart_rows_(layer, born)
+        self.births.copy_(births)
+
+    def _layers(self) -> list[nn.Linear | None]:
+        """Return the layer of each head whose rows belong to codes; None for generated ones, and others without."""
+        return [
+            None if isinstance(head, GeneratedHead) else last_linear(head, size)
+            for head, size in zip(self.heads, self.codebook_sizes, strict=True)
+        ]
 
     def predict(self, features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the heads predict, one tensor a scale: ``(N, width)``, or ``(N, *spatial, width)`` a place.
@@ -343,6 +377,11 @@ def _target(target: CodeTargetName | CodeTarget) -> CodeTarget:
         return CODE_TARGETS[target]
     check_object("target", target, CodeTarget, "BagTarget()")
     return target
+
+
+def _births(quantizer: MultiScaleQuantizer) -> Tensor:
+    """Return how often each code of each scale has been replaced, one after another."""
+    return torch.cat([quantizer.codebook(scale).births for scale in range(quantizer.num_scales)])
 
 
 def _sizes(sizes: Sequence[int]) -> list[int]:

@@ -39,6 +39,7 @@ class Updatable(Protocol):
     embed_avg: Tensor
     rng: Tensor
     num_updates: Tensor
+    births: Tensor
     decay: float
     eps: float
     ema: EMARule
@@ -151,10 +152,11 @@ def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None
     for batch, each, state, is_dead, drawn, tokens in zip(
         batches, statistics, states, dead, positions, candidates, strict=True
     ):
+        replaced = None
         if is_dead is not None and drawn is not None:
             replaced = replaced_codes(state, is_dead, drawn, tokens[0])
             state = batch.codebook.revival.replace(state, replaced, tokens[0])
-        write_back_(batch.codebook, state, each.counts.sum() > 0)
+        write_back_(batch.codebook, state, each.counts.sum() > 0, replaced)
 
 
 def batch_statistics(
@@ -260,8 +262,8 @@ def replaced_codes(state: CodebookState, dead: Tensor, positions: Tensor, tokens
 
 
 @torch.no_grad()
-def write_back_(codebook: Updatable, state: CodebookState, where: Tensor) -> None:
-    """Write a new state into the codebook's buffers and count the update, if the scalar ``where`` is True.
+def write_back_(codebook: Updatable, state: CodebookState, where: Tensor, replaced: Tensor | None = None) -> None:
+    """Write a new state into the codebook's buffers and count update and births, if the scalar ``where`` is True.
 
     Codes are brought into the form in which the metric compares them. A code that has none there (tokens that cancel
     out have no direction), or that is not finite, keeps its place.
@@ -270,6 +272,8 @@ def write_back_(codebook: Updatable, state: CodebookState, where: Tensor) -> Non
         codebook: whose buffers are written.
         state: as :func:`ema_step` or a revival returned it.
         where: scalar bool; a GPU is not synchronised for it.
+        replaced: ``(K,)`` bool, from :func:`replaced_codes`: whose births are counted, unless they keep their place.
+            None: no revival.
 
     >>> import torch, vqssl
     >>> codebook = vqssl.EMACodebook(codebook_size=2, dim=1)
@@ -279,19 +283,25 @@ def write_back_(codebook: Updatable, state: CodebookState, where: Tensor) -> Non
     """
     embed = codebook.as_compared(state.embed)
     if embed is not state.embed:  # the euclidean metric returns its argument: there a code may be zero
-        embed = torch.where(embed.norm(dim=-1, keepdim=True) > 0, embed, codebook.embed)
+        formed = embed.norm(dim=-1) > 0
+        embed = torch.where(formed[:, None], embed, codebook.embed)
+        replaced = None if replaced is None else replaced & formed
     state = state._replace(embed=embed)
     if can_read_without_sync(where):
         if not where:
             return
-        if not torch.isfinite(embed.sum() + state.embed_avg.sum()):
-            state = _rows_where(_finite_rows(state), state, codebook)
+        rows = None if torch.isfinite(embed.sum() + state.embed_avg.sum()) else _finite_rows(state)
     else:
-        state = _rows_where(_finite_rows(state) & where, state, codebook)
+        rows = _finite_rows(state) & where
+    if rows is not None:
+        state = _rows_where(rows, state, codebook)
+        replaced = None if replaced is None else replaced & rows
     codebook.embed.copy_(state.embed)
     codebook.cluster_size.copy_(state.cluster_size)
     codebook.embed_avg.copy_(state.embed_avg)
     codebook.rng[1] += where.long()
+    if replaced is not None:
+        codebook.births.add_(replaced)
     # add_, not +=: an assignment to a buffer would be a side effect of a compiled graph.
     codebook.num_updates.add_((where & (codebook.num_updates >= 0)).long())
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import tyro
 from torch.nn import functional as F
 
@@ -19,6 +21,7 @@ from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS
 from examples.pretrain.train import Run
 from tests.examples.tiny import ENCODER, OPTIONS, pretraining, tiny_method
+from tests.laws import assert_same_bits
 
 BASELINES = ["coboom", "dino", "pcrlv2", "dira", "transvw", "mlvicx", "adamv2", "otcxr"]
 TEACHERS = ["coboom", "dino", "dira", "adamv2"]
@@ -75,11 +78,31 @@ def test_a_run_continues_to_the_bit(name, phantoms, tmp_path):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
+def train_on_rank(rank, address, folder):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    data = make_phantoms(32, 32, seed=0)
+    for name in BASELINES:
+        run = Run(data, pretraining(name, Optimization("adamw", lr=1e-3, batch_size=16, epochs=1)), folder / name)
+        run.train(quiet=True)
+        torch.save(run.method.state_dict(), folder / f"{name}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.thorough
+def test_two_ranks_train_the_same_method(tmp_path):
+    """Weights, teachers, codes, running means and queues are equal after two steps."""
+    mp.spawn(train_on_rank, (f"file://{tmp_path}/meet", tmp_path), nprocs=2)
+    for name in BASELINES:
+        first, second = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2))
+        assert_same_bits(dict(first), dict(second))
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_gradient_reaches_all_of_the_student_and_nothing_else(name):
-    method = tiny_method(name)
+    method = tiny_method(name, total_steps=20)
     for _ in range(12):  # PCRLv2 draws one scale a step
         method(views_for(method)).loss.backward()
+        method.after_step()
     trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
     found = reached(method)
     assert {name for name in trained if "encoder" in name} <= found

@@ -84,7 +84,7 @@ class DINOv2Style(nn.Module):
         super().__init__()
         self.options = options
         self.student = Scorer(encoder, options)
-        self.hidden_pixel = nn.Parameter(torch.zeros(encoder.resnet.conv1.in_channels, 1, 1))
+        self.hidden_pixel = nn.Parameter(torch.zeros(encoder.resnet.conv1.in_channels))
         self.teacher = vqssl.MomentumTeacher(self.student, momentum=options.momentum, total_steps=total_steps)
         self.targets = nn.ModuleList(SharpTargets(options.prototypes, options.teacher_temperature) for _ in range(2))
 
@@ -110,7 +110,7 @@ class DINOv2Style(nn.Module):
         taught: Scores = self.teacher(whole)
         hidden = self.draw_hidden(taught.cells.shape[:3], whole.device)
         pixels = F.interpolate(hidden[:, None].float(), whole.shape[2:]) > 0
-        seen: Scores = self.student(torch.where(pixels, self.hidden_pixel, whole))
+        seen: Scores = self.student(torch.where(pixels, self.hidden_pixel[:, None, None], whole))
         predicted = [*seen.image.chunk(2), *(self.student(view).image for view in views[2:])]
         image = over_pairs(distillation, predicted, self.targets[0](taught.image).chunk(2))
         cells = hidden_cells(seen.cells, self.targets[1](taught.cells), hidden)

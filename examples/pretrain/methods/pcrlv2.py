@@ -52,6 +52,7 @@ class PCRLv2(nn.Module):
         super().__init__()
         channels, sizes = encoder.resnet.conv1.in_channels, (options.hidden_dim, options.dim)
         self.options = options
+        self.seed = seed
         self.total_steps = max(total_steps, 1)
         self.encoder = encoder
         self.decoder = Decoder(encoder, channels, skips=False)
@@ -64,9 +65,14 @@ class PCRLv2(nn.Module):
         """Return two views and the local crops."""
         return multi_crop(images, augment, self.options.local_crops)
 
+    def draw_scale(self) -> int:
+        """Return the number of the decoder's scale for this step, from seed and step: equal on all ranks."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.steps_done))
+        return int(torch.randint(len(self.projectors), (), generator=generator))
+
     def forward(self, views: Sequence[Tensor]) -> Step:
         """Return the loss of two views `(B, C, S, S)`, and of local crops of any one size after them."""
-        scale = int(torch.randint(len(self.projectors), ()))
+        scale = self.draw_scale()
         whole = torch.cat(list(views[:2]))
         maps = self.decoder.maps(self.encoder.pyramid(cut_out(whole, self.options.cut_out)))
         local = [self.decoder.maps(self.encoder.pyramid(view))[scale] for view in views[2:]]
