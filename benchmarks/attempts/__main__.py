@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,12 +49,17 @@ def run_in(tree: Path, one: Attempt, patience: float) -> Outcome:
         return Outcome(survived=False, seen=f"exit status {process.returncode}: {last}"[:300])
 
 
+def without_folders(outcome: Outcome) -> Outcome:
+    """Return an outcome that names no temporary folder and no checkout: they say nothing, and differ each time."""
+    seen = re.sub(r"tmp\w{8}/?", "", outcome.seen.replace(f"{tempfile.gettempdir()}/", ""))
+    return outcome._replace(seen=seen.replace(f"{ROOT}/", ""))
+
+
 def run_all(tree: Path, attempts: list[Attempt], workers: int, patience: float, title: str) -> list[Outcome]:
     """Run the attempts in ``tree`` and return their outcomes in the same order."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(
-            tqdm(pool.map(lambda one: run_in(tree, one, patience), attempts), title, len(attempts), leave=False)
-        )
+        outcomes = pool.map(lambda one: without_folders(run_in(tree, one, patience)), attempts)
+        return list(tqdm(outcomes, title, len(attempts), leave=False))
 
 
 def main() -> None:

@@ -162,8 +162,8 @@ def attempts() -> str:
     lost = [
         (KINDS[row["kind"]], row["attempt"], row["right"], seen(row["before"]), seen(row["after"])) for row in found
     ]
-    return f"""`{record["command"]}` tries to break library and example on purpose, on the commit {record["old"]} and on this one. An attempt survives if the
-right thing happens: the work is done, or it is refused in a sentence before anything is lost.
+    return f"""`{record["command"]}` tries to break library and example on purpose, on the commits {record["old"]} (before) and {record["commit"]} (now). An
+attempt survives if the right thing happens: the work is done, or it is refused in a sentence before anything is lost.
 
 {table(["what is broken", "attempts", "survived before", "survive now"], [*counted, total])}
 <details>
