@@ -151,7 +151,7 @@ def images_of(config: Comparison) -> tuple[Path, ImageSet]:
             drawn = make_phantoms(preset.phantoms, preset.image_size)
             arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
             config.out.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **arrays)  # type: ignore[arg-type]
+            np.savez(path, **arrays, mask_kind="bits")  # type: ignore[arg-type]
     data = load_images(path, preset.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))
     if data.labels is None:
