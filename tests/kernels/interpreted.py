@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.kernels import tensor_cores
 from tests.kernels.material import KINDS, LAYOUTS, code_sums_by_loop, material, of_layout
@@ -134,7 +135,10 @@ def test_numbers_below_fp16s_normal_range():
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_rounded_precision_is_close_to_the_best(precision):
+def test_rounded_precision_is_close_to_the_best(precision, monkeypatch):
+    if precision == "fp16":  # numpy's products of equal columns differ by their place, those of a device do not
+        monkeypatch.setattr(InterpreterBuilder, "create_dot", InterpreterBuilder.create_dot)  # put back afterwards
+        tensor_cores.install("H100")
     x, codes = material("random", 100, 130, 16, torch.float32)
     found = nearest_codeword_triton(x, codes, "euclidean", precision)
     best = nearest_reference(x, codes)

@@ -58,7 +58,17 @@ def residual_quantizer_from_vector_quantize_pytorch(
     each level. ``project_in`` and ``project_out`` of theirs stay in your model. The gradient differs: theirs adds up
     the gradients of all levels, L in all; ours is 1, straight through unless you give another ``estimator``.
 
-    Args, errors and result are those of :func:`residual_quantizer_from_encodec`; the metric is euclidean.
+    Args:
+        state: a state dict that holds the levels.
+        prefix: what leads to the levels of one quantiser in it.
+        seed: level l, from 0, draws from ``seed + l``.
+        level_dropout: see :class:`~vqssl.ResidualQuantizer`.
+        **options: of :class:`~vqssl.EMACodebook`, for all levels. The metric is euclidean.
+
+    Raises:
+        TypeError: ``state`` is not a mapping.
+        ValueError: there are no levels under the prefix, or those of several quantisers; the levels differ in width; or
+            a level cannot be read.
 
     >>> import torch
     >>> layer = {"embed": torch.randn(1, 8, 4), "cluster_size": torch.ones(1, 8), "initted": torch.tensor(True)}

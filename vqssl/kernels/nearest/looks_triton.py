@@ -117,8 +117,9 @@ def _compare(
     k = tl.arange(0, BLOCK_K)
     for start in range(0, K, BLOCK_K):
         where = (start + k).to(tl.int64)[None, :] * (CHUNKS * BLOCK_D) + d[:, None]
-        # The constant starts the accumulator. Added after the product, the compiler would move it there in some cases.
-        scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32) + tl.load(constant + start + k)[None, :]
+        scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        if not SPLIT:  # the constant starts the accumulator, where the compiler would move it in some cases anyway
+            scores += tl.load(constant + start + k)[None, :]
         if CHUNKS == 1:
             c = tl.load(high + where)
             scores = tl.dot(resident, c, scores, input_precision="tf32")
@@ -134,6 +135,8 @@ def _compare(
                 if SPLIT:
                     scores = tl.dot((t - rounded.to(tl.float32)).to(dot), c, scores)
                     scores = tl.dot(rounded, tl.load(low + where + chunk * BLOCK_D), scores)
+        if SPLIT:
+            scores += tl.load(constant + start + k)[None, :]
         # Column by column: the columns of a block are compared with each other only once, after the loop.
         if BITS > 0:
             bits = scores.to(tl.int32, bitcast=True) & (-1 << BITS)
@@ -157,8 +160,7 @@ def _compare(
 
     longest = tl.load(bounds + 1)
     terms = ((3 * D if SPLIT else D) + 16) * (2.0**-23)
-    # The last term is for numbers that are subnormal in fp16: tensor cores align them as 2^-14.
-    slack = 1.25 * terms * (length + error) * longest + 0.5 * terms * longest * longest + terms * (2.0**-28)
+    slack = 1.25 * terms * (length + error) * longest + 0.5 * terms * longest * longest
     if COSINE:
         # The lengths of the codes are rounded too.
         slack = slack + terms * length * longest
@@ -168,7 +170,9 @@ def _compare(
         rounding = split_error * longest + (length + error) * tl.load(bounds + 3) + error * tl.load(bounds + 2)
     else:
         rounding = error * longest + (length + error) * tl.load(bounds + 2)
-    margin = 2.0 * (rounding + slack)
+    # Numbers that are subnormal in fp16 are aligned as 2^-14.
+    SUBNORMAL: tl.constexpr = ((3 if SPLIT else 1) * CHUNKS * BLOCK_D + 16) * (2.0**-51)
+    margin = 2.0 * (rounding + slack + SUBNORMAL)
     # NaN, and the difference of two infinities, compare false, so that such a row is not certified. Without a usable
     # code no row is: its best score is then -3e38.
     certified = (top - runner_up > margin) & (top > -1e38) & (margin < float("inf"))
