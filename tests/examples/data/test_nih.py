@@ -25,15 +25,17 @@ IMAGES = {
 
 @pytest.fixture
 def folder(tmp_path, rng):
+    place = tmp_path / "nih"
+    place.mkdir()
     for name, (_, _, where) in IMAGES.items():
-        save(tmp_path, f"{where}/{name}", grey(rng))
+        save(place, f"{where}/{name}", grey(rng))
     rows = [row(name, findings, patient) for name, (findings, patient, _) in IMAGES.items()]
     rows.append(row("00000009_000.png", "Mass", 9))  # of an archive that is not unpacked
-    (tmp_path / "Data_Entry_2017_v2020.csv").write_text(HEADER + "".join(rows))
-    (tmp_path / "train_val_list.txt").write_text("00000001_000.png\r\n00000001_001.png\n00000009_000.png\n")
-    (tmp_path / "test_list.txt").write_text("00000002_000.png\n00000003_000.png")
-    (tmp_path / "README_CHESTXRAY.pdf").write_bytes(b"%PDF")
-    return tmp_path
+    (place / "Data_Entry_2017_v2020.csv").write_text(HEADER + "".join(rows))
+    (place / "train_val_list.txt").write_text("00000001_000.png\r\n00000001_001.png\n00000009_000.png\n")
+    (place / "test_list.txt").write_text("00000002_000.png\n00000003_000.png")
+    (place / "README_CHESTXRAY.pdf").write_bytes(b"%PDF")
+    return place
 
 
 def test_published_layout_is_read_with_findings_patients_and_split(folder):
