@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _refused(content: bytes | dict[str, Any], *options: str) -> Outcome:
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         done = _command(path, "--strict", "--json", *options)
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    last = lines[-1][:120] if lines else "nothing printed"
+    last = textwrap.shorten(lines[-1], 120) if lines else "nothing printed"
     return Outcome(done.returncode == 2 and len(lines) == 1, f"status {done.returncode}, {len(lines)} lines: {last}")
 
 

@@ -175,9 +175,9 @@ attempt survives if the right thing happens: the work is done, or it is refused 
 
 
 def seen(outcome: dict) -> str:
-    """Return what was seen, cut to a line."""
+    """Return what was seen, cut to a line at the end of a word."""
     text = outcome["seen"].replace(str(ROOT), ".")
-    return text if len(text) <= 140 else text[:137] + "..."
+    return text if len(text) <= 140 else text[:137].rpartition(" ")[0] + " ..."
 
 
 def cell(text: str) -> str:
