@@ -64,6 +64,7 @@ def test_error_is_within_one_percent_of_scikit_learn(clusters, spread, size):
     assert error_of(codebook, x) < 1.01 * theirs.inertia_ / len(x)
 
 
+@pytest.mark.thorough
 def test_same_start_ends_where_scikit_learn_does():
     cluster = pytest.importorskip("sklearn.cluster")
     x = mixture(2000, 4, 12, 0.4)

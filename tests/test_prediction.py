@@ -310,6 +310,7 @@ def test_training_with_births_resumes_to_the_bit():
     assert_same_bits(dict(again.state_dict()), dict(whole.state_dict()))
 
 
+@pytest.mark.thorough
 def test_births_are_those_of_a_compiled_step():
     eager, compiled = BagTraining(), BagTraining()
     for each in (eager, compiled):

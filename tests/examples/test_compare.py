@@ -55,6 +55,7 @@ def no_training(*arguments, **options):
     raise AssertionError("a finished run was run again")
 
 
+@pytest.mark.thorough
 def test_one_command_tunes_pretrains_and_evaluates(images, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     config = tiny(images, out)

@@ -53,6 +53,7 @@ def finished(tmp_path_factory):
     return folder, path
 
 
+@pytest.mark.thorough
 def test_one_command_runs_all_protocols(finished, tmp_path, capsys):
     folder, path = finished
     before = (folder / "dissect" / "checkpoint.pt").read_bytes()
@@ -206,6 +207,7 @@ def test_the_report_takes_more_seeds_and_refuses_other_settings(tmp_path):
     assert "| byol | 2 |" in evaluation.write(config.out)
 
 
+@pytest.mark.thorough
 def test_constant_labels_are_refused_not_scored(tmp_path):
     _, config = small(tmp_path, labels=np.zeros(64, np.int64))
     with pytest.raises(ValueError, match="linear needs labels that tell images apart"):
@@ -241,6 +243,7 @@ def test_refusals_name_the_rule(finished, tmp_path, monkeypatch):
     assert [each.name for each in find([Path()], ["byol"], device="cpu", unfinished=False)] == ["byol"]
 
 
+@pytest.mark.thorough
 def test_a_protocol_without_its_masks_is_skipped_or_refused(tmp_path):
     """Skipped with a message if all protocols run, refused if it is named."""
     config = replace(small(tmp_path)[1], protocols=())

@@ -152,6 +152,7 @@ def test_the_probe_as_one_linear_map_equals_the_pipeline(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_grad_cam_highlights_the_blob(tmp_path):
     subject = subject_on(toy(), tmp_path)
     tuned = replace(SETTINGS, steps=60, mask_lr=5e-3)

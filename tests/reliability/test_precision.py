@@ -88,6 +88,7 @@ def test_cast_model_searches_exactly_and_keeps_a_precise_state(dtype):
     assert out.commitment_loss.dtype == state
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_small_steps_are_not_lost(dtype):
     """Steps of a thousandth: a code in half precision would stop moving long before its target."""

@@ -96,6 +96,7 @@ def test_the_example_runs_on_ranks_and_resumes_on_another_number(tmp_path):
     assert reached == sorted(set(reached))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_ranks_divide_the_batch_or_are_refused(tmp_path):
     process = example(tmp_path, 2, "--optimization.batch-size", "15")
