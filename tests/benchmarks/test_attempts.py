@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks.attempts.attempt import Attempt, Outcome, load, run_here
 
-# Those that start programs take half an hour together: `python -m benchmarks.attempts` runs them. What they found is
-# tested beside the code that it concerns, too.
-IN_THIS_PROCESS = ("codebook_state", "codes", "health", "images", "protocols", "search", "teacher")
+# Those that start programs take half an hour together, and those of the search measure time, which no test does:
+# `python -m benchmarks.attempts` runs them. What they found is tested beside the code that it concerns, too.
+IN_THIS_PROCESS = ("codebook_state", "codes", "images", "protocols", "teacher")
 
 
 @pytest.mark.thorough

@@ -12,8 +12,9 @@ class Factor:
     Every entry of the product is a sum of D products and a constant, added in any order, each product and sum rounded
     at most once.
 
-    In float32 on a CPU oneDNN is called directly: on AMD processors it needs 10% to 25% less time than the library
-    behind :func:`torch.mm`. Its operator is not public; without it, torch's public product is used.
+    In float32 on a CPU oneDNN is called directly: on the AMD processors measured it takes less time than the library
+    behind :func:`torch.mm` (``benchmarks/NOTES.md``). Its operator is not public; without it, torch's public product is
+    used.
 
     Args:
         weight: the codes.
