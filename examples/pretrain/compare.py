@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from examples.pretrain.divergence import Diverged
 from examples.pretrain.finished_runs import digest, find
 from examples.pretrain.methods import METHODS, title_of
 from examples.pretrain.passes import forward_passes
-from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.phantoms import phantom_file
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols import Settings
 from examples.pretrain.protocols.linear import check_labels
@@ -145,13 +144,7 @@ def images_of(config: Comparison) -> tuple[Path, ImageSet]:
     """
     preset, path = preset_of(config), config.data
     if path is None:
-        path = config.out / f"phantoms-{preset.phantoms}-{preset.image_size}.npz"
-        if not path.exists():
-            print(f"drawing {preset.phantoms} thorax phantoms", flush=True)
-            drawn = make_phantoms(preset.phantoms, preset.image_size)
-            arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
-            config.out.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **arrays, mask_kind="bits")  # type: ignore[arg-type]
+        path = phantom_file(config.out, preset.phantoms, preset.image_size)
     data = load_images(path, preset.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))
     if data.labels is None:

@@ -7,11 +7,14 @@ findings do.
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from examples.pretrain.checkpoint import write_whole
 from examples.pretrain.chest import Chest, Patient, absorption, draw_patient, ramp
 from examples.pretrain.data.imageset import ImageSet
 
@@ -25,6 +28,20 @@ OVERSAMPLING = 2
 _PATIENT, _VISITS, _LABELS, _NODULES, _FLUID = 1, 2, 3, 4, 5
 
 Array = np.ndarray
+
+
+def phantom_file(folder: Path, count: int, image_size: int) -> Path:
+    """Return the file of ``count`` phantoms in a folder; draw and write it, unless it is there."""
+    path = folder / f"phantoms-{count}-{image_size}.npz"
+    if not path.exists():
+        print(f"drawing {count} thorax phantoms", flush=True)
+        drawn = make_phantoms(count, image_size)
+        arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
+        content = io.BytesIO()
+        np.savez(content, **arrays, mask_kind="bits")  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getbuffer())
+    return path
 
 
 def make_phantoms(count: int, image_size: int = 64, *, seed: int = 0, finding_rate: float = 0.35) -> ImageSet:

@@ -18,6 +18,7 @@ from examples.pretrain.methods.coboom import CoBooMOptions
 from examples.pretrain.methods.dino import DINOOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.dissect_places import DiSSECTPlacesOptions
 from examples.pretrain.methods.mlvicx import MLVICXOptions
 from examples.pretrain.methods.otcxr import OTCXROptions
 from examples.pretrain.optimization import Optimization
@@ -77,6 +78,7 @@ SMALL_OPTIONS = default_options() | {
     "byol": SMALL_BYOL,
     "dissect": SMALL_DISSECT,
     "dissect_codes": DiSSECTCodesOptions(dissect=SMALL_DISSECT),
+    "dissect_places": DiSSECTPlacesOptions(dissect=SMALL_DISSECT),
     # Heads as wide as BYOL's, and a teacher as fast.
     "coboom": CoBooMOptions(byol=SMALL_BYOL, codebook_size=256, hidden_dim=512),
     "dino": DINOOptions(prototypes=256, hidden_dim=512, momentum=0.99),

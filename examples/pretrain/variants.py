@@ -1,41 +1,90 @@
-"""The variants of the sweep: the paper's Table V, BYOL, and the open choices of the method, on the `small` preset."""
+"""The variants of the sweep: the paper's Table V, BYOL, the open choices of the method, and codes as targets.
+
+Each is a function of the preset, whose encoder, augmentations, optimizer and length it keeps.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from examples.pretrain.presets import PRESETS
+from examples.pretrain.presets import Experiment
 from examples.pretrain.train import Pretraining
 
-SMALL = PRESETS["small"][1]
-FULL = SMALL.pretraining("dissect")
+Variant = Callable[[Experiment], Pretraining]
 
 
-def dissect(**changes: Any) -> Pretraining:
+def method(name: str, **changes: Any) -> Variant:
+    """Return a method with other options than the preset's."""
+
+    def build(preset: Experiment) -> Pretraining:
+        plan = preset.pretraining(name)
+        return replace(plan, options=replace(plan.options, **changes))
+
+    return build
+
+
+def dissect(**changes: Any) -> Variant:
     """Return DiSSECT with other options."""
-    return replace(FULL, options=replace(FULL.options, **changes))
+    return method("dissect", **changes)
 
 
-def with_teacher(**changes: Any) -> Pretraining:
+def with_teacher(**changes: Any) -> Variant:
     """Return DiSSECT with other options of its student and teacher."""
-    return dissect(byol=replace(FULL.options.byol, **changes))
+
+    def build(preset: Experiment) -> Pretraining:
+        return dissect(byol=replace(preset.options["dissect"].byol, **changes))(preset)
+
+    return build
 
 
-def on_scales(*scales: str) -> Pretraining:
-    """Return DiSSECT on other stages of the encoder."""
-    return replace(FULL, encoder=replace(FULL.encoder, scales=scales))
+def codes(target: str = "anchor", **changes: Any) -> Variant:
+    """Return DiSSECT with code prediction, with other options."""
+    return method("dissect_codes", target=target, **changes)
 
 
-VARIANTS: dict[str, Pretraining] = {
+def codes_of(*, byol: dict[str, Any] | None = None, **changes: Any) -> Variant:
+    """Return DiSSECT with code prediction, with other codebooks, or another student and teacher."""
+
+    def build(preset: Experiment) -> Pretraining:
+        own = preset.options["dissect_codes"].dissect
+        changed = replace(own, byol=replace(own.byol, **(byol or {})), **changes)
+        return codes(dissect=changed)(preset)
+
+    return build
+
+
+def on_scales(variant: Variant, *scales: str) -> Variant:
+    """Return a variant on other stages of the encoder."""
+
+    def build(preset: Experiment) -> Pretraining:
+        plan = variant(preset)
+        return replace(plan, encoder=replace(plan.encoder, scales=scales))
+
+    return build
+
+
+def longer(variant: Variant, times: float) -> Variant:
+    """Return a variant that trains for more epochs."""
+
+    def build(preset: Experiment) -> Pretraining:
+        plan = variant(preset)
+        epochs = round(times * plan.optimization.epochs)
+        return replace(plan, optimization=replace(plan.optimization, epochs=epochs))
+
+    return build
+
+
+VARIANTS: dict[str, Variant] = {
     # The paper's Table V, and BYOL.
-    "byol": SMALL.pretraining("byol"),
-    "full": FULL,
+    "byol": method("byol"),
+    "full": dissect(),
     "no-serf": dissect(operator="concat"),
     "no-mlp": dissect(serf_mlp=False),
-    "coarse-only": on_scales("layer4"),
-    "medium-only": on_scales("layer3"),
-    "fine-only": on_scales("layer2"),
+    "coarse-only": on_scales(dissect(), "layer4"),
+    "medium-only": on_scales(dissect(), "layer3"),
+    "fine-only": on_scales(dissect(), "layer2"),
     "only-z_c": dissect(target_weights=(1.0, 0.0)),
     "only-z_s": dissect(target_weights=(0.0, 1.0)),
     "no-momentum": with_teacher(momentum=0.0, final_momentum=0.0),
@@ -60,4 +109,34 @@ VARIANTS: dict[str, Pretraining] = {
     "student-features": dissect(quantize="student"),
     "buffers-copy": with_teacher(buffers="copy"),
     "buffers-own": with_teacher(buffers="own"),
+    # SERF with centred inputs: its head predicts z_c, stays as it is, or is trained by the alignment, as published.
+    "centred": dissect(centred=True, residual=False),
+    "centred-detached": dissect(centred=True, residual=False, refinement="detached"),
+    "centred-align": dissect(centred=True, residual=False, refinement="align"),
+    "centred-literal": dissect(
+        centred=True, operator="channel", residual=False, refinement="align", projection="learned"
+    ),
+    # Codes as targets.
+    "anchors": codes(),
+    "bags": codes("bag"),
+    "soft-bags": codes("soft-bag"),
+    "places": method("dissect_places"),
+    "anchors-linear": codes(head="linear"),
+    "bags-linear": codes("bag", head="linear"),
+    "bags-generated": codes("bag", head="generated"),
+    "anchors-64-codes": codes_of(codebook_size=64),
+    "anchors-1024-codes": codes_of(codebook_size=1024),
+    "anchors-4096-codes": codes_of(codebook_size=4096),
+    "anchors-fine": on_scales(codes(), "layer2"),
+    "anchors-medium": on_scales(codes(), "layer3"),
+    "anchors-coarse": on_scales(codes(), "layer4"),
+    "anchors-eq-1": codes_of(ema="batch_mean"),
+    "anchors-student-features": codes_of(quantize="student"),
+    "anchors-no-momentum": codes_of(byol={"momentum": 0.0, "final_momentum": 0.0}),
+    # Controls of it: what is predicted is no code, a finer one, or another image's; the same compute without codes.
+    "anchors-of-maps": codes(control="maps"),
+    "anchors-of-product-codes": codes(control="product"),
+    "anchors-of-others": codes(control="shuffled"),
+    "bags-of-others": codes("bag", control="shuffled"),
+    "byol-longer": longer(method("byol"), 1.5),
 }

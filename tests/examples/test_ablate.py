@@ -8,31 +8,41 @@ import pytest
 import torch
 
 from examples.pretrain import ablate
+from examples.pretrain.augment import two_views, views_of
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods import METHODS
 from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.presets import PRESETS
 from examples.pretrain.reports import sweep
 from examples.pretrain.variants import VARIANTS
 from tests.examples.tiny import QUICK, pretraining
+
+SMALL = PRESETS["small"][1]
 
 
 def shrunk(config):
     """Return a variant at a tiny size."""
     options = config.options
     if config.method == "dissect":
-        options = replace(options, codebook_size=16, byol=replace(options.byol, dim=8, hidden_dim=16))
+        options = shrunk_codebooks(options)
+    elif config.method != "byol":
+        options = replace(options, dissect=shrunk_codebooks(options.dissect), hidden_dim=16)
     else:
         options = replace(options, dim=8, hidden_dim=16)
     return replace(config, options=options, encoder=replace(config.encoder, width=8))
 
 
+def shrunk_codebooks(options):
+    return replace(options, codebook_size=16, byol=replace(options.byol, dim=8, hidden_dim=16))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_takes_a_step(name):
-    config = shrunk(VARIANTS[name])
+    config = shrunk(VARIANTS[name](SMALL))
     method = METHODS[config.method](Encoder(1, config.encoder), config.options, total_steps=10, seed=0)
-    views = [torch.randn(6, 1, 32, 32) for _ in range(2)]
+    draw = getattr(method, "views", two_views)
     for _ in range(2):
-        step = method(views)
+        step = method(draw(torch.randn(6, 1, 32, 32), views_of(32, config.augmentation)))
         step.loss.backward()
         method.after_step()
     assert torch.isfinite(step.loss)
@@ -47,14 +57,14 @@ def test_every_variant_takes_a_step(name):
         assert method.fusion.alpha.grad is None or method.fusion.alpha.grad.abs().sum() == 0
 
 
-def test_the_sweep_has_28_different_variants():
-    configs = {json.dumps(asdict(config), sort_keys=True) for config in VARIANTS.values()}
-    assert len(configs) == len(VARIANTS) == 28
+def test_the_sweep_has_53_different_variants():
+    configs = {json.dumps(asdict(variant(SMALL)), sort_keys=True) for variant in VARIANTS.values()}
+    assert len(configs) == len(VARIANTS) == 53
 
 
 def test_a_result_is_not_computed_twice_and_is_reported(tmp_path, monkeypatch, capsys):
     quick = replace(QUICK, epochs=1, warmup_epochs=0)
-    variants = {"byol": pretraining("byol", quick), "full": pretraining("dissect", quick)}
+    variants = {"byol": lambda _: pretraining("byol", quick), "full": lambda _: pretraining("dissect", quick)}
     monkeypatch.setattr(ablate, "VARIANTS", variants)
     monkeypatch.setattr(ablate, "SHARES", (0.1, 1.0))
     phantoms = make_phantoms(96, 32, seed=0)

@@ -16,6 +16,7 @@ from examples.pretrain.augment import Augmentation, to_float
 from examples.pretrain.data import load_images, train_test_split
 from examples.pretrain.finished_runs import apart, find, settings_of, split_of, subject_of
 from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.presets import PRESETS
 from examples.pretrain.protocols import PROTOCOLS, Settings, anatomy, codes, segment
 from examples.pretrain.reports import evaluation
 from examples.pretrain.train import Run
@@ -310,7 +311,7 @@ def test_a_method_without_teacher_or_codes_is_evaluated_by_its_own_maps(tmp_path
 
 @pytest.mark.parametrize("name", [*VARIANTS, "simsiam"])
 def test_settings_survive_a_checkpoint(name):
-    config = VARIANTS[name] if name in VARIANTS else pretraining(name)
+    config = VARIANTS[name](PRESETS["small"][1]) if name in VARIANTS else pretraining(name)
     assert settings_of(json.loads(json.dumps(asdict(config)))) == config
 
 

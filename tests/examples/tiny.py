@@ -13,6 +13,7 @@ from examples.pretrain.methods.dino import DINOOptions
 from examples.pretrain.methods.dira import DiRAOptions
 from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.dissect_places import DiSSECTPlacesOptions
 from examples.pretrain.methods.mlvicx import MLVICXOptions
 from examples.pretrain.methods.otcxr import OTCXROptions
 from examples.pretrain.methods.pcrlv2 import PCRLv2Options
@@ -29,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "byol": BYOL,
     "dissect": DISSECT,
     "dissect_codes": DiSSECTCodesOptions(dissect=DISSECT, hidden_dim=16),
+    "dissect_places": DiSSECTPlacesOptions(dissect=DISSECT, hidden_dim=16),
     "simsiam": SimSiamOptions(dim=8, bottleneck=4),
     "coboom": CoBooMOptions(byol=BYOL, codebook_size=16, hidden_dim=16),
     "dino": DINOOptions(prototypes=16, hidden_dim=16, bottleneck=8, momentum=0.9),

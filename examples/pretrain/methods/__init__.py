@@ -13,6 +13,7 @@ CLASSES = {
     "simsiam": "SimSiam",
     "dissect": "DiSSECT",
     "dissect_codes": "DiSSECTCodes",
+    "dissect_places": "DiSSECTPlaces",
     "coboom": "CoBooM",
     "dino": "DINOv2Style",
     "pcrlv2": "PCRLv2",

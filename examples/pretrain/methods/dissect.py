@@ -40,6 +40,8 @@ class DiSSECTOptions:
     """Reading of Eq. 6; see `vqssl.SERFFusion`."""
     residual: bool | None = None
     """Add z_c to the operator's output; None: wherever the widths agree."""
+    centred: bool = False
+    """Subtract from the fusion's inputs what all views share: the means of z_c and of each quantised map."""
     serf_mlp: bool = True
     """Apply an MLP after the operator."""
     refinement: Literal["predict", "align", "detached"] = "predict"
@@ -92,6 +94,8 @@ class DiSSECT(nn.Module):
             residual=options.residual,
             hidden_dim=options.byol.hidden_dim if options.serf_mlp else None,
         )
+        dim, scales = options.byol.dim, len(encoder.scales)
+        self.centring = vqssl.TargetCentring([dim] * (1 + scales)) if options.centred else None
         self.objective = vqssl.DiSSECTObjective(
             target_weights=options.target_weights,
             commitment_weight=options.commitment_weight,
@@ -115,7 +119,7 @@ class DiSSECT(nn.Module):
         # Detached: the student's maps are other inputs of the codebooks, not another gradient.
         maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
         quantized = self.quantizer(maps)
-        refined = self.fusion(seen.target, quantized.quantized)
+        refined = self.fusion(*self._inputs(seen.target, quantized.quantized))
         loss = self.objective(
             seen.student.prediction.chunk(count),
             seen.target.chunk(count),
@@ -124,6 +128,12 @@ class DiSSECT(nn.Module):
         )
         parts = {name: value for name, value in loss._asdict().items() if name != "total"}
         return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
+
+    def _inputs(self, z_c: Tensor, quantized: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.centring is None:
+            return z_c, quantized
+        z_c, *centred = self.centring([z_c, *(each.movedim(1, -1) for each in quantized)])
+        return z_c, [each.movedim(-1, 1) for each in centred]
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""

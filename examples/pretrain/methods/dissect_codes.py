@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL
+from examples.pretrain.methods.code_controls import ProductCodes, SoftBagTarget, SoftCodes, of_next_image, projected
 from examples.pretrain.methods.dissect import DiSSECTOptions, make_quantizer, usage_figures
 from examples.pretrain.methods.interface import Step
 from vqssl.types import MultiScaleQuantized
+
+FUSION = ("operator", "residual", "serf_mlp", "refinement", "target_weights", "centred")
+"""Options of DiSSECT that are not of its codebooks."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,39 @@ class DiSSECTCodesOptions:
 
     dissect: DiSSECTOptions = field(default_factory=DiSSECTOptions)
     """Student, teacher and codebooks; its fusion and refined target have no part here."""
-    target: Literal["anchor", "bag"] = "anchor"
-    """The average code of a view, or the distribution of its codes; see `vqssl.CodePrediction`."""
+    target: Literal["anchor", "bag", "soft-bag"] = "anchor"
+    """The average code of a view, or the bag of its codes (see `vqssl.CodePrediction`), or of soft ones (OBoW)."""
     head: Literal["mlp", "linear", "generated"] = "mlp"
     """The heads."""
     hidden_dim: int = 512
     """Hidden width of the heads."""
     code_weight: float = 0.5
     """Weight of the predictions beside BYOL's loss."""
-    control: Literal["none", "maps", "shuffled"] = "none"
-    """For comparison: predict the maps before quantisation, or the codes of another image."""
+    control: Literal["none", "maps", "product", "shuffled"] = "none"
+    """For comparison: predict the maps before quantisation, product codes of them, or the codes of another image."""
     title = "DiSSECT with code prediction"
     tuned = ("code_weight",)
+
+
+def check(options: DiSSECTCodesOptions) -> None:
+    """Raise ValueError if an option says what another one has no use for."""
+    if options.control in ("maps", "product") and options.target != "anchor":
+        raise ValueError(
+            f"control {options.control} needs target anchor, got {options.target}: other targets are made of the "
+            "codes themselves"
+        )
+    if options.target == "soft-bag" and (options.dissect.metric != "euclidean" or options.control != "none"):
+        raise ValueError(
+            f"target soft-bag needs the metric euclidean and no control, got {options.dissect.metric} and "
+            f"{options.control}"
+        )
+    ours, without = options.dissect, DiSSECTOptions()
+    unused = [name for name in FUSION if getattr(ours, name) != getattr(without, name)]
+    if unused:
+        raise ValueError(
+            f"code prediction has no fusion and no refined target, got dissect.{unused[0]} = "
+            f"{getattr(ours, unused[0])}: leave it out"
+        )
 
 
 class DiSSECTCodes(nn.Module):
@@ -49,10 +73,19 @@ class DiSSECTCodes(nn.Module):
     def __init__(self, encoder: Encoder, options: DiSSECTCodesOptions, *, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.byol = BYOL(encoder, options.dissect.byol, total_steps=total_steps)
-        self.control = options.control
+        check(options)
+        self.control, self.quantize = options.control, options.dissect.quantize
         self.quantizer = make_quantizer(encoder, options.dissect, seed)
+        scales, of = len(encoder.scales), options.dissect
+        self.soft = SoftCodes(scales) if options.target == "soft-bag" else None
+        product = ProductCodes(scales, of.byol.dim, of.codebook_size, seed) if options.control == "product" else None
+        self.product = product
         self.prediction = vqssl.CodePrediction(
-            encoder.dim, self.quantizer, target=options.target, head=options.head, hidden_dim=options.hidden_dim
+            encoder.dim,
+            self.quantizer,
+            target=SoftBagTarget() if options.target == "soft-bag" else options.target,
+            head=options.head,
+            hidden_dim=options.hidden_dim,
         )
         self.objective = vqssl.DiSSECTObjective(code_weight=options.code_weight)
 
@@ -63,38 +96,32 @@ class DiSSECTCodes(nn.Module):
 
     @property
     def target_encoder(self) -> nn.Module:
-        """The teacher's encoder, whose maps are quantised."""
-        return self.byol.target_encoder
+        """The encoder whose maps are quantised."""
+        return self.byol.target_encoder if self.quantize == "teacher" else self.encoder
 
     def forward(self, views: Sequence[Tensor]) -> Step:
         """Return the loss of V views `(B, C, S, S)` of the same images."""
         seen = self.byol.compare(views)
         count = len(views)
-        quantized = self.quantizer(seen.target_maps)
-        predicted = self.prediction(
-            seen.student.features, self._targets(quantized, seen.target_maps, count), views=count
-        )
+        maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
+        quantized = self.quantizer(maps)
+        targets = self._targets(quantized, maps, count)
+        predicted = self.prediction(seen.student.features, targets, views=count)
         loss = self.objective(seen.student.prediction.chunk(count), seen.target.chunk(count), code_loss=predicted.total)
         parts = {"alignment_global": loss.alignment_global, "commitment": quantized.commitment_loss}
         parts |= {f"code_{name}": each for name, each in zip(self.encoder.scales, predicted.losses, strict=True)}
         return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
 
     def _targets(self, quantized: MultiScaleQuantized, maps: list[Tensor], count: int) -> MultiScaleQuantized:
+        if self.control == "shuffled":
+            return of_next_image(quantized, count)
+        if self.product is not None:
+            return quantized._replace(quantized=self.product(projected(self.quantizer, maps)))
         if self.control == "maps":
-            projected = [
-                project(each.movedim(1, -1)).movedim(-1, 1)
-                for project, each in zip(self.quantizer.projections, maps, strict=True)
-            ]
-            return quantized._replace(quantized=tuple(projected))
-        if self.control == "shuffled":  # the next image's, in each view
-
-            def of_next_image(rows: Tensor) -> Tensor:
-                return torch.cat([view.roll(1, 0) for view in rows.chunk(count)])
-
-            return quantized._replace(
-                quantized=tuple(map(of_next_image, quantized.quantized)),
-                indices=tuple(map(of_next_image, quantized.indices)),
-            )
+            return quantized._replace(quantized=tuple(projected(self.quantizer, maps)))
+        if self.soft is not None:
+            tokens = projected(self.quantizer, maps)
+            return quantized._replace(quantized=self.soft(tokens, quantized.quantized, self.quantizer))
         return quantized
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
