@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import vqssl
+from examples.pretrain.augment import Augmentation, views_of
 from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.methods import METHODS, default_options
+from examples.pretrain.methods.code_controls import SoftCodes
 from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.simsiam import SimSiamOptions
 from examples.pretrain.phantoms import make_phantoms
@@ -21,6 +24,13 @@ from tests.laws import assert_same_bits
 
 def views_of_noise(count=2, batch=8):
     return [torch.randn(batch, 1, 32, 32) for _ in range(count)]
+
+
+def drawn_views(method, count=2):
+    """Return noise, or what a method draws itself that needs to know the places of its crops."""
+    if hasattr(method, "matrices"):
+        return method.views(torch.rand(8, 1, 32, 32), views_of(32, Augmentation()))
+    return views_of_noise(count)
 
 
 def test_a_resnet18_has_the_papers_maps():
@@ -38,24 +48,24 @@ def test_a_resnet18_has_the_papers_maps():
 @pytest.mark.parametrize("views", [2, 3])
 def test_every_method_keeps_the_contract(name, views):
     method = tiny_method(name)
-    step = method(views_of_noise(views))
+    step = method(drawn_views(method, views))
     assert step.loss.shape == ()
     assert torch.isfinite(step.loss)
     assert all(part.shape == () for part in step.parts.values())
     step.loss.backward()
     assert method.encoder.resnet.conv1.weight.grad.abs().sum() > 0
     method.after_step()
-    assert list(method(views_of_noise(views)).parts) == list(step.parts)
+    assert list(method(drawn_views(method, views)).parts) == list(step.parts)
     assert all(isinstance(value, float | int) for value in method.figures().values())
     assert method.exports()["encoder"] is method.encoder
     assert isinstance(default_options()[name], METHODS[name].Options)
 
 
-@pytest.mark.parametrize("name", ["byol", "dissect", "dissect_codes"])
+@pytest.mark.parametrize("name", ["byol", "dissect", "dissect_codes", "dissect_places"])
 def test_the_teacher_gets_no_gradient_and_follows_after_a_step(name):
     method = tiny_method(name)
     byol = method if name == "byol" else method.byol
-    method(views_of_noise()).loss.backward()
+    method(drawn_views(method)).loss.backward()
     assert all(parameter.grad is None for parameter in byol.teacher.parameters())
     before = byol.teacher.module.projector[0].weight.clone()
     with torch.no_grad():
@@ -120,9 +130,19 @@ def codes_method(**changes):
     return tiny_method("dissect_codes", replace(OPTIONS["dissect_codes"], **changes))
 
 
-@pytest.mark.parametrize("control", ["none", "maps", "shuffled"])
-@pytest.mark.parametrize("target", ["anchor", "bag"])
-def test_loss_is_byols_and_that_of_the_codes(control, target):
+@pytest.mark.parametrize(
+    ("target", "control"),
+    [
+        ("anchor", "none"),
+        ("anchor", "maps"),
+        ("anchor", "product"),
+        ("anchor", "shuffled"),
+        ("bag", "none"),
+        ("bag", "shuffled"),
+        ("soft-bag", "none"),
+    ],
+)
+def test_loss_is_byols_and_that_of_the_codes(target, control):
     method = codes_method(control=control, target=target, code_weight=0.25)
     views = views_of_noise()
     byol = copy.deepcopy(method.byol)(views)
@@ -150,6 +170,112 @@ def test_shuffled_codes_are_those_of_the_next_image():
         shuffled.load_state_dict(plain.state_dict())
         a, b = plain(views).parts["code_layer2"], shuffled(views).parts["code_layer2"]
         assert torch.allclose(a, b) == same
+
+
+def test_code_prediction_quantises_the_students_maps_where_it_is_told_to():
+    method = codes_method(dissect=replace(DISSECT, quantize="student"))
+    assert method.target_encoder is method.encoder
+    views = views_of_noise()
+    encoder = copy.deepcopy(method.encoder)
+    expected = copy.deepcopy(method.quantizer)(encoder(torch.cat(views))[1]).commitment_loss
+    step = method(views)
+    torch.testing.assert_close(step.parts["commitment"], expected)
+    step.loss.backward()
+    assert all(parameter.grad is None for parameter in method.quantizer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "bag", "control": "maps"}, "control maps needs target anchor, got bag"),
+        ({"target": "soft-bag", "control": "shuffled"}, "no control, got euclidean and shuffled"),
+        ({"target": "soft-bag", "dissect": replace(DISSECT, metric="cosine")}, "needs the metric euclidean"),
+        ({"dissect": replace(DISSECT, refinement="align")}, "no fusion .* got dissect.refinement = align"),
+        ({"dissect": replace(DISSECT, centred=True)}, "no fusion .* got dissect.centred = True"),
+    ],
+)
+def test_options_without_a_use_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        codes_method(**changes)
+
+
+def test_soft_codes_are_those_of_obow():
+    """The formula in float64: softmax of -10 |z - e|^2 over the mean squared distance to the nearest code."""
+    soft, quantizer = SoftCodes(1), vqssl.MultiScaleQuantizer([4], codebook_size=8, dim=4, projection="identity")
+    maps = [torch.randn(5, 4, 3, 3)]
+    codes = quantizer.codebook(0).embed.double()
+    tokens = maps[0].double().movedim(1, -1)
+    distances = (tokens[..., None, :] - codes).square().sum(-1)
+    nearest = codes[distances.argmin(-1)].movedim(-1, 1).float()
+    [shares] = soft(maps, [nearest], quantizer)
+    expected = torch.softmax(-10 * distances / distances.amin(-1).mean(), -1)
+    torch.testing.assert_close(shares.movedim(1, -1), expected.float(), rtol=1e-4, atol=1e-6)
+    before = soft.mean_distance.clone()
+    soft.eval()(maps, [nearest * 0], quantizer)
+    assert torch.equal(soft.mean_distance, before)
+
+
+def test_centred_inputs_do_not_change_when_all_images_change_alike():
+    """What is added to every code and to every z_c has no part in a centred refined target; without, it has."""
+    for centred in (True, False):
+        method = tiny_method("dissect", replace(DISSECT, centred=centred, residual=False))
+        z_c, maps = torch.randn(6, 8), [torch.randn(6, 8, 4, 4), torch.randn(6, 8, 2, 2), torch.randn(6, 8, 1, 1)]
+        plain = method.refined(z_c, maps)
+        moved = method.refined(z_c + torch.randn(8), [each + torch.randn(8, 1, 1) for each in maps])
+        assert torch.allclose(plain, moved, atol=1e-4) == centred
+
+
+# ---- DiSSECT with place-aligned codes ----
+
+
+def test_equal_crops_predict_the_code_of_their_own_place():
+    """With the identity as augmentation it is the plain loss of each place."""
+
+    class Identity(nn.Module):
+        def forward(self, images):
+            self.transform_matrix = torch.eye(3).expand(len(images), 3, 3)
+            return images
+
+    method = tiny_method("dissect_places")
+    images = torch.rand(8, 1, 32, 32)
+    plain = copy.deepcopy(method)
+    step = method(method.views(images, Identity()))
+    seen = plain.byol.compare([images, images])
+    centred = [
+        centre(each, cells.expand(16, -1, -1))
+        for centre, each, cells in zip(plain.centring, seen.target_maps, whole_cells(seen.target_maps), strict=True)
+    ]
+    expected = plain.prediction(seen.student.maps, plain.quantizer(centred))
+    for scale, loss in zip(ENCODER.scales, expected.losses, strict=True):
+        torch.testing.assert_close(step.parts[f"code_{scale}"], loss)
+
+
+def whole_cells(maps, grid=8):
+    """Return which cell of an 8 x 8 grid over the image holds the centre of each cell of the maps."""
+    found = []
+    for each in maps:
+        side = each.shape[-1]
+        edge = ((torch.arange(side) + 0.5) / side * grid).floor().long()
+        found.append(edge[:, None] * grid + edge)
+    return found
+
+
+def test_views_of_unknown_places_are_refused():
+    method = tiny_method("dissect_places")
+    with pytest.raises(ValueError, match=r"views must be the two that views\(\) drew last"):
+        method(views_of_noise())
+
+
+def test_codes_by_place_are_those_of_the_whole_image():
+    method = tiny_method("dissect_places")
+    method(drawn_views(method))
+    method.eval()
+    images = torch.rand(3, 1, 32, 32)
+    found = method.codes(images)
+    assert {name: tuple(each.shape) for name, each in found.items()} == {
+        "layer2": (3, 8, 8), "layer3": (3, 4, 4), "layer4": (3, 2, 2)
+    }  # fmt: skip
+    assert_same_bits(found, method.codes(images))
 
 
 # ---- SimSiam ----

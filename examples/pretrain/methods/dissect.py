@@ -119,7 +119,7 @@ class DiSSECT(nn.Module):
         # Detached: the student's maps are other inputs of the codebooks, not another gradient.
         maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
         quantized = self.quantizer(maps)
-        refined = self.fusion(*self._inputs(seen.target, quantized.quantized))
+        refined = self.refined(seen.target, quantized.quantized)
         loss = self.objective(
             seen.student.prediction.chunk(count),
             seen.target.chunk(count),
@@ -129,11 +129,12 @@ class DiSSECT(nn.Module):
         parts = {name: value for name, value in loss._asdict().items() if name != "total"}
         return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
 
-    def _inputs(self, z_c: Tensor, quantized: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.centring is None:
-            return z_c, quantized
-        z_c, *centred = self.centring([z_c, *(each.movedim(1, -1) for each in quantized)])
-        return z_c, [each.movedim(-1, 1) for each in centred]
+    def refined(self, z_c: Tensor, quantized: Sequence[Tensor]) -> Tensor:
+        """Return the refined target `(B, D)` of an embedding `(B, D)` and of quantised maps `(B, D, H, W)`."""
+        if self.centring is not None:
+            z_c, *tokens = self.centring([z_c, *(each.movedim(1, -1) for each in quantized)])
+            quantized = [each.movedim(-1, 1) for each in tokens]
+        return self.fusion(z_c, quantized)
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""

@@ -78,7 +78,13 @@ class DiSSECTPlaces(nn.Module):
         return views
 
     def forward(self, views: Sequence[Tensor]) -> Step:
-        """Return the loss of the two views `(B, C, S, S)` that :meth:`views` drew last."""
+        """Return the loss of the two views `(B, C, S, S)` that :meth:`views` drew last.
+
+        Raises:
+            ValueError: these are others.
+        """
+        if [len(view) for view in views] != [len(each) for each in self.matrices]:
+            raise ValueError("views must be the two that views() drew last, which knows where the crops lie")
         first, second = self.matrices
         seen = self.byol.compare(views)
         quantized = self._quantize(seen.target_maps, torch.cat([first, second]), size_of(views[0]))
