@@ -551,3 +551,16 @@ def test_backward_of_the_loss_tuple_names_total():
     loss = make()(features(), codes())
     with pytest.raises(AttributeError, match=r"write .total.backward\(\)"):
         loss.backward()
+
+
+@pytest.mark.parametrize(("target", "head"), [("anchor", "mlp"), ("bag", "linear"), ("bag", "generated")])
+def test_runs_on_the_meta_device(target, head):
+    with torch.device("meta"):
+        there = MultiScaleQuantizer(CHANNELS, codebook_size=8, dim=D)
+        module = CodePrediction(C, there, target=target, head=head)
+        loss = module(torch.randn(6, C), there([torch.randn(m.shape) for m in maps(5, 6)]), views=2)
+    assert loss.total.is_meta
+    module.follow_(there)
+    # Built elsewhere than the quantiser, of which no value is read.
+    elsewhere = CodePrediction(C, there, target=target, head=head)
+    assert not any(parameter.is_meta for parameter in elsewhere.parameters())

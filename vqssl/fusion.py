@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from vqssl.checks import (
     check_device,
@@ -237,7 +238,11 @@ class SERFFusion(nn.Module):
         tokens = [
             z if mask is None else torch.where(mask[..., None], z, 0.0) for z, mask in zip(tokens, masks, strict=True)
         ]
-        return torch.cat([a * psi(z) for a, psi, z in zip(self.alpha, self.psi, tokens, strict=True)], dim=1)
+        # alpha scales psi, which is small, and not its output, which has the size of the tokens.
+        return torch.cat(
+            [linear(z, a * psi.weight, a * psi.bias) for a, psi, z in zip(self.alpha, self.psi, tokens, strict=True)],
+            dim=1,
+        )
 
     # ---- layout of the maps ----
 

@@ -137,8 +137,8 @@ class CodePrediction(nn.Module):
         )
         # How often each code had been replaced when its row was last right; None where no row belongs to a code.
         births = torch.zeros(sum(sizes), dtype=torch.int64)
-        if isinstance(quantizer, MultiScaleQuantizer):
-            births = _births(quantizer).to(births.device)
+        if isinstance(quantizer, MultiScaleQuantizer) and not (known := _births(quantizer)).is_meta:
+            births = known.to(births.device)
         self.register_buffer("births", births if self.target.width(0, 1) == 1 and any(self._layers()) else None)
         self.centring = (
             TargetCentring(widths, how=centring, momentum=centre_momentum, process_group=process_group)

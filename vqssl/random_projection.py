@@ -22,6 +22,7 @@ from vqssl.checks import (
     policy_name,
 )
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
+from vqssl.functional.autocast import without_autocast
 from vqssl.functional.random import random_normal
 from vqssl.functional.search import nearest_codeword
 from vqssl.functional.vectors import unit
@@ -187,10 +188,8 @@ class RandomProjectionQuantizer(nn.Module):
         check_device("x", x, self.projection.device)
         check_mask(mask, x.shape[:-1], x.device)
         # Half precision, also that of autocast, would move tokens to other codes.
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._indices(x, mask)
-        return self._indices(x, mask)
+        with without_autocast(x):
+            return self._indices(x, mask)
 
     def _indices(self, x: Tensor, mask: Tensor | None) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, self.projection.dtype))

@@ -136,6 +136,7 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
         run.train()
     return {
         **provenance(command(config), pretraining.device),
+        "kind": "sweep",
         "pretrained_on": run.devices,
         "variant": name,
         "seed": seed,
@@ -163,6 +164,6 @@ def command(config: Ablation) -> str:
 if __name__ == "__main__":
     any_terminal()
     try:
-        main(tyro.cli(Ablation))
+        main(tyro.cli(Ablation, prog="python -m examples.pretrain.ablate"))
     except (ValueError, OSError, Diverged) as error:
         sys.exit(f"error: {error}")

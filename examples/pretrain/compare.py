@@ -276,7 +276,7 @@ def command(config: Comparison) -> str:
 if __name__ == "__main__":
     any_terminal()
     try:
-        main(tyro.cli(Comparison))
+        main(tyro.cli(Comparison, prog="python -m examples.pretrain.compare"))
     except (ValueError, TypeError, OSError, Diverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -128,6 +128,7 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
             continue
         record = {
             **provenance(command(config), config.device),
+            "kind": "evaluation",
             "pretrained_on": list(each.devices),
             "protocol": name,
             "encoder": each.name,
@@ -240,6 +241,6 @@ def command(config: Evaluation) -> str:
 if __name__ == "__main__":
     any_terminal()
     try:
-        main(tyro.cli(Evaluation))
+        main(tyro.cli(Evaluation, prog="python -m examples.pretrain.evaluate"))
     except (ValueError, OSError, Diverged) as error:
         sys.exit(f"error: {error}")

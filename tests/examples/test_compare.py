@@ -262,7 +262,8 @@ def test_trial_that_diverges_is_kept_and_not_chosen(tmp_path, monkeypatch):
 # ---- forward passes ----
 
 PASSES = {
-    "byol": 4, "simsiam": 2, "dissect": 4, "dissect_codes": 4, "dissect_places": 4, "coboom": 4, "dino": 4.5, "pcrlv2": 2.5, "dira": 2,
+    "byol": 4, "simsiam": 2, "dissect": 4, "dissect_codes": 4, "dissect_places": 4, "coboom": 4,
+    "dino": 4.5, "pcrlv2": 2.5, "dira": 2,
     "transvw": 1, "mlvicx": 2, "adamv2": 8.5, "otcxr": 2,
 }  # fmt: skip
 

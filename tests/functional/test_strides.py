@@ -126,13 +126,23 @@ def test_strides_do_not_matter(name):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_and_dtypes_are_known_on_the_meta_device(name):
+    """Tensors without values, as libraries use them to plan memory, or to build a model before its weights are read."""
+    function, inputs = CASES[name]
+    expected = values_and_gradients(function, inputs)
+    found = values_and_gradients(function, [t.to("meta") for t in inputs])
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
+    assert all(t.is_meta for t in found)
+
+
 def values_and_gradients(function, inputs):
     inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
     outputs = tree_leaves(function(*inputs))
     differentiable = [t for t in outputs if t.requires_grad]
     if not differentiable:
         return outputs
-    weights = [torch.linspace(1, 2, t.numel(), dtype=t.dtype).reshape(t.shape) for t in differentiable]
+    weights = [torch.linspace(1, 2, t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape) for t in differentiable]
     sources = [t for t in inputs if t.requires_grad]
     gradients = torch.autograd.grad(differentiable, sources, weights, allow_unused=True)
     return [*outputs, *(g for g in gradients if g is not None)]

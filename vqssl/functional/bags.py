@@ -14,6 +14,7 @@ from vqssl.checks import (
     check_positive_int,
     check_range,
 )
+from vqssl.functional.autocast import without_autocast
 
 __all__ = ["BagReduction", "bag_of_codes", "soft_codes"]
 
@@ -146,6 +147,6 @@ def soft_codes(tokens: Tensor, codes: Tensor, sharpness: float | Tensor) -> Tens
     # Centred, so that nothing cancels where all tokens share a large mean. |z|^2, the same for all codes, is left out.
     centre = codes.detach().to(dtype).mean(0)
     z, e = tokens.to(dtype) - centre, codes.to(dtype) - centre
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens):
         scores = 2 * z @ e.mT - e.square().sum(-1)
     return torch.softmax(sharpness * scores, -1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vqssl.checks import check_device, check_floating, check_mask
+from vqssl.functional.autocast import without_autocast
 from vqssl.functional.vectors import unit
 
 __all__ = [
@@ -144,13 +145,23 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
     check_mask(mask, tokens.shape[:-1], tokens.device)
     if mask is not None:
         tokens = torch.where(mask[..., None], tokens, 0.0)
-    cosine = (unit(tokens) @ unit(z_c)[:, :, None]).squeeze(-1)
-    logits = cosine * z_c.shape[-1] ** 0.5
+    logits = _cosines(z_c, tokens) * z_c.shape[-1] ** 0.5
     if mask is None:
         return logits.softmax(-1)
     # Not -inf: a row of only -inf would become NaN. The weights of such a row are zeroed below.
     logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return logits.softmax(-1) * mask
+
+
+def _cosines(z_c: Tensor, tokens: Tensor) -> Tensor:
+    """Return the cosines ``(B, N)`` of z_c and the tokens; 0 for tokens of length 0."""
+    # Lengths divide the products, not the tokens: nothing of the tokens' size is made. In float32 at least, because
+    # products of float16 tokens may pass 65504.
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    length = wide.norm(dim=-1)
+    with without_autocast(tokens):
+        products = (wide @ unit(z_c).to(wide.dtype)[:, :, None]).squeeze(-1)
+    return (products / torch.where(length > 0, length, 1.0)).to(tokens.dtype)
 
 
 def pooled_codes(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:

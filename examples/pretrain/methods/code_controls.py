@@ -84,6 +84,39 @@ class SoftCodes(nn.Module):
         )
 
 
+class CodeTargets(nn.Module):
+    """What the heads predict, in place of the codes that a quantiser gave.
+
+    Args:
+        target: "soft-bag" for soft codes.
+        control: "maps" for the projected maps, "product" for product codes of them, "shuffled" for another image's
+            codes.
+        scales: the number of maps.
+        dim: the width of codes.
+        codebook_size: of each group of product codes.
+        seed: of product codes.
+    """
+
+    def __init__(self, target: str, control: str, *, scales: int, dim: int, codebook_size: int, seed: int) -> None:
+        super().__init__()
+        self.control = control
+        self.soft = SoftCodes(scales) if target == "soft-bag" else None
+        self.product = ProductCodes(scales, dim, codebook_size, seed) if control == "product" else None
+
+    def forward(
+        self, quantized: MultiScaleQuantized, maps: Maps, quantizer: vqssl.MultiScaleQuantizer, count: int
+    ) -> MultiScaleQuantized:
+        """Return the targets of `count` views, whose `maps` the quantiser gave the codes `quantized`."""
+        if self.control == "shuffled":
+            return of_next_image(quantized, count)
+        if self.control == "none" and self.soft is None:
+            return quantized
+        tokens = projected(quantizer, maps)
+        if self.soft is not None:
+            return quantized._replace(quantized=self.soft(tokens, quantized.quantized, quantizer))
+        return quantized._replace(quantized=tuple(tokens) if self.product is None else self.product(tokens))
+
+
 @dataclass(frozen=True)
 class SoftBagTarget:
     """A `vqssl.code_targets.CodeTarget`: the bag of soft codes, by their largest shares over the places, as in OBoW."""

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL, BYOLOptions
+from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
 from examples.pretrain.methods.interface import Step
-
-PROJECTIONS = {"orthogonal": None, "learned": vqssl.LearnedProjection, "linear": nn.Linear}
 
 
 @dataclass(frozen=True)
@@ -51,30 +50,6 @@ class DiSSECTOptions:
     commitment_weight: float = 1.0
     """lambda of the commitment loss."""
     tuned = ("target_weights",)
-
-
-def make_quantizer(encoder: Encoder, options: DiSSECTOptions, seed: int) -> vqssl.MultiScaleQuantizer:
-    """Return the quantiser of the encoder's maps."""
-    return vqssl.MultiScaleQuantizer(
-        encoder.scale_channels,
-        codebook_size=options.codebook_size,
-        dim=options.byol.dim,
-        shared=options.shared_codebook,
-        projection=PROJECTIONS[options.projection],
-        metric=options.metric,
-        ema=options.ema,
-        decay=options.codebook_decay,
-        seed=seed,
-    )
-
-
-def usage_figures(quantizer: vqssl.MultiScaleQuantizer, scales: Sequence[str]) -> dict[str, float]:
-    """Return perplexity and number of dead codes of each scale, for the log."""
-    found: dict[str, float] = {}
-    for scale, name in enumerate(scales):
-        usage = quantizer.codebook(scale).usage()
-        found |= {f"perplexity_{name}": usage.perplexity.item(), f"dead_{name}": usage.dead.item()}
-    return found
 
 
 class DiSSECT(nn.Module):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.code_controls import ProductCodes, SoftBagTarget, SoftCodes, of_next_image, projected
-from examples.pretrain.methods.dissect import DiSSECTOptions, make_quantizer, usage_figures
+from examples.pretrain.methods.code_controls import CodeTargets, SoftBagTarget
+from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
+from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.interface import Step
-from vqssl.types import MultiScaleQuantized
 
 FUSION = ("operator", "residual", "serf_mlp", "refinement", "target_weights", "centred")
 """Options of DiSSECT that are not of its codebooks."""
@@ -74,12 +74,16 @@ class DiSSECTCodes(nn.Module):
         super().__init__()
         self.byol = BYOL(encoder, options.dissect.byol, total_steps=total_steps)
         check(options)
-        self.control, self.quantize = options.control, options.dissect.quantize
+        self.quantize = options.dissect.quantize
         self.quantizer = make_quantizer(encoder, options.dissect, seed)
-        scales, of = len(encoder.scales), options.dissect
-        self.soft = SoftCodes(scales) if options.target == "soft-bag" else None
-        product = ProductCodes(scales, of.byol.dim, of.codebook_size, seed) if options.control == "product" else None
-        self.product = product
+        self.targets = CodeTargets(
+            options.target,
+            options.control,
+            scales=len(encoder.scales),
+            dim=options.dissect.byol.dim,
+            codebook_size=options.dissect.codebook_size,
+            seed=seed,
+        )
         self.prediction = vqssl.CodePrediction(
             encoder.dim,
             self.quantizer,
@@ -105,24 +109,12 @@ class DiSSECTCodes(nn.Module):
         count = len(views)
         maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
         quantized = self.quantizer(maps)
-        targets = self._targets(quantized, maps, count)
+        targets = self.targets(quantized, maps, self.quantizer, count)
         predicted = self.prediction(seen.student.features, targets, views=count)
         loss = self.objective(seen.student.prediction.chunk(count), seen.target.chunk(count), code_loss=predicted.total)
         parts = {"alignment_global": loss.alignment_global, "commitment": quantized.commitment_loss}
         parts |= {f"code_{name}": each for name, each in zip(self.encoder.scales, predicted.losses, strict=True)}
         return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
-
-    def _targets(self, quantized: MultiScaleQuantized, maps: list[Tensor], count: int) -> MultiScaleQuantized:
-        if self.control == "shuffled":
-            return of_next_image(quantized, count)
-        if self.product is not None:
-            return quantized._replace(quantized=self.product(projected(self.quantizer, maps)))
-        if self.control == "maps":
-            return quantized._replace(quantized=tuple(projected(self.quantizer, maps)))
-        if self.soft is not None:
-            tokens = projected(self.quantizer, maps)
-            return quantized._replace(quantized=self.soft(tokens, quantized.quantized, self.quantizer))
-        return quantized
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.dissect import DiSSECTOptions, make_quantizer, usage_figures
+from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
+from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.interface import Step
 from vqssl.functional import Grid, canonical_cells, matched_cells
 from vqssl.types import MultiScaleQuantized
