@@ -37,7 +37,7 @@ class Experiment:
     """Folder for checkpoints, logs, table and pictures. A new one under runs/ if left out."""
     resume: bool = False
     """Continue the run in --out, or the preset's latest under runs/."""
-    methods: tuple[str, ...] = ("byol", "dissect")
+    methods: tuple[str, ...] = ("byol", "dissect", "dissect_codes")
     """Names of methods; each has its own options below. An untrained encoder is always in the table."""
     weights: Path | None = None
     """State file of an ImageNet ResNet-18: its encoder joins the table as "imagenet". For the preset `paper`."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from examples.pretrain.reports import evaluation, sweep
+from examples.pretrain.reports import evaluation, judged, sweep
 from examples.pretrain.reports.pairing import Key
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -36,6 +36,19 @@ def test_first_seeds_and_others_are_reported_apart():
     assert cosine == ["cosine", first, other, "0.0 ± 0.0", "0.0 ± 0.0", first, other, "0.0 ± 0.0", "0.0 ± 0.0"]
     chosen = [record for record in records if record["variant"] in ("byol", "shared")]
     assert sweep.again(sweep.by_variant(chosen)) == ""
+
+
+def test_seeds_that_chose_and_those_that_judge_stand_apart(tmp_path):
+    """Seeds 0 to 5 chose; seeds 6 and 7 judge. BYOL is at 1 in all seeds, but seed 7 ran on another model."""
+    gains = {0: 1, 1: 2, 2: 3, 6: -1, 7: -2}
+    records = [swept("anchors", seed, 1 + gain, "A", ["A"]) for seed, gain in gains.items()]
+    records += [swept("byol", seed, 1, "A", ["A"]) for seed in (0, 1, 2, 6)] + [swept("byol", 7, 1, "B", ["B"])]
+    found = sweep.by_variant(records)
+    _, ours = cells(judged.table(found))
+    assert ours == ["anchors", "5", "51.6", "50.0", "+2.0 ± 2.5 (3)", "+0.0 ± 0.0 (3)", "-1.0 (1)", "+0.0 (1)"]
+    assert "Device models: A (9 runs), B (1 run)" in judged.table(found)
+    judged.draw(found, tmp_path / "judged.png")
+    assert (tmp_path / "judged.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

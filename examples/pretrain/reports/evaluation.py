@@ -24,7 +24,7 @@ NOTE = (
     "the mean of its label subsets; with one run it is over its subsets. Differences are taken run by run and subset "
     "by subset."
 )
-FIRST = ("random", "imagenet", "byol", "dissect", "full")
+FIRST = ("random", "imagenet", "byol", "dissect", "full", "dissect_codes", "anchors")
 """Encoders that come first in a table."""
 
 
