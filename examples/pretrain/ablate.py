@@ -26,8 +26,9 @@ from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.linear import check_labels, probe_encoder
 from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
+from examples.pretrain.reports import differences
 from examples.pretrain.reports import sweep as report
-from examples.pretrain.reports.text import any_terminal
+from examples.pretrain.reports.text import any_terminal, write_text
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
 from examples.pretrain.untrained import random_encoder
@@ -81,7 +82,7 @@ def main(config: Ablation) -> None:
     if given:
         sweep(config)
     if config.report or not given:
-        report.write(config.results)
+        write_report(config.results)
 
 
 def sweep(config: Ablation) -> None:
@@ -148,6 +149,23 @@ def one(name: str, seed: int, train: ImageSet, test: ImageSet, config: Ablation)
         "data": None if config.data is None else config.data.name,
         "config": asdict(pretraining),
     }
+
+
+def write_report(folder: Path) -> None:
+    """Write `table.md`, `again.md` and `differences.png` from the records of a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    records = report.by_variant(report.load(folder))
+    if not records:
+        raise ValueError(f"no runs in {folder}: give --data first")
+    texts = {"table.md": report.table(records), "again.md": report.again(records)}
+    for name, text in texts.items():
+        if text:
+            write_text(folder / name, text)
+            print(text)
+    differences.draw(records, folder / "differences.png", choosing=report.FIRST)
 
 
 def command(config: Ablation) -> str:

@@ -91,7 +91,7 @@ def test_a_result_is_not_computed_twice_and_is_reported(tmp_path, monkeypatch, c
     table = (config.results / "table.md").read_text()
     assert "| full |" in table
     assert f"Device model: {record['device']}." in table
-    assert (config.results / "auc.png").stat().st_size > 5000
+    assert (config.results / "differences.png").stat().st_size > 5000
     assert {each["seed"] for each in sweep.load(config.results)} == {0, 1}
     with pytest.raises(ValueError, match="variants must be of byol, full, got nonsense"):
         ablate.sweep(replace(config, variants=("nonsense",)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from examples.pretrain.reports import evaluation, judged, sweep
+from examples.pretrain.reports import differences, evaluation, judged, sweep
 from examples.pretrain.reports.pairing import Key
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -38,6 +38,16 @@ def test_first_seeds_and_others_are_reported_apart():
     assert sweep.again(sweep.by_variant(chosen)) == ""
 
 
+def test_the_short_table_has_the_figures_of_the_whole_one():
+    records = sweep.by_variant(
+        [swept(name, seed, 2 * seed + gain) for name, gain in (("byol", 0), ("full", 1)) for seed in (0, 1)]
+    )
+    byol, full = cells(sweep.short_table(records))
+    whole = cells(sweep.table(records))
+    assert byol == [*whole[0][:4], "–", "–"]
+    assert full == [*whole[1][:4], "1.0 ± 0.0", "0.0 ± 0.0"] == whole[1][:6]
+
+
 def test_seeds_that_chose_and_those_that_judge_stand_apart(tmp_path):
     """Seeds 0 to 5 chose; seeds 6 and 7 judge. BYOL is at 1 in all seeds, but seed 7 ran on another model."""
     gains = {0: 1, 1: 2, 2: 3, 6: -1, 7: -2}
@@ -47,8 +57,8 @@ def test_seeds_that_chose_and_those_that_judge_stand_apart(tmp_path):
     _, ours = cells(judged.table(found))
     assert ours == ["anchors", "5", "51.6", "50.0", "+2.0 ± 2.5 (3)", "+0.0 ± 0.0 (3)", "-1.0 (1)", "+0.0 (1)"]
     assert "Device models: A (9 runs), B (1 run)" in judged.table(found)
-    judged.draw(found, tmp_path / "judged.png")
-    assert (tmp_path / "judged.png").stat().st_size > 1000
+    differences.draw(found, tmp_path / "differences.png", choosing=6)
+    assert (tmp_path / "differences.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -188,6 +198,6 @@ def test_records_of_the_first_layout_are_read():
 
 
 def test_pictures_are_drawn(tmp_path: Path):
-    sweep.draw(sweep.by_variant([swept("byol", 0, 1), swept("mine", 0, 2)]), tmp_path / "auc.png")
+    differences.draw(sweep.by_variant([swept("byol", 0, 1), swept("mine", 0, 2)]), tmp_path / "auc.png")
     evaluation.draw_shares([evaluated("byol", 0, 70.0)], tmp_path / "shares.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("auc.png", "shares.png"))

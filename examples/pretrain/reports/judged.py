@@ -6,29 +6,24 @@ seeds that chose and those that judge stand in columns of their own.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from matplotlib.figure import Figure
 
 from examples.pretrain.reports.evaluation import interval, markdown
-from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pairing import device_note
 from examples.pretrain.reports.sweep import Records, auc, gains, ordered, shares_of
-from examples.pretrain.reports.text import caption, table_cell
+from examples.pretrain.reports.text import table_cell
 
 CHOOSING = 6
 """Seeds below it chose; those from it on judge."""
 SHOWN = ("0.01", "0.05", "1")
 """Shares of the labels in the table."""
-COLORS = ("tab:orange", "tab:blue")
 
 
-def parts_of(records: Records) -> tuple[Records, Records]:
-    """Return the records of the seeds that chose, and of those that judge."""
+def parts_of(records: Records, choosing: int = CHOOSING) -> tuple[Records, Records]:
+    """Return the records of the seeds that chose, below `choosing`, and of those that judge."""
     chose, judge = (
         {
-            name: {key: run for key, run in runs.items() if (key.seed < CHOOSING) == first}
+            name: {key: run for key, run in runs.items() if (key.seed < choosing) == first}
             for name, runs in records.items()
         }
         for first in (True, False)
@@ -66,30 +61,3 @@ def table(records: Records) -> str:
         rows.append([table_cell(name), str(len(own)), *cells])
     keys = [key for runs in records.values() for key in runs]
     return f"{markdown(header, rows)}\n\n{device_note(keys)}\n"
-
-
-def draw(records: Records, path: Path) -> None:
-    """Draw each variant's differences from BYOL: a dot a seed, mean and interval of the seeds that chose and judge."""
-    names = [name for name in ordered(records) if name not in ("byol", "random")]
-    shares = [share for share in SHOWN[:2] if share in shares_of(records)]
-    figure = Figure(figsize=(10, 1.4 + 0.36 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-    for axes, share in zip(panels, shares, strict=True):
-        axes.axvline(0, color="black", linewidth=0.8)
-        for row, name in enumerate(names):
-            for offset, part, color, marker in zip((-0.15, 0.15), parts_of(records), COLORS, "os", strict=True):
-                values = gains(part, name, share)
-                if not values:
-                    continue
-                axes.plot(values, [row + offset] * len(values), marker, color=color, alpha=0.35, markersize=4)
-                mean, half = interval([[value] for value in values])
-                axes.errorbar(mean, row + offset, xerr=half, fmt=marker, color=color, capsize=3, markersize=6)
-        axes.set(title=f"AUC over BYOL with {100 * float(share):g}% of the labels (points)")
-        axes.set_yticks(range(len(names)), [caption(name) for name in names])
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    for color, marker, label in zip(COLORS, "os", ("seeds that chose", "seeds that judge"), strict=True):
-        panels[0].plot([], [], marker, color=color, label=label)
-    panels[0].legend(fontsize=9, frameon=False, loc="lower right")
-    save_figure(figure, path, dpi=110)

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
 from examples.pretrain.records import read_record
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.evaluation import markdown
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
-from examples.pretrain.reports.text import caption, table_cell, write_text
+from examples.pretrain.reports.text import table_cell
 from examples.pretrain.variants import VARIANTS
 
 Records = dict[str, dict[Key, dict[str, Any]]]
@@ -101,6 +100,22 @@ def table(records: Records) -> str:
     return "\n".join(lines) + f"\n\n{device_note(keys)}\n"
 
 
+def short_table(records: Records) -> str:
+    """Return the table that a page shows first: AUC with few labels, and differences from BYOL."""
+    shares = shares_of(records)[:2]
+    percent = [f"{100 * float(share):g}%" for share in shares]
+    header = ["variant", "seeds", *percent, *(f"over BYOL, {share}" for share in percent)]
+    rows = []
+    for name in ordered(records):
+        own = records[name].values()
+        cells = [table_cell(name), str(len(own)), *(interval([auc(each, share) for each in own]) for share in shares)]
+        for share in shares:
+            gain = gains(records, name, share)
+            cells.append(interval(gain) if gain and name not in ("byol", "random") else "–")
+        rows.append(cells)
+    return markdown(header, rows)
+
+
 def _figures(own: list[dict[str, Any]]) -> list[str]:
     """Return the cells of the last epoch: losses, spread, perplexity and dead codes."""
     cells = []
@@ -154,45 +169,3 @@ def again(records: Records) -> str:
 def shares_of(records: Records) -> list[str]:
     """Return the shares of labels that the records hold."""
     return list(next(iter(next(iter(records.values())).values()))["auc"])
-
-
-def draw(records: Records, path: Path) -> None:
-    """Draw each variant's AUC with few labels: one dot a run, and their mean."""
-    names = ordered(records)
-    shares = shares_of(records)[:2]
-    figure, axes = plt.subplots(
-        1, len(shares), figsize=(10, 1.2 + 0.28 * len(names)), sharey=True, constrained_layout=True, squeeze=False
-    )
-    for ax, share in zip(axes[0], shares, strict=True):
-        for row, name in enumerate(names):
-            values = [auc(record, share) for record in records[name].values()]
-            ax.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.45, markersize=5)
-            ax.plot(np.mean(values), row, "|", color="black", markersize=14, markeredgewidth=2)
-        for reference, style in (("byol", "-"), ("random", ":")):
-            if reference in records:
-                mean = np.mean([auc(record, share) for record in records[reference].values()])
-                ax.axvline(mean, color="tab:gray", linestyle=style, zorder=0, label=f"mean of {reference}")
-        ax.set(title=f"macro AUC (%) with {100 * float(share):g}% of the labels", yticks=range(len(names)))
-        ax.set_yticklabels([caption(name) for name in names])
-        ax.grid(alpha=0.3)
-    axes[0][0].invert_yaxis()
-    axes[0][0].legend(loc="lower left", fontsize=8)
-    save_figure(figure, path, dpi=110)
-    plt.close(figure)
-
-
-def write(folder: Path) -> None:
-    """Write `table.md`, `again.md` and `auc.png` from the records of a folder.
-
-    Raises:
-        ValueError: there are none.
-    """
-    records = by_variant(load(folder))
-    if not records:
-        raise ValueError(f"no runs in {folder}: give --data first")
-    texts = {"table.md": table(records), "again.md": again(records)}
-    for name, text in texts.items():
-        if text:
-            write_text(folder / name, text)
-            print(text)
-    draw(records, folder / "auc.png")
