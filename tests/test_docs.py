@@ -1,5 +1,7 @@
 """The code on the pages runs, and the files, modules and tests that the pages name exist."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -15,7 +17,15 @@ BUILT = {"_build", "_generated", "generated", "gallery"}  # folders that the doc
 MARKDOWN = [path.relative_to(ROOT) for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))]
 TEXTS = {path.as_posix(): (ROOT / path).read_text(encoding="utf-8") for path in MARKDOWN if not BUILT & {*path.parts}}
 
-PAGES = {"code-prediction.md": 2, "training.md": 5, "get-started.md": 4, "health.md": 1, "migration.md": 1, "faq.md": 2}
+PAGES = {
+    "code-prediction.md": 2,
+    "training.md": 5,
+    "get-started.md": 4,
+    "health.md": 1,
+    "migration.md": 1,
+    "faq.md": 2,
+    "resume.md": 1,
+}
 """Page to its least number of blocks: without it, a page that lost its code would pass."""
 EXAMPLE_NAMES = {"test_tie_goes_to_lowest_index"}
 """Tests that a page names as an example of a good name."""
@@ -59,3 +69,24 @@ def test_links_to_files_exist(page):
     links = re.findall(r"\]\(([^)#\s]+)", TEXTS[page])
     local = [link for link in links if not re.match(r"[a-z]+:|/", link)]
     assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def public_names():
+    """Return each name of a summary table on the page of the API, with its module."""
+    module, found = "vqssl", []
+    for line in TEXTS["docs/api/index.md"].splitlines():
+        if line.startswith(".. currentmodule:: "):
+            module = line.split()[-1]
+        elif re.fullmatch(r" {3}[A-Za-z_]\w*", line):
+            found.append(f"{module}.{line.strip()}")
+    return found
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_first_sentence_stands_alone_in_the_summary(name):
+    """Summary tables cut a docstring at the first full stop before a space: "see Eq. 6" becomes "see Eq."."""
+    module, _, attribute = name.rpartition(".")
+    paragraph = inspect.getdoc(getattr(importlib.import_module(module), attribute)).split("\n\n")[0]
+    first = re.split(r"(?<=\.)\s", paragraph.replace("\n", " "))[0]
+    assert first.endswith(".")
+    assert not re.search(r"\b(Eqs?|Sec|Fig|No|cf|vs|e\.g|i\.e|etc)\.$", first)

@@ -10,7 +10,7 @@ __all__ = ["cosine_regression_loss"]
 
 
 def cosine_regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    r"""Return the squared distance between directions: BYOL (arXiv 2006.07733, Eq. 2), Eq. 7 of DiSSECT.
+    r"""Return the squared distance between directions: equation 2 of BYOL (arXiv 2006.07733), 7 of DiSSECT.
 
     .. math:: L(p, t) = 2 - 2 \cdot \left\langle \frac{p}{\lVert p \rVert}, \frac{t}{\lVert t \rVert} \right\rangle
 

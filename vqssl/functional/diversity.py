@@ -21,7 +21,7 @@ def diversity_loss(
     form: DiversityForm = "entropy",
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""Return how unevenly the tokens of a batch choose among codes: wav2vec 2.0, arXiv 2006.11477, Eq. 4.
+    r"""Return how unevenly the tokens of a batch choose among codes: equation 4 of wav2vec 2.0, arXiv 2006.11477.
 
     .. math:: L = \frac{1}{G K} \sum_g - H(\bar p_g) \quad\text{or}\quad
         L = 1 - \frac{1}{G K} \sum_g \exp H(\bar p_g), \qquad

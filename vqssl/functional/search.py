@@ -17,7 +17,7 @@ PrecisionName = Literal["exact", "tf32", "fp16", "bf16", "torch"]
 def nearest_codeword(
     x: Tensor, codebook: Tensor, metric: MetricName | Metric = "euclidean", *, precision: PrecisionName = "exact"
 ) -> Tensor:
-    r"""Return the index of the code nearest to each token, Eq. 4 of DiSSECT (arXiv 2509.18765).
+    r"""Return the index of the code nearest to each token, equation 4 of DiSSECT (arXiv 2509.18765).
 
     .. math:: k_i = \arg\min_j \lVert z_i - e_j \rVert^2 \quad\text{or}\quad
         k_i = \arg\max_j \frac{\langle z_i, e_j \rangle}{\lVert z_i \rVert \lVert e_j \rVert}

@@ -32,7 +32,7 @@ _FLATTEN = "for maps (B, D, *spatial), write einops.rearrange(maps, 'b d ... -> 
 
 
 def channel_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Attend over the channels of z_q within each sample: Eq. 6 with the D x D outer product.
+    r"""Attend over the channels of z_q within each sample: equation 6 with the D x D outer product.
 
     .. math:: f_i = \sum_j \mathrm{softmax}_j \big( z_{c,i}\, z_{q,j} / \sqrt{D} \big)\, z_{q,j}
 
@@ -59,7 +59,7 @@ def channel_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> T
 
 
 def batch_attention(z_c: Tensor, z_q: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Attend over the samples of the batch: Eq. 6 with the B x B product.
+    r"""Attend over the samples of the batch: equation 6 with the B x B product.
 
     .. math:: f_b = \sum_{b'} \mathrm{softmax}_{b'} \big( \langle z_{c,b}, z_{q,b'} \rangle / \sqrt{D} \big)\, z_{q,b'}
 

@@ -19,7 +19,7 @@ def sinkhorn(
     iterations: int = 3,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
-    r"""Return soft codes of all tokens, of which each code gets an equal share: SwAV, arXiv 2006.09882, Eq. 5.
+    r"""Return soft codes of all tokens, of which each code gets an equal share: equation 5 of SwAV, arXiv 2006.09882.
 
     .. math:: Q = \mathrm{Diag}(u) \exp(S / \epsilon) \, \mathrm{Diag}(v), \qquad
         \sum_j Q_{ij} = 1, \qquad \sum_i Q_{ij} \approx N / K
