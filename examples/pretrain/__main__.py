@@ -279,7 +279,7 @@ def draw(runs: dict[str, Run], test: ImageSet, out: Path) -> list[Path]:
         codes = run.codes(to_float(some.images))
         if codes is not None:
             files += [out / method / "code_maps.png", out / method / "codes.png"]
-            pictures.code_maps(some, codes, files[-2])
+            pictures.code_maps(some, codes, files[-2], codes=run.code_vectors())
             pictures.code_patches(some, next(iter(codes.values())), files[-1])
     return files
 

@@ -32,6 +32,7 @@ from examples.pretrain.log import Log, Row, line_of
 from examples.pretrain.methods import METHODS, Step
 from examples.pretrain.optimization import Optimization, check_optimization, make_optimizer, make_schedule
 from examples.pretrain.records import device_model
+from vqssl import MultiScaleQuantizer
 
 Monitor = Callable[["Run"], Row]
 
@@ -333,6 +334,14 @@ class Run:
         self.method.eval()
         parts = [codes(batch) for batch in self._normalized(images)]
         return {scale: torch.cat([part[scale] for part in parts]).cpu().numpy() for scale in parts[0]}
+
+    def code_vectors(self) -> dict[str, np.ndarray] | None:
+        """Return the codes `(K, D)` by scale; None for a method without a multi-scale quantiser."""
+        quantizer = getattr(self.method, "quantizer", None)
+        if not isinstance(quantizer, MultiScaleQuantizer):
+            return None
+        scales = enumerate(self.method.encoder.scales)
+        return {name: quantizer.codebook(scale).embed.cpu().float().numpy() for scale, name in scales}
 
     def _normalized(self, images: Tensor) -> Iterator[Tensor]:
         for batch in images.split(256):

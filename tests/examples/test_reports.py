@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.distance import pdist
 
-from examples.pretrain.reports import differences, evaluation, judged, sweep
+from examples.pretrain.reports import code_colors, differences, evaluation, judged, sweep
 from examples.pretrain.reports.pairing import Key
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -195,6 +197,25 @@ def test_records_of_the_first_layout_are_read():
     text = evaluation.tables(old)
     assert "| full over byol | 1 | 2.5 |" in text
     assert "Device model: unknown (2 runs)" in text
+
+
+def test_near_codes_get_near_colours():
+    """Codes on a plane in 16 dimensions: distances in L*a*b* are those of the codes, but for one factor."""
+    rng = np.random.default_rng(0)
+    plane, _ = np.linalg.qr(rng.standard_normal((16, 2)))
+    codes = rng.uniform(-1, 1, (40, 2)) @ plane.T + 3
+    ratio = pdist(code_colors.lab_of(codes)) / pdist(codes)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-6)
+    shuffled = pdist(codes[rng.permutation(40)])
+    assert abs(np.corrcoef(pdist(code_colors.lab_of(codes)), shuffled)[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("codes", [np.zeros((5, 3)), np.ones((1, 8)), np.eye(2)])
+def test_colours_of_few_or_equal_codes_are_colours(codes):
+    found = code_colors.code_colors(codes)
+    assert found.shape == (len(codes), 3)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (found == found[0]).all() == (codes == codes[0]).all()
 
 
 def test_pictures_are_drawn(tmp_path: Path):

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from examples.pretrain.cores import usable_cores
 from examples.pretrain.data.catalogue import Catalogue, bits, decoded, stack
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.data.stored import StoredImages
@@ -94,7 +95,7 @@ class Cache:
             shards = self._shards()
             todo = [shard for shard in shards if not shard.path.is_file()]
             done = sum(len(shard.numbers) for shard in shards if shard.path.is_file())
-            count = min(_cores(), 16, len(todo)) if workers is None else workers
+            count = min(usable_cores(), 16, len(todo)) if workers is None else workers
             loader: DataLoader = DataLoader(
                 cast(Dataset, todo),
                 batch_size=None,
@@ -240,10 +241,6 @@ def _finish(shard: Any) -> int:
 
 def _pick(array: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
     return None if array is None else array[kept]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -67,12 +67,12 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
         axes.set(xticks=[], yticks=[])
         score = measure(subject, settings)
         r2 = " and ".join(f"{axis} {score[f'{stage}, {axis}'][0]:.0f}%" for axis in ("row", "column"))
-        axes.set_title(f"{caption(subject.name)}, {stage}\nexplained: {r2}", fontsize=9)
+        axes.set_title(f"{caption(subject.name)}, {stage}\nexplained: {r2}")
     side = np.linspace(-1, 1, 64)
     rows, columns = np.meshgrid(side, side, indexing="ij")
     legend.imshow(tint(np.stack([rows.ravel(), columns.ravel()], 1)).reshape(64, 64, 3))
     legend.set(xticks=[], yticks=[])
-    legend.set_title("place in the image", fontsize=8)
+    legend.set_title("place in the image")
     save_figure(figure, folder / "anatomy.png", dpi=110)
 
 

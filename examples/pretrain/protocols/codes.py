@@ -120,7 +120,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
         if subject.codes and subject.masked is not None:
             data = subject.masked[1]
             found, name = own_codes(subject, data), file_name(subject.name)
-            pictures.code_maps(data, found, folder / f"codes-{name}-maps.png")
+            pictures.code_maps(data, found, folder / f"codes-{name}-maps.png", codes=subject.run.code_vectors())
             pictures.code_patches(data, next(iter(found.values())), folder / f"codes-{name}-patches.png")
 
 

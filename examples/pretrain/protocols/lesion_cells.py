@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 from sklearn.pipeline import Pipeline
@@ -112,8 +114,8 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     names, scales = plane_names(*sides_of(subjects[0])), subjects[0].encoder.scales
     scale = min(1, len(scales) - 1)
     truth = planes(test.masks, len(names))  # type: ignore[arg-type]
-    shown = [(plane, image) for plane in range(len(names)) for image in np.flatnonzero(truth[:, plane].any((1, 2)))[:4]]
-    figure = Figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
+    shown = [(plane, image) for plane in range(len(names)) for image in np.flatnonzero(truth[:, plane].any((1, 2)))[:3]]
+    figure = Figure(figsize=(1.3 * len(shown) + 1.0, 1.35 * len(subjects) + 0.5), layout="constrained")
     grid = figure.subplots(len(subjects), len(shown), squeeze=False)
     for row, subject in zip(grid, subjects, strict=True):
         found = {lesion.name: (model, asked) for lesion, model, asked in probes(subject) if lesion.scale == scale}
@@ -124,11 +126,13 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
                 cells = model.predict_proba(rows(asked[image : image + 1]))[:, 1].reshape(asked.shape[2:])
                 side = test.images.shape[1]
                 extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-                axes.imshow(cells, cmap="inferno", alpha=0.55, extent=extent, vmin=0, interpolation="nearest")
+                axes.imshow(cells, cmap="inferno", alpha=0.55, extent=extent, vmin=0, vmax=1)
             axes.contour(truth[image, plane], levels=[0.5], colors="#4cc9f0", linewidths=1)
-            axes.set_title(caption(names[plane], 20), fontsize=7)
-        row[0].set_ylabel(caption(subject.name), fontsize=9)
-    figure.suptitle(f"probability of a lesion by cell of {scales[scale]}, lesion outlined", fontsize=9)
+            axes.set_title(caption(names[plane], 20), fontsize=8)
+        row[0].set_ylabel(caption(subject.name))
+    scale_bar = ScalarMappable(Normalize(0, 1), "inferno")
+    figure.colorbar(scale_bar, ax=grid, label="probability", shrink=0.8, aspect=30)
+    figure.suptitle(f"probability of a lesion by cell of {scales[scale]}, lesion outlined")
     save_figure(figure, folder / "lesion-cells.png", dpi=110)
 
 

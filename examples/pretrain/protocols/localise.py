@@ -102,7 +102,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     """Draw the maps of layer3 over test images, one picture a finding."""
     drawn: set[Path] = set()
     for finding, name, images, masks in lesions(subjects[0]):
-        figure = Figure(figsize=(1.5 * 6 + 0.5, 1.55 * (1 + len(subjects)) + 0.5), layout="constrained")
+        figure = Figure(figsize=(1.3 * 6 + 0.5, 1.35 * (1 + len(subjects)) + 0.5), layout="constrained")
         grid = figure.subplots(1 + len(subjects), 6, squeeze=False)
         images, masks = images[:6], masks[:6]
         for axes, image in zip(grid[0], images, strict=False):
@@ -113,14 +113,14 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
             for axes, image, cam, share in zip(row, images, cams, shares, strict=False):
                 show(axes, image)
                 axes.imshow(cam, cmap="inferno", alpha=0.55)
-                axes.set_title(f"{share:.0%} inside", fontsize=7)
-            row[0].set_ylabel(caption(subject.name), fontsize=9)
+                axes.set_title(f"{share:.0%} inside", fontsize=8)
+            row[0].set_ylabel(caption(subject.name))
         for row in grid:
             for axes, mask in zip(row, masks, strict=False):
                 axes.contour(mask, levels=[0.5], colors="#4cc9f0", linewidths=1)
             for axes in row:
                 axes.set(xticks=[], yticks=[])
-        figure.suptitle(f"Grad-CAM of layer3 for {caption(name)} through a linear probe, lesion outlined", fontsize=9)
+        figure.suptitle(f"Grad-CAM of layer3 for {caption(name)} through a linear probe, lesion outlined")
         path = folder / f"localise-{file_name(name)}.png"
         if path in drawn:  # two names may differ in what file names cannot hold
             path = folder / f"localise-{file_name(name)}-{finding}.png"

@@ -164,9 +164,9 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
     names = plane_names(train, test)
     share = sorted(settings.mask_shares)[min(1, len(settings.mask_shares) - 1)]
     some = train.subset(label_subset(presence(train, len(names)), share, settings.seed * 1000))
-    shown = test.subset(np.flatnonzero(test.masks.any((1, 2)))[:8])
+    shown = test.subset(np.flatnonzero(test.masks.any((1, 2)))[:6])
     assert shown.masks is not None
-    figure = Figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.3 * len(shown) + 0.5, 1.35 * len(subjects) + 0.5), layout="constrained")
     grid = figure.subplots(len(subjects), len(shown), squeeze=False)
     colors = ["#4cc9f0", "#f9c74f", "#90be6d"]
     for row, subject in zip(grid, subjects, strict=True):
@@ -179,11 +179,11 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
                     axes.contour(real[plane], levels=[0.5], colors="white", linewidths=1.2)
                 if made[plane].any():
                     axes.contour(made[plane], levels=[0.5], colors=color, linewidths=1.2)
-        row[0].set_ylabel(caption(subject.name), fontsize=9)
+        row[0].set_ylabel(caption(subject.name))
     shown_in = zip(map(caption, names), ("blue", "yellow", "green"), strict=False)
     keys = ", ".join(f"{name} {color}" for name, color in shown_in)
     kind = "frozen" if frozen else "fine-tuned"
-    figure.suptitle(f"{kind} encoder, {100 * share:g}% of the masks: truth white, {keys}", fontsize=9)
+    figure.suptitle(f"{kind} encoder, {100 * share:g}% of the masks: truth white, {keys}")
     save_figure(figure, folder / f"segment-{'frozen' if frozen else 'tuned'}.png", dpi=110)
 
 

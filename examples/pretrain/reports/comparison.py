@@ -78,10 +78,10 @@ def draw_gap(linear: Table, finetune: Table, called: dict[str, str], path: Path)
     """Draw linear probe, fine-tuning and their gap with the smallest share of labels, one row a system."""
     names = list(linear)
     column = next(iter(next(iter(linear[names[0]].values()))))
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for row, name in enumerate(names):
-        parts = (("linear probe", linear, "tab:blue"), ("fine-tuning", finetune, "tab:orange"))
+        parts = (("linear probe", linear, "C0"), ("fine-tuning", finetune, "C1"))
         for label, table, color in parts:
             draws = [scores[column] for scores in table.get(name, {}).values()]
             if draws:
@@ -94,12 +94,11 @@ def draw_gap(linear: Table, finetune: Table, called: dict[str, str], path: Path)
     left.set_yticks(range(len(names)), [caption(called.get(name, name)) for name in names])
     left.invert_yaxis()
     left.set(title=f"macro AUC (%) with {column} of the labels")
-    left.legend(fontsize=8, frameon=False)
+    left.legend()
     right.set(title="linear probe minus fine-tuning (points)")
     right.axvline(0, color="tab:gray", linewidth=0.8)
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid()
     save_figure(figure, path, dpi=110)
 
 

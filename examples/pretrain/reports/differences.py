@@ -17,7 +17,7 @@ from examples.pretrain.reports.pairing import pairs
 from examples.pretrain.reports.sweep import Records, auc, ordered, shares_of
 from examples.pretrain.reports.text import caption
 
-STYLES = (("tab:orange", "o", "seeds that chose"), ("tab:blue", "s", "seeds that judge"))
+STYLES = (("C1", "o", "seeds that chose"), ("C0", "s", "seeds that judge"))
 """Color, marker and label of the two kinds of seeds."""
 
 
@@ -31,7 +31,7 @@ def draw(records: Records, path: Path, *, choosing: int = 0) -> None:
     """
     names = [name for name in ordered(records) if name not in ("byol", "random")]
     shares = shares_of(records)[:2]
-    figure = Figure(figsize=(10, 1.4 + 0.4 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.4 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     kinds = [part for part in zip(parts_of(records, choosing), STYLES, strict=True) if any(part[0].values())]
     for axes, share in zip(panels, shares, strict=True):
@@ -39,15 +39,15 @@ def draw(records: Records, path: Path, *, choosing: int = 0) -> None:
         for row, name in enumerate(names):
             for at, (part, style) in zip((-0.2, 0.22) if len(kinds) == 2 else (0.0,), kinds, strict=True):
                 _draw_row(axes, row + at, part, name, share, style)
-        axes.set_title(f"AUC over BYOL with {100 * float(share):g}% of the labels (points)", fontsize=10)
+        axes.set_title(f"AUC over BYOL, {100 * float(share):g}% of the labels")
         axes.set_yticks(range(len(names)), [caption(name) for name in names])
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("points")
+        axes.grid()
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     if len(kinds) == 2:
         for color, marker, label in STYLES:
             panels[0].plot([], [], marker, color=color, label=f"mean and 95% interval, {label}")
-        figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2)
     save_figure(figure, path, dpi=110)
 
 

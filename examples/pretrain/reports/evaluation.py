@@ -24,6 +24,7 @@ NOTE = (
     "the mean of its label subsets; with one run it is over its subsets. Differences are taken run by run and subset "
     "by subset."
 )
+MARKERS = "osD^vPX"
 FIRST = ("random", "imagenet", "byol", "dissect", "full", "dissect_codes", "anchors")
 """Encoders that come first in a table."""
 
@@ -195,8 +196,12 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
     ]
     if not panels:
         return
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (name, part, table) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    lines, across = -(-len(panels) // 2), min(len(panels), 2)
+    figure = Figure(figsize=(4.2 * across, 3.4 * lines), layout="constrained")
+    grid = figure.subplots(lines, across, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (name, part, table) in zip(grid, panels, strict=False):
         for number, (encoder, seeds) in enumerate(table.items()):
             columns = [c for c in next(iter(seeds.values())) if c.rpartition(", ")[0] == part]
             x = np.array([float(column.rpartition(", ")[2].rstrip("%")) for column in columns])
@@ -204,19 +209,27 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
             means = [mean for mean, _ in found]
             color = "#999999" if encoder == "random" else f"C{number}"
             # Shifted, so that the bars of two encoders do not overlap.
-            axes.errorbar(x * 1.04**number, means, [half or 0.0 for _, half in found], color=color,
-                          label=caption(encoder), marker="o", markersize=3.5, linewidth=1.2, capsize=2)  # fmt: skip
+            axes.errorbar(
+                x * 1.04**number,
+                means,
+                [half or 0.0 for _, half in found],
+                color=color,
+                label=caption(encoder),
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4.5,
+                linewidth=1.2,
+                capsize=2,
+            )
         axes.set_xscale("log")
-        axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
+        axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
         axes.set(
             title=f"{name}{', ' if part else ''}{caption(part)}",
             xlabel="share (%) of labels" if "seg" not in name else "share (%) of masks",
         )
         axes.set_ylabel("Dice (%)" if "seg" in name else "macro AUC (%)")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+        axes.grid()
+    figure.axes[0].legend()
     save_figure(figure, path, dpi=110)
 
 

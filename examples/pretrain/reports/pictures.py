@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from examples.pretrain.data import ImageSet
 from examples.pretrain.log import Row
+from examples.pretrain.reports.code_colors import code_colors
 from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.text import caption
 
@@ -18,6 +19,7 @@ INK = "#333333"
 
 PANELS = {
     "loss and its parts": ("loss", "alignment_", "refinement"),
+    "loss of code prediction": ("code_",),
     "spread of the target, 0 (collapsed) to 1": ("target_spread",),
     "perplexity of the codes": ("perplexity_",),
     "AUC of the kNN probe": ("knn_auc",),
@@ -37,48 +39,70 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
         for title, prefixes in PANELS.items()
     }
     panels = {title: columns for title, columns in panels.items() if any(columns.values())}
-    figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
+    # Two panels beside each other: in a wider picture, text is too small on a page.
+    rows, columns_of_panels = -(-len(panels) // 2), min(len(panels), 2)
+    figure = Figure(figsize=(4.4 * columns_of_panels, 3.4 * rows), layout="constrained")
     styles = ("-", "--", ":", "-.")
-    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    grid = figure.subplots(rows, columns_of_panels, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, columns) in zip(grid, panels.items(), strict=False):
         for color, (method, names) in enumerate(columns.items()):
             for number, name in enumerate(names):
                 seen = [(row["epoch"], row[name]) for row in runs[method] if name in row]
                 label = f"{method}: {name}" if len(names) > 1 else method
                 axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8)
     save_figure(figure, path, dpi=120)
 
 
-def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count: int = 8) -> None:
-    """Draw images above their code maps, one row a scale; equal colours within a row are equal codes.
+def code_maps(
+    data: ImageSet,
+    indices: dict[str, np.ndarray],
+    path: Path,
+    count: int = 6,
+    codes: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Draw images above their code maps, one row a scale, with lesions outlined.
 
     Args:
         data: the images.
         indices: code indices `(N, H, W)` by scale.
         path: of the picture.
         count: number of images.
+        codes: the codes `(K, D)` of each scale. Near codes then have near colours; without, colours are shuffled, and
+            say only which codes are equal.
     """
     which = _varied(data, count)
-    figure = Figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.3 * len(which) + 0.5, 1.35 * (1 + len(indices)) + 0.3), layout="constrained")
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
         show(axes, data.images[image])
-        axes.set_title(caption(_label(data, image), 25), fontsize=7, color=INK)
-        if data.masks is not None and data.masks[image].any():
-            axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
-    # Shuffled hues: neighbouring code numbers are not related.
-    size = 1 + max(int(codes.max()) for codes in indices.values())
-    hues = np.random.default_rng(0).permutation(size) / size
-    palette = matplotlib.colormaps["hsv"](hues)
-    for row, (scale, codes) in zip(grid[1:], indices.items(), strict=True):
+        axes.set_title(caption(_label(data, image), 18), fontsize=8, color=INK)
+    side = data.images.shape[1]
+    for row, (scale, chosen) in zip(grid[1:], indices.items(), strict=True):
+        palette = _shuffled(1 + int(chosen.max())) if codes is None else code_colors(codes[scale])
         for axes, image in zip(row, which, strict=True):
-            axes.imshow(palette[codes[image]], interpolation="nearest")
+            axes.imshow(palette[chosen[image]], extent=(-0.5, side - 0.5, side - 0.5, -0.5))
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"{scale}\n{codes.shape[1]} x {codes.shape[2]}", fontsize=8, color=INK)
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(f"{scale}\n{chosen.shape[1]} x {chosen.shape[2]}", fontsize=9, color=INK)
+    for axes, image in zip(grid.T, which, strict=True):
+        if data.masks is not None and data.masks[image].any():
+            for each in axes:
+                outline = "#D55E00" if each is axes[0] else "black"
+                each.contour(data.masks[image] > 0, levels=[0.5], colors=outline, linewidths=1)
+    if codes is not None:
+        figure.suptitle("near colours are near codes", color=INK)
     save_figure(figure, path, dpi=120)
+
+
+def _shuffled(size: int) -> np.ndarray:
+    """Return distinct colours `(size, 3)`, whose order says nothing: neighbouring code numbers are not related."""
+    codes = np.random.default_rng(0).standard_normal((size, 3))
+    return code_colors(codes)
 
 
 def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 14, patches: int = 10) -> None:
@@ -112,11 +136,11 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]
-    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=7)
+    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=8)
     axes.set(xticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle("places that chose the same code (number, share of all places)", fontsize=8, color=INK)
+    figure.suptitle("places that chose the same code (number, share of all places)", color=INK)
     save_figure(figure, path, dpi=120)
 
 
