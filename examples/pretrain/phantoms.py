@@ -38,7 +38,7 @@ def phantom_file(folder: Path, count: int, image_size: int) -> Path:
         drawn = make_phantoms(count, image_size)
         arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
         content = io.BytesIO()
-        np.savez(content, **arrays, mask_kind="bits")  # type: ignore[arg-type]
+        np.savez(content, **arrays, label_names=np.array(drawn.label_names), mask_kind="bits")  # type: ignore[arg-type]
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getbuffer())
     return path

@@ -33,10 +33,10 @@ def load_images(
     ``path`` is one of
 
     * a MedMNIST npz: ``{train,val,test}_{images,labels}``, ``val`` optional;
-    * an npz with ``images`` and optionally ``labels``, ``groups``, ``masks`` and ``mask_kind``. Other keys are
-      ignored. A ``split`` is ignored too, because official splits are known to put one patient on both sides. Masks are
-      ``(N, H, W)`` of bits (structure p is bit p), or of class numbers 1 to 8 if ``mask_kind`` is "classes" (255 is
-      ignored), or ``(N, P, H, W)``, one plane a structure;
+    * an npz with ``images`` and optionally ``labels``, ``label_names`` (one a class or finding), ``groups``, ``masks``
+      and ``mask_kind``. Other keys are ignored. A ``split`` is ignored too, because official splits are known to put one
+      patient on both sides. Masks are ``(N, H, W)`` of bits (structure p is bit p), or of class numbers 1 to 8 if
+      ``mask_kind`` is "classes" (255 is ignored), or ``(N, P, H, W)``, one plane a structure;
     * a folder of PNG, JPEG, TIFF, BMP, WebP and single-frame DICOM files, searched with its sub-folders. Labels come
       from ``labels.csv`` in it (columns ``name``, then ``group``, labels or both: one column of classes or several 0/1
       columns of findings). Without that file, folders say what they hold: see

@@ -82,6 +82,8 @@ def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int, rea
     names: tuple[str, ...] = ()
     if "labels" in keys:
         labels, names = _array_labels(read("labels"))
+        if "label_names" in keys:
+            names = _stated_names(read("label_names"), labels)
     groups = read("groups") if "groups" in keys else None
     masks = read("masks") if "masks" in keys else None
     if masks is not None:
@@ -95,6 +97,18 @@ def _keyed_set(read: Callable[[str], np.ndarray], keys: set[str], size: int, rea
         masks = resize_all(masks, size, Image.Resampling.NEAREST)
     images = resize_all(images, size, Image.Resampling.BILINEAR)
     return ImageSet(images, labels, groups, masks, None, names)
+
+
+def _stated_names(stated: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    """Return the file's own names: one a class, in sorted order of the classes, or one a finding."""
+    count = labels.shape[1] if labels.ndim == 2 else len(np.unique(labels))
+    kind = "finding" if labels.ndim == 2 else "class"
+    if stated.dtype.kind != "U" or stated.shape != (count,) or len(set(stated.tolist())) < count:
+        raise ValueError(
+            f"`label_names` must be {count} different strings, one a {kind}, got {stated.dtype} of shape "
+            f"{stated.shape}: write numpy.array([...names...])"
+        )
+    return tuple(stated.tolist())
 
 
 def _check_sides(shape: tuple[int, ...]) -> None:

@@ -240,3 +240,40 @@ def test_labels_that_are_nan_are_refused_also_as_integers(tmp_path, labels):
 def test_uncertain_findings_are_refused_in_their_own_words(tmp_path):
     labels = np.array([[0, 1], [-1, 1], [0, -1]])
     refuses(write(tmp_path, images=IMAGES, labels=labels), "got -1", "uncertain or unknown, 2 times", "0 or 1 for each")
+
+
+# ---- names of labels ----
+
+
+def named(folder, labels, names):
+    np.savez(folder / "named.npz", images=np.zeros((4, 8, 8), np.uint8), labels=labels, label_names=names)
+    return folder / "named.npz"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.array([3, 5, 3, 5]), ["normal", "pneumonia"]),
+        (np.array([[0, 1], [1, 1], [0, 0], [1, 0]]), ["nodule", "effusion"]),
+    ],
+)
+def test_a_file_names_its_classes_or_findings(tmp_path, labels, names):
+    assert load_images(named(tmp_path, labels, np.array(names)), 8).label_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        np.array(["one"]),
+        np.array(["same", "same"]),
+        np.array([0, 1]),
+        np.array([["a", "b"]]),
+        np.array(["a", "b", "c"]),
+    ],
+)
+@pytest.mark.parametrize("labels", [np.array([3, 5, 3, 5]), np.array([[0, 1], [1, 1], [0, 0], [1, 0]])])
+def test_names_that_do_not_fit_the_labels_are_refused(tmp_path, labels, names):
+    with pytest.raises(
+        ValueError, match=r"named\.npz: `label_names` must be 2 different strings, one a (class|finding)"
+    ):
+        load_images(named(tmp_path, labels, names), 8)
