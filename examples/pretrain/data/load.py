@@ -34,7 +34,7 @@ def load_images(
 
     * a MedMNIST npz: ``{train,val,test}_{images,labels}``, ``val`` optional;
     * an npz with ``images`` and optionally ``labels``, ``label_names`` (one a class or finding), ``groups``, ``masks``
-      and ``mask_kind``. Other keys are ignored. A ``split`` is ignored too, because official splits are known to put one
+      and ``mask_kind``. Other keys are ignored. A ``split`` is ignored too, because official splits may put one
       patient on both sides. Masks are ``(N, H, W)`` of bits (structure p is bit p), or of class numbers 1 to 8 if
       ``mask_kind`` is "classes" (255 is ignored), or ``(N, P, H, W)``, one plane a structure;
     * a folder of PNG, JPEG, TIFF, BMP, WebP and single-frame DICOM files, searched with its sub-folders. Labels come
