@@ -9,12 +9,14 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_readme_code_trains_every_part():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
     torch.manual_seed(0)
     names = {}
-    exec(compile(code, str(README), "exec"), names)
+    for code in blocks:
+        exec(compile(code, str(README), "exec"), names)
     assert names["loss"].total.isfinite()
-    for part in ("student", "predictor", "fusion"):
+    for part in ("student", "predictor", "prediction"):
         gradients = [parameter.grad for parameter in names[part].parameters()]
         assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     assert names["teacher"].step == 1
