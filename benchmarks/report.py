@@ -167,14 +167,35 @@ def memory_section(where: str, result: Record) -> str:
 
 def dissect_section(where: str, result: Record) -> str:
     """Return the section on a step of pretraining with and without quantisation."""
-    times = result["times"]
     text = heading("A step of pretraining", where, result)
+    if "settings" not in result:  # records of the first form: one setting, all scales
+        result = {"settings": [_first_setting(result)]}
     text += (
-        f"ResNet-18 at {result['size']} px, {result['views']} views of {result['batch']} images, K = 2048 at three "
-        "scales. Milliseconds:\n\n"
+        "One step of BYOL, and of the methods that also quantise the teacher's maps: DiSSECT (codes, fusion, refined "
+        "target) and DiSSECT with code prediction. ResNet-18, two views. Time over that of BYOL's step; milliseconds "
+        "[quartiles] in the first row.\n\n"
     )
-    rows = [[name, f"{e['median']:.0f} [{e['q25']:.0f}, {e['q75']:.0f}]"] for name, e in times.items()]
-    return text + table(["", "median"], rows) + f"\nQuantisation and fusion add {result['added percent']}%.\n"
+    settings = result["settings"]
+    names = list(dict.fromkeys(name for setting in settings for name in setting["times"]))
+    rows = []
+    for name in names:
+        cells = []
+        for setting in settings:
+            entry = setting["times"].get(name)
+            if entry is None:
+                cells.append("–")
+            elif name == "byol":
+                cells.append(f"{entry['median']:.0f} [{entry['q25']:.0f}, {entry['q75']:.0f}]")
+            else:
+                cells.append(f"{entry['ratio']:.2f}")
+        rows.append([name, *cells])
+    return text + table(["", *(f"{each['title']}, K = {each['codes']:,}" for each in settings)], rows)
+
+
+def _first_setting(result: Record) -> Record:
+    """Return a record of the first form as one of its settings."""
+    title = f"width 64, {result['size']} px, batch {result['batch']}"
+    return {"title": title, "codes": 2048, "times": result["times"]}
 
 
 def usage_section(where: str, result: Record) -> str:
