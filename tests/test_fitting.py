@@ -227,7 +227,10 @@ X = [torch.randn(20, 4)]
         ([torch.full((20, 4), math.nan)], {}, ValueError, "got 0 valid tokens"),
         ([torch.randn(20, 3)], {}, ValueError, "batch 0 must be .* dim = 4"),
         ([torch.ones(20, 4).long()], {}, TypeError, "batch 0 must have a floating dtype"),
-        ([(X[0], torch.ones(20))], {}, TypeError, "mask of batch 0 must be a boolean tensor"),
+        ([(X[0], torch.ones(20))], {}, TypeError, "mask of batch 0 must be a boolean tensor.*give the tokens alone"),
+        ([{"x": X[0]}], {}, TypeError, "batch 0 must be a tensor of tokens, or a pair of tokens and mask, got dict$"),
+        ([torch.randn(2, 4, 5)], {}, ValueError, r"batch 0 must be .* dim = 4 .* by movedim\(1, -1\)"),
+        (X[0], {}, TypeError, r"iterable of batches, got one tensor: write \[tokens\], or tokens.split\(n\)"),
         (X, {"passes": 0}, ValueError, "passes must be at least 1"),
         (X, {"tolerance": -1}, ValueError, "tolerance must be from 0 to 1"),
     ],
@@ -244,5 +247,5 @@ def test_refusals_leave_the_codebook(batches, options, error, words, initialized
 
 
 def test_only_a_codebook_is_fitted():
-    with pytest.raises(TypeError, match="codebook must be an object"):
+    with pytest.raises(TypeError, match="codebook must be an object, got Identity: write codebook=EMACodebook"):
         fit_codebook(torch.nn.Identity(), X)

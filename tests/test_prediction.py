@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.laws import assert_same_bits, through_file
-from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, MultiScaleQuantizer
+from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, EMACodebook, MultiScaleQuantizer
 from vqssl.code_heads import GeneratedHead, HeadSizes
 from vqssl.functional import anchor_loss, bag_of_codes, code_anchor, code_cross_entropy
 
@@ -486,6 +486,14 @@ def test_wrong_options_are_refused(error, says, call):
 INDICES = torch.zeros(2, 3, dtype=torch.int64)
 
 
+def codebook_alone():
+    return EMACodebook(codebook_size=8, dim=4)
+
+
+def quantized_alone():
+    return codebook_alone().quantize(z(2, 3, 4))
+
+
 @pytest.mark.parametrize(
     ("error", "says", "options", "call"),
     [
@@ -506,6 +514,9 @@ INDICES = torch.zeros(2, 3, dtype=torch.int64)
         (ValueError, "3 views of equally many images, got 2 rows", {}, lambda m: m(z(2, 4), [INDICES], views=3)),
         (ValueError, "views must be at least 1", {}, lambda m: m(z(2, 4), [INDICES], views=0)),
         (TypeError, "must hold the codes", {"target": "anchor", "dim": 2}, lambda m: m(z(2, 4), [INDICES])),
+        (TypeError, "one tensor a scale, got Quantized of a single", {}, lambda m: m(z(2, 4), quantized_alone())),
+        (TypeError, "got Quantized: give its .indices", {}, lambda m: m(z(2, 4), [quantized_alone()])),
+        (TypeError, "must be a MultiScaleQuantizer, got EMACodebook", {}, lambda m: m.follow_(codebook_alone())),
         (ValueError, "only for a target of places", {}, lambda m: m(z(2, 4), [INDICES], places=[INDICES])),
     ],
 )

@@ -27,15 +27,19 @@ MAY_IMPORT = {
 STANDARD_LIBRARY_ONLY = (".ci/environment.py", "examples/__main__.py", "tests/__main__.py")
 
 BESIDE = "needs torchvision, so tests/foreign_libraries.py fetches it into a folder outside the environment"
+TRACKER = "brings dozens of packages, so tests/foreign_libraries.py fetches it into a folder outside the environment"
 OPTIONAL = {
     "flash_kmeans": "a GPU library that benchmarks.search compares itself with where it is installed",
     "encodec": BESIDE,
+    "mlflow": TRACKER,
     "lightly": BESIDE,
     "lightning": BESIDE,
     "timm": BESIDE,
     "torchvision": BESIDE,
     "transformers": BESIDE,
     "tensorboard": "a writer for who has it; the example says how to install it",
+    "trackio": TRACKER,
+    "wandb": TRACKER,
     "triton": "CUDA builds of torch bring theirs; .ci/kernels.txt names the one for tests",
 }
 """Modules that no requirement declares, and why: each is imported late, or by a script for who has it."""

@@ -441,6 +441,11 @@ REFUSALS = {
     "scalar": (lambda q: q.lookup(torch.tensor(1)), ValueError, r"write indices\[..., None\]"),
     "index": (lambda q: q.lookup(torch.tensor([[0, 8]])), ValueError, "from -1 .masked. to 7"),
     "float indices": (lambda q: q.lookup(torch.zeros(3, 2)), TypeError, "integer tensor"),
+    "update by a result": (
+        lambda q: q.update_(X, q.quantize(X)),
+        TypeError,
+        "got MultiCodeQuantized: give its .indices",
+    ),
     "update shape": (lambda q: q.update_(X, torch.zeros(3).long()), ValueError, r"shape \(3, 2\)"),
     "few codes": (lambda q: q.set_codes_([torch.ones(8, 4)]), ValueError, "each of the 2 levels, got 1"),
     "shape of codes": (

@@ -16,6 +16,8 @@ from torch import Tensor
 from vqssl import (
     BagTarget,
     ChannelsFirst,
+    CodebookFit,
+    CodebookUsage,
     CodePrediction,
     EMACodebook,
     MultiCodeQuantized,
@@ -26,6 +28,7 @@ from vqssl import (
     RandomProjectionQuantizer,
     ResidualQuantizer,
     fit_codebook,
+    functional,
 )
 
 
@@ -91,6 +94,39 @@ def code_prediction_is_typed() -> tuple[Tensor, tuple[Tensor, ...]]:
     return prediction(torch.ones(2, 4), [torch.zeros(2, 3, dtype=torch.int64)])
 
 
+def a_client_uses_all_quantizers() -> dict[str, float]:
+    """Train by every quantiser that the library has, as a user's strictly typed module would."""
+    maps, features = torch.randn(4, 16, 8, 8), torch.randn(4, 50, 16, requires_grad=True)
+    encoder, optimizer = torch.nn.Linear(16, 16), torch.optim.SGD([features], lr=0.1)
+    codebook = EMACodebook(codebook_size=8, dim=16, metric="cosine", estimator="rotation")
+    residual = ResidualQuantizer(codebook_size=8, dim=16, num_levels=3, level_dropout=0.5)
+    groups = ProductQuantizer(codebook_size=[8, 4], dim=16, num_groups=2, decay=0.9)
+    several: tuple[ResidualQuantizer, ProductQuantizer] = (residual, groups)
+    scales = MultiScaleQuantizer([16], codebook_size=8, dim=16, projection="identity")
+    prediction = CodePrediction([16], scales, target="place", head="linear")
+    random = RandomProjectionQuantizer(in_dim=16, codebook_size=8, dim=4, num_codebooks=2)
+    target: Tensor = random(features)
+    shares: Tensor = functional.sinkhorn(features @ codebook.embed.mT)
+    one: Quantized = codebook(encoder(features))
+    losses: dict[str, Tensor] = {"codebook": one.commitment_loss}
+    for quantizer in several:
+        out = quantizer(features, mask=torch.rand(4, 50) < 0.9)
+        losses[type(quantizer).__name__] = out.quantized.square().mean() + sum(out.commitment_losses)
+        decoded: Tensor = quantizer.lookup(out.indices)
+        assert decoded.shape == features.shape
+    pyramid: MultiScaleQuantized = scales([maps])
+    losses["places"] = prediction([maps], pyramid).total
+    by_map: MultiCodeQuantized = ChannelsFirst(residual).quantize(maps)
+    losses["map"] = by_map.commitment_loss
+    losses["balance"] = functional.code_cross_entropy(features @ codebook.embed.mT, shares)
+    losses["random"] = functional.code_cross_entropy(features.reshape(4, 50, 2, 8), target)
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    usages: list[CodebookUsage] = [codebook.usage(), *residual.usage(), *groups.usage(), *scales.usage()]
+    found: CodebookFit = fit_codebook(EMACodebook(codebook_size=4, dim=16), [features.detach()], passes=2)
+    return {"error": found.errors[-1], "perplexity": min(usage.perplexity.item() for usage in usages)}
+
+
 def misspelt_target() -> None:
     CodePrediction(4, [8], target="bags")  # type: ignore[arg-type]
 
@@ -145,6 +181,7 @@ ACCEPTED = (
     identity_projection_has_a_name,
     a_fit_is_typed,
     code_prediction_is_typed,
+    a_client_uses_all_quantizers,
 )
 REFUSED = (
     misspelt_target,

@@ -41,7 +41,8 @@ class ChannelsFirst(nn.Module, Generic[Result]):
     """A quantiser for maps ``(B, D, *spatial)``: each position is a token.
 
     Moves the channels to the last axis, calls the quantiser, and moves them back. Nothing else happens: no projection
-    and no normalisation. For both, or for several maps, see :class:`vqssl.MultiScaleQuantizer`.
+    and no normalisation. For both, or for several maps, see :class:`vqssl.MultiScaleQuantizer`. All other methods are
+    those of ``.quantizer``: write ``maps.quantizer.usage()`` or ``maps.quantizer.freeze()``.
 
     Args:
         quantizer: an :class:`vqssl.EMACodebook`, :class:`vqssl.ResidualQuantizer` or :class:`vqssl.ProductQuantizer`,
@@ -66,8 +67,9 @@ class ChannelsFirst(nn.Module, Generic[Result]):
     def __init__(self, quantizer: TokenQuantizer[Result]) -> None:
         super().__init__()
         if isinstance(quantizer, type) or not isinstance(quantizer, TokenQuantizer):
+            found = type(quantizer).__name__ if isinstance(quantizer, nn.Module) else repr(quantizer)
             raise TypeError(
-                f"quantizer must be a module that quantises tokens, got {quantizer!r}: write "
+                f"quantizer must be a module that quantises tokens, got {found}: write "
                 "ChannelsFirst(EMACodebook(codebook_size=, dim=))"
             )
         self.quantizer = quantizer

@@ -143,9 +143,10 @@ def check_indices(
     )
     if not integer:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(
-            f"{name} must be an integer tensor of code numbers, got {found}: write torch.as_tensor({name}).long()"
-        )
+        given: Any = indices
+        is_result = isinstance(given, tuple) and hasattr(given, "indices")
+        cure = "give its .indices" if is_result else f"write torch.as_tensor({name}).long()"
+        raise TypeError(f"{name} must be an integer tensor of code numbers, got {found}: {cure}")
     if shape is not None and indices.shape != shape:
         raise ValueError(
             f"{name} must have one entry for each token, shape {tuple(shape)}, got {tuple(indices.shape)}: "
@@ -237,7 +238,10 @@ def check_range(name: str, value: float, low: float, high: float, *, rule: str =
 def check_object(name: str, value: Any, protocol: type, example: str) -> None:
     """Raise unless ``value`` is an object with the methods of ``protocol``, not the name or the class of one."""
     if not isinstance(value, protocol) or isinstance(value, type):
-        found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        if isinstance(value, type):
+            found = f"the class {value.__name__}"
+        else:
+            found = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
         raise TypeError(f"{name} must be an object, got {found}: write {name}={example}")
 
 

@@ -109,7 +109,7 @@ class BagTarget:
 
 @dataclass(frozen=True)
 class PlaceTarget:
-    """The code of each place, by cross-entropy: what HuBERT, BEiT v2 and CAPI predict.
+    """The code of each place, by cross-entropy: what HuBERT and BEiT v2 predict. Places of index -1 are left out.
 
     >>> import vqssl
     >>> prediction = vqssl.CodePrediction([16], [8], target=PlaceTarget())

@@ -95,8 +95,8 @@ def fit_codebook(
         :class:`CodebookFit`.
 
     Raises:
-        TypeError: ``codebook`` is not an EMACodebook, ``batches`` can be read only once, or a batch is not of floating
-            tokens.
+        TypeError: ``codebook`` is not an EMACodebook, ``batches`` is one tensor or can be read only once, or a batch is
+            not of floating tokens.
         ValueError: fewer valid tokens than codes, a batch of another width, or an option out of range.
 
     >>> import torch, vqssl
@@ -110,6 +110,8 @@ def fit_codebook(
     check_object("codebook", codebook, EMACodebook, "EMACodebook(codebook_size=, dim=)")
     check_positive_int("passes", passes)
     check_range("tolerance", tolerance, 0, 1, rule="a fraction of the error")
+    if isinstance(batches, Tensor):
+        raise TypeError("batches must be an iterable of batches, got one tensor: write [tokens], or tokens.split(n)")
     if isinstance(batches, Iterator):
         raise TypeError(
             f"batches must be an iterable that can be read for each pass, got {type(batches).__name__}, which is empty "
@@ -149,10 +151,27 @@ def _tokens(codebook: EMACodebook, batches: Iterable[Any]) -> Iterator[Tensor]:
     for number, batch in enumerate(batches):
         several = isinstance(batch, tuple | list) and 1 <= len(batch) <= 2
         x, mask = (*batch, None)[:2] if several else (batch, None)
-        check_tokens(f"batch {number}", x, codebook.dim)
+        _check_batch(number, x, mask, codebook.dim)
         check_mask(mask, x.shape[:-1], x.device, f"mask of batch {number}")
         kept = (x if mask is None else x[mask]).reshape(-1, codebook.dim).to(state)
         yield codebook.as_compared(kept[kernels.finite_rows(kept)])
+
+
+def _check_batch(number: int, x: Any, mask: Any, dim: int) -> None:
+    name = f"batch {number}"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of tokens, or a pair of tokens and mask, got {type(x).__name__}")
+    if x.ndim > 2 and x.shape[1] == dim != x.shape[-1]:
+        raise ValueError(
+            f"{name} must be (*batch, dim) with dim = {dim} in its last axis, got shape {tuple(x.shape)}: for maps "
+            "with channels first, move them there by movedim(1, -1)"
+        )
+    check_tokens(name, x, dim)
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        raise TypeError(
+            f"mask of {name} must be a boolean tensor, got {mask.dtype}: of a loader of tokens and labels give the "
+            "tokens alone"
+        )
 
 
 def _read(codebook: EMACodebook, batches: Iterable[Any]) -> _Pass:

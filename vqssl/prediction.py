@@ -31,7 +31,7 @@ from vqssl.code_heads import (
 )
 from vqssl.code_targets import CODE_TARGETS, CodeTarget, CodeTargetName
 from vqssl.multiscale import MultiScaleQuantizer
-from vqssl.types import CodePredictionLoss, MultiScaleQuantized
+from vqssl.types import CodePredictionLoss, MultiCodeQuantized, MultiScaleQuantized, Quantized
 
 __all__ = ["CodePrediction"]
 
@@ -47,11 +47,13 @@ class CodePrediction(nn.Module):
     - ``"anchor"`` (default): the average code of a view, layer-normed and centred; L is 2 - 2 cos.
     - ``"bag"``: the distribution of codes over a view; L is the cross-entropy. BoWNet (arXiv 2002.12247) and OBoW
       (arXiv 2012.11552) predict it.
-    - ``"place"``: the code of each place; L is the cross-entropy. For masked prediction (HuBERT, BEiT v2), or for two
-      crops with ``places`` from :func:`vqssl.functional.matched_cells`.
+    - ``"place"``: the code of each place; L is the cross-entropy. For masked prediction (HuBERT, BEiT v2), where both
+      are one view and places that were not masked have index -1; or for two crops with ``places`` from
+      :func:`vqssl.functional.matched_cells`.
 
-    Call :meth:`follow_` once after each optimizer step. Generated heads compute their weights from the codes, and where
-    a head has one output a code, the row of a code that a revival has replaced starts again from zero.
+    Call :meth:`follow_` once after each optimizer step, if the codes come from a MultiScaleQuantizer that trains.
+    Generated heads compute their weights from the codes, and where a head has one output a code, the row of a code that
+    a revival has replaced starts again from zero.
 
     Args:
         in_dim: C, the width of pooled features ``(B, C)``, which all heads take; or one number a scale, for maps.
@@ -164,7 +166,7 @@ class CodePrediction(nn.Module):
         Args:
             features: pooled features ``(N, C)``, or S maps, of the views that predict.
             quantized: the codes of the views that are predicted; or their indices alone, ``(N, *spatial)`` a scale,
-                where the target needs no more.
+                where the target needs no more. Nothing is predicted where an index is -1.
             views: 1 (default): row i of the features predicts row i of the codes, which belongs to another view. V: the
                 codes hold V views of B images, joined along the batch, and the features V views or more. Each view then
                 predicts the codes of all others, and the loss is the mean over these pairs. Views beyond V, such as
@@ -205,6 +207,7 @@ class CodePrediction(nn.Module):
             quantizer: of the same scales.
 
         Raises:
+            TypeError: it is not a MultiScaleQuantizer.
             ValueError: it has other scales or sizes.
 
         >>> quantizer = MultiScaleQuantizer([16], codebook_size=8, dim=4)
@@ -213,6 +216,8 @@ class CodePrediction(nn.Module):
         >>> torch.equal(prediction.heads[0].codes, quantizer.codebook(0).embed)
         True
         """
+        if not isinstance(quantizer, MultiScaleQuantizer):
+            raise TypeError(f"quantizer must be a MultiScaleQuantizer, got {type(quantizer).__name__}")
         sizes = tuple(quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales))
         if sizes != self.codebook_sizes or self.dim not in (None, quantizer.dim):
             raise ValueError(
@@ -312,6 +317,11 @@ class CodePrediction(nn.Module):
 
     def _codes(self, quantized: MultiScaleQuantized | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return codes, channels last, and indices of each scale."""
+        if isinstance(quantized, Quantized | MultiCodeQuantized):
+            raise TypeError(
+                "quantized must be what a MultiScaleQuantizer returned, or a list of indices, one tensor a scale, got "
+                f"{type(quantized).__name__} of a single quantiser"
+            )
         if isinstance(quantized, MultiScaleQuantized):
             check_one_a_scale("quantized", quantized.indices, self.num_scales)
             codes = [

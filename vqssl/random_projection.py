@@ -117,7 +117,8 @@ class RandomProjectionQuantizer(nn.Module):
         dtype: of projections and codes: float64, or else float32, also where half precision is requested.
 
     Shape:
-        Input ``(*batch, C)``, a mask ``(*batch,)``; output ``(*batch, num_codebooks)`` int64.
+        Input ``(*batch, C)``, a mask ``(*batch,)``; output one tensor ``(*batch, num_codebooks)`` int64. For a single
+        codebook ``quantizer(x)[..., 0]`` are the targets ``(*batch,)``.
 
     State (buffers): ``projection`` ``(num_codebooks, D, C)`` and ``codes`` ``(num_codebooks, K, D)``.
 

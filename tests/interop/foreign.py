@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from tests.laws import assert_same_bits, through_file
+from tests.ports import audio_codec
+from tests.ports.beside import assert_falls, assert_same_results, take_networks
 from vqssl import MomentumTeacher
 from vqssl.functional import sinkhorn
 from vqssl.interop import (
@@ -282,6 +284,28 @@ def residual_quantizer_of_encodec_continues():
             assert_same_state(own, layer._codebook, rtol=1e-5, atol=1e-5)
 
 
+def audio_codec_with_our_quantizer_gives_their_results():
+    """A port of a whole model: their results with their codes, at the bandwidths of theirs; and it trains."""
+    encodec_codebooks()
+    module = import_module("tests.ports.before.audio_codec")
+    before, audio = module.Codec(), torch.sin(torch.arange(400) * torch.rand(4, 1, 1))
+    assert_falls(module.train(before, audio, 40))
+    after = audio_codec.Codec()
+    take_networks(after, before)
+    after.quantizer.quantizer.load_state_dict(
+        residual_quantizer_from_encodec(before.quantizer.state_dict()).state_dict()
+    )
+    # In training mode, where their loss is; then with the codes that this step moved.
+    assert_same_results(after(audio), before(audio), rtol=1e-4, atol=1e-5)
+    after.eval()
+    before.eval()
+    for kilobits in (3.0, 8.0, 17.0, 24.0, 32.0):
+        codes = after.encode(audio, kilobits)
+        assert codes.equal(before.encode(audio, kilobits))
+        torch.testing.assert_close(after.decode(codes), before.decode(codes), rtol=1e-4, atol=1e-5)
+    assert_falls(audio_codec.train(after.train(), audio, 40))
+
+
 def old_vector_quantize_pytorch_codebook_continues():
     """Load a state of release 0.7: no axis of heads, a flag of one float, and no sums for cosine codes."""
     package = import_module("vector_quantize_pytorch")
@@ -313,6 +337,7 @@ CHECKS = (
     encodec_codebook_continues,
     every_layer_of_an_encodec_model_loads,
     residual_quantizer_of_encodec_continues,
+    audio_codec_with_our_quantizer_gives_their_results,
     old_vector_quantize_pytorch_codebook_continues,
 )
 
