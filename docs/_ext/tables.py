@@ -58,8 +58,8 @@ Maker = Callable[[list[Record], Path], str]
 PAGES: dict[str, tuple[Maker, str, str]] = {
     "sweep-kermany-32": (sweep_table, "sweep-kermany-32", "AUC over BYOL with 1% and 5% of the labels, by seed"),
     "again-kermany-32": (again_table, "sweep-kermany-32", ""),
-    "sweep-kermany-64": (sweep_table, "sweep-kermany-64", "AUC over BYOL at 64 px with 1% and 5% of the labels, by seed"),
-    "sweep-pneumoniamnist": (sweep_table, "sweep-pneumoniamnist", "AUC over BYOL with 1% and 5% of the labels, by seed"),
+    "sweep-kermany-64": (sweep_table, "sweep-kermany-64", "AUC over BYOL with 1% and 5% of the labels, by seed"),
+    "sweep-pneumoniamnist": (sweep_table, "sweep-pneumoniamnist", "AUC over BYOL with few labels, by seed"),
     "evaluation-kermany-32": (evaluation_tables, "evaluation-kermany-32", "AUC and Dice by share of labels and masks"),
     "evaluation-kermany-64": (evaluation_tables, "evaluation-kermany-64", "AUC by share of labels"),
     "evaluation-phantoms": (evaluation_tables, "evaluation-phantoms", "AUC and Dice by share of labels and masks"),

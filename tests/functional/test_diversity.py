@@ -94,7 +94,8 @@ def test_half_precision_is_computed_in_float32():
     [
         ((torch.ones(3, 1, 4).long(),), TypeError, "floating dtype"),
         ((torch.ones(4),), ValueError, r"for one codebook write logits\[..., None, :\]"),
-        ((torch.ones(3, 1, 0),), ValueError, "at least one codebook and code"),
+        ((torch.ones(9, 4),), ValueError, r"for one codebook write logits\[..., None, :\]"),
+        ((torch.ones(3, 1, 0),), ValueError, r"an axis of tokens, of codebooks and of codes, got shape \(3, 1, 0\)"),
         ((torch.ones(3, 1, 4), torch.ones(3, 1, dtype=torch.bool)), ValueError, r"shape \(3,\), got \(3, 1\)"),
     ],
 )

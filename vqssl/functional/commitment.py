@@ -16,7 +16,7 @@ __all__ = ["commitment_loss"]
 def commitment_loss(
     x: Tensor, quantized: Tensor, mask: Tensor | None = None, weight: float = 0.25, *, indices: Tensor | None = None
 ) -> Tensor:
-    r"""Return how far tokens are from their codes: equation 5 of DiSSECT (arXiv 2509.18765) and VQ-VAE (arXiv 1711.00937).
+    r"""Return how far tokens are from their codes: equation 5 of DiSSECT (arXiv 2509.18765), VQ-VAE's loss.
 
     .. math:: L = \beta \cdot \mathrm{mean}\, (z - \mathrm{sg}[q])^2
 

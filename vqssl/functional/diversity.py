@@ -45,7 +45,7 @@ def diversity_loss(
 
     Raises:
         TypeError: ``logits`` is not a floating tensor, or the mask is not boolean.
-        ValueError: there are not at least two axes, or one of these is empty; ``form`` is unknown; or shape or device
+        ValueError: there are not at least three axes, or the last two are empty; ``form`` is unknown; or shape or device
             of the mask differ.
 
     >>> import torch
@@ -56,10 +56,10 @@ def diversity_loss(
     0.75
     """
     check_floating("logits", logits)
-    if logits.ndim < 2 or 0 in logits.shape[-2:]:
+    if logits.ndim < 3 or 0 in logits.shape[-2:]:  # (N, K) would pass for one token of N codebooks
         raise ValueError(
-            f"logits must be (*batch, G, K) with at least one codebook and code, got shape {tuple(logits.shape)}: for "
-            "one codebook write logits[..., None, :]"
+            "logits must be (*batch, G, K) with an axis of tokens, of codebooks and of codes, got shape "
+            f"{tuple(logits.shape)}: for one codebook write logits[..., None, :]"
         )
     check_mask(mask, logits.shape[:-2], logits.device)
     if form not in get_args(DiversityForm):

@@ -59,7 +59,7 @@ def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay
 
 
 def batch_mean_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: float, eps: float) -> CodebookState:
-    r"""Return the state after one step of DiSSECT's equation 1 (arXiv 2509.18765): each used code follows its batch mean.
+    r"""Return the state after a step of DiSSECT's equation 1 (arXiv 2509.18765): a used code follows its batch mean.
 
     .. math:: e_k \leftarrow \gamma e_k + (1 - \gamma) \tfrac{1}{n_k} \textstyle\sum_{k_i = k} z_i
         \quad\text{where } n_k > 0
