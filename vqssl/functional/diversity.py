@@ -45,8 +45,8 @@ def diversity_loss(
 
     Raises:
         TypeError: ``logits`` is not a floating tensor, or the mask is not boolean.
-        ValueError: there are not at least three axes, or the last two are empty; ``form`` is unknown; or shape or device
-            of the mask differ.
+        ValueError: there are fewer than three axes, or the last two are empty; ``form`` is unknown; or shape or
+            device of the mask differ.
 
     >>> import torch
     >>> even, uneven = torch.zeros(5, 1, 4), torch.tensor([9.0, 0.0, 0.0, 0.0]).expand(5, 1, 4)
