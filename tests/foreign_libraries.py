@@ -17,6 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 FETCH_TIMEOUT = 180  # seconds
+NOT_CHECKED = "NOT CHECKED with torchvision, timm, lightly, Lightning, Accelerate, transformers"
 
 # torchvision's minor version is torch's plus 15. pip installs these without dependencies: the environment has some, and
 # the second half of the list the rest (transformers needs the last six for its hub).
@@ -40,6 +41,8 @@ WANTED = (
     "h11==0.16.0",
     "truststore==0.10.5",
     "idna==3.20",
+    "accelerate==1.15.0",
+    "psutil==7.2.2",
 )
 
 
@@ -58,12 +61,12 @@ def fetched(cache: pytest.Cache) -> Path:
             why = (answer.stderr.strip() or "pip did not say why")[-2000:]
             # pip's message if it reaches no index.
             missing = "(from versions: none)" in why
-            reason = f"NOT CHECKED with torchvision, timm, lightly, Lightning, transformers: {why.splitlines()[-1]}"
+            reason = f"{NOT_CHECKED}: {why.splitlines()[-1]}"
             (pytest.skip if missing or not os.environ.get("CI") else pytest.fail)(reason)
         with contextlib.suppress(OSError):  # another process of the tests was faster
             partial.rename(folder)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"NOT CHECKED with torchvision, timm, lightly, Lightning, transformers: none in {FETCH_TIMEOUT} s")
+        pytest.skip(f"{NOT_CHECKED}: none in {FETCH_TIMEOUT} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -112,7 +112,9 @@ class OptimizerStep:
         codebooks = [module for module in self.method.modules() if isinstance(module, EMACodebook)]
         if any(codebook.needs_codes for codebook in codebooks):
             return
-        self.method.compile()
+        # What was compiled before, for another run, would decide how this one is compiled, and so how it rounds.
+        torch.compiler.reset()
+        self.method.compile(dynamic=False)
         self.is_compiled = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,7 +111,6 @@ def test_checkpoints_and_records_from_before_the_options_continue(tmp_path, phan
         pytest.param("dissect", {"precision": "fp16"}, marks=SLOW),
         pytest.param("dira", {"precision": "fp16"}, marks=SLOW),
         pytest.param("dissect_codes", {"precision": "fp16", "accumulate": 2, "channels_last": True}, marks=SLOW),
-        pytest.param("dissect", {"compile": True}, marks=SLOW),
     ],
     ids=str,
 )
@@ -344,16 +343,54 @@ def test_channels_last_changes_the_rounding_alone(tmp_path, phantoms, method):
 # ---- compilation ----
 
 
+class Small(nn.Module):
+    """A method that is quickly compiled: a convolution with BatchNorm, a teacher and a codebook on its maps."""
+
+    Options = NoOptions
+
+    def __init__(self, encoder, options, *, total_steps, seed):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.teacher = vqssl.MomentumTeacher(self.encoder, momentum=0.9)
+        self.quantizer = vqssl.MultiScaleQuantizer([8], codebook_size=8, dim=8)
+
+    def forward(self, views):
+        found = self.quantizer([self.teacher(views[0])])
+        loss = (self.encoder(views[1]) - found.quantized[0]).square().mean()
+        return Step(loss, {"commitment": found.commitment_loss})
+
+    def after_step(self):
+        self.teacher.update_(self.encoder)
+
+    def figures(self):
+        return {}
+
+    def exports(self):
+        return {"encoder": self.encoder}
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=str)
-def test_compiled_steps_change_the_rounding_alone(tmp_path, phantoms, changes):
-    plain = one_epoch(phantoms, tmp_path / "plain", **changes)
-    fast = one_epoch(phantoms, tmp_path / "fast", compile=True, **changes)
-    assert fast.optimizer_step.is_compiled
-    assert not plain.optimizer_step.is_compiled
-    for name, value in plain.rows[0].items():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler itself imports
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "precision": "fp16"}], ids=str)
+def test_compiled_steps_change_the_rounding_alone_and_resume_to_the_bit(tmp_path, phantoms, changes, monkeypatch):
+    monkeypatch.setitem(METHODS, "small", Small)
+    plain, fast = (
+        Pretraining("small", NoOptions(), optimization=replace(QUICK, epochs=2, compile=compiled, **changes))
+        for compiled in (False, True)
+    )
+    runs = [Run(phantoms, config, tmp_path / str(number)) for number, config in enumerate((plain, fast))]
+    for run in runs:
+        run.train(quiet=True)
+    assert [run.optimizer_step.is_compiled for run in runs] == [False, True]
+    for name, value in runs[0].rows[-1].items():
         if name != "seconds":
-            assert fast.rows[0][name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+            assert runs[1].rows[-1][name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+    Run(phantoms, fast, tmp_path / "broken").train(until=1, quiet=True)
+    resumed = Run(phantoms, fast, tmp_path / "broken")
+    assert resumed.resume()
+    resumed.train(quiet=True)
+    assert resumed.optimizer_step.is_compiled
+    assert_same_bits(everything_of(runs[1]), everything_of(resumed))
 
 
 # ---- what a device cannot do ----

@@ -79,7 +79,7 @@ def test_test_images_make_validation_a_part_of_training(folder, rng):
     [
         (
             {},
-            "got a blank in column 'Enlarged Cardiomediastinum' for 'train/patient00001.* --unknown zeros, ones, ignore or",
+            "got a blank in column 'Enlarged Cardiomediastinum' for 'train/patient00001.* zeros, ones, ignore or",
         ),
         ({"unknown": "zeros"}, r"got -1 in column 'Edema' for 'train/patient00002.* \(and 0 more\): give --uncertain"),
     ],
