@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from torch.utils._pytree import tree_flatten
@@ -134,7 +135,7 @@ def result_of(out: Path) -> tuple[dict[str, Any], list[Any]]:
         state = torch.load(path, weights_only=True)
         leaves += tree_flatten({name: state[name] for name in ("config", "data", "model", "optimizer", "scheduler")})[0]
     for path in sorted(out.glob("*/*.safetensors")):
-        leaves.append(path.read_bytes())
+        leaves += tree_flatten(safetensors.torch.load_file(path))[0]  # their headers are in no fixed order
     return {"auc": record["auc"], "runs": runs, "images": record["images"]}, leaves
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,26 +50,31 @@ class HeldCodebooks:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep the codes as they are, and note the tokens of each forward pass in training mode."""
+        moving = [codebook for codebook in self.codebooks if not codebook.frozen]
         for codebook in self.codebooks:
+            self.tokens[codebook], self.indices[codebook] = [], []
+        for codebook in moving:
             codebook.check_ranks()  # before they are frozen: then they wait for no rank
             codebook.freeze()
-            self.tokens[codebook], self.indices[codebook] = [], []
         try:
             yield
         finally:
-            for codebook in self.codebooks:
+            for codebook in moving:
                 codebook.freeze(False)
 
     def initialize_(self) -> None:
         """Draw the first codes of each codebook that has none from the tokens noted."""
         for codebook in self.codebooks:
-            codebook.initialize_(torch.cat(self.tokens[codebook]))
+            if self.tokens[codebook]:
+                codebook.initialize_(torch.cat(self.tokens[codebook]))
 
     def update_(self) -> None:
         """Update all codebooks once, with the tokens noted."""
         seen = [codebook for codebook in self.codebooks if self.tokens[codebook]]
         tokens = [torch.cat(self.tokens[codebook]) for codebook in seen]
         vqssl.update_codebooks(seen, tokens, [torch.cat(self.indices[codebook]) for codebook in seen])
+        for codebook in seen:  # they would stay in memory during the next batch
+            self.tokens[codebook], self.indices[codebook] = [], []
 
     def _of_codebook(self, codebook: vqssl.EMACodebook, inputs: tuple[Any, ...], found: Quantized) -> None:
         if codebook.training and codebook.frozen:
@@ -119,7 +124,3 @@ def rehearsal(model: nn.Module, device: str) -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".* quantises by random codes")
         yield
     kept.restore_()
-
-
-Part = Callable[[], list[Tensor]]
-"""Draws the views of a part of a batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from examples.pretrain import ranks
 from examples.pretrain.augment import FloatImages
+from examples.pretrain.data.cache import cores
 
 MOST_WORKERS = 4
 """Of a rank. One reads and converts some thousand images of 224 px a second; a step takes longer."""
@@ -33,7 +33,7 @@ def load_batches(images: Tensor | FloatImages, batches: Sequence[Tensor], *, pin
         cast(Dataset, images),
         batch_size=None,
         sampler=batches,
-        num_workers=min(MOST_WORKERS, (os.cpu_count() or 1) // ranks.world_size()),
+        num_workers=min(MOST_WORKERS, cores() // ranks.world_size()),
         pin_memory=pin,
         generator=torch.Generator(),
     )

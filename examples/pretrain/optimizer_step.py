@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from examples.pretrain.accumulation import HeldCodebooks, KeptState, Part, rehearsal
+from examples.pretrain.accumulation import HeldCodebooks, KeptState, rehearsal
 from examples.pretrain.methods import Step
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.precision import computing
 from vqssl import EMACodebook
 
+Part = Callable[[], list[Tensor]]
+"""Draws the views of a part of a batch."""
 FIRST_SCALE = 2.0**10
 """Of the loss in fp16: the gradients of every method fit at their first step. It doubles after 2,000 steps that fit."""
 

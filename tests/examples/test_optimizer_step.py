@@ -289,6 +289,10 @@ def test_first_codes_come_from_all_parts_and_nothing_else_knows(tmp_path, phanto
     assert not run.method.codebook.frozen
     run._step(run.method, images)
     assert len(run.method.seen) == 12  # known codes need no such pass
+    run.method.codebook.freeze()
+    run._step(run.method, images)
+    assert run.method.codebook.frozen  # by the method: it stays so
+    assert run.method.codebook.num_updates.item() == 2
 
 
 def test_batches_that_do_not_divide_and_other_quantisers_are_refused(tmp_path, phantoms, monkeypatch):

@@ -94,7 +94,7 @@ class Cache:
             shards = self._shards()
             todo = [shard for shard in shards if not shard.path.is_file()]
             done = sum(len(shard.numbers) for shard in shards if shard.path.is_file())
-            count = min(_cores(), 16, len(todo)) if workers is None else workers
+            count = min(cores(), 16, len(todo)) if workers is None else workers
             loader: DataLoader = DataLoader(
                 cast(Dataset, todo),
                 batch_size=None,
@@ -242,7 +242,8 @@ def _pick(array: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
     return None if array is None else array[kept]
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
