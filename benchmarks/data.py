@@ -47,6 +47,7 @@ from examples.pretrain.loader import load_batches
 from examples.pretrain.methods import default_options
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.protocols import Settings, Subject, finetune, segment
+from examples.pretrain.protocols.subject import lacking_masks
 from examples.pretrain.train import Pretraining, Run
 
 SIDE = 224
@@ -154,7 +155,7 @@ def through(path: Path) -> None:
     test = data.subset(slice(0, BATCH))
     subject = Subject("byol", 0, run, run.method.encoder, data, test, (data, test))
     settings = Settings(steps=2, batch_size=8)
-    assert segment.lacking_masks(subject) is None
+    assert lacking_masks(subject) is None
     finetune.finetuned(subject, data, settings, 0)
     net = segment.trained(subject, data, 1, settings, 0, frozen=False)
     segment.dice(subject, net, test, 1)

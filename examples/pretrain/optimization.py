@@ -38,9 +38,9 @@ class Optimization:
     at once. Each part is a batch of its own to BatchNorm, to targets that are centred, and to losses that compare
     images with each other."""
     channels_last: bool = False
-    """Keep images and weights with channels last in memory: faster on some devices, other rounding."""
+    """Keep images and weights with channels last in memory, which some devices prefer. It rounds otherwise."""
     compile: bool = False
-    """Compile the forward pass by torch.compile: faster after some minutes, other rounding."""
+    """Compile the forward pass by torch.compile, which takes minutes when training starts. It rounds otherwise."""
 
 
 def check_optimization(config: Optimization) -> None:

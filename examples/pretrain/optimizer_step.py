@@ -84,11 +84,12 @@ class OptimizerStep:
         return mean_of(steps)
 
     def _pass(self, forward: nn.Module, part: Part, *, last: bool) -> Step:
+        views = part()  # before autocast: images are not blurred in half precision
         several = isinstance(forward, DistributedDataParallel) and not last
         # The ranks average their gradients once, after the last part.
         with forward.no_sync() if several else contextlib.nullcontext():  # type: ignore[operator]
             with computing(self.config, self.device):
-                step: Step = forward(part())
+                step: Step = forward(views)
             loss = step.loss if self.config.accumulate == 1 else step.loss / self.config.accumulate
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return Step(logged(step.loss), {name: logged(value) for name, value in step.parts.items()})
@@ -102,9 +103,11 @@ class OptimizerStep:
 
     def _first_codes(self, held: HeldCodebooks, parts: Sequence[Part]) -> None:
         """Initialise the codebooks from all parts, as a whole batch does."""
-        with rehearsal(self.method, self.device), computing(self.config, self.device), held.held():
+        with rehearsal(self.method, self.device), held.held():
             for part in parts:
-                self.method(part())
+                views = part()
+                with computing(self.config, self.device):
+                    self.method(views)
         held.initialize_()
 
     def _compile_once(self) -> None:

@@ -295,6 +295,19 @@ def test_first_codes_come_from_all_parts_and_nothing_else_knows(tmp_path, phanto
     assert run.method.codebook.num_updates.item() == 2
 
 
+def test_views_are_drawn_outside_of_autocast(tmp_path, phantoms, monkeypatch):
+    monkeypatch.setitem(METHODS, "one", OneToken)
+    optimization = replace(QUICK, accumulate=2, precision="bf16")
+    run = Run(phantoms, Pretraining("one", NoOptions(), ENCODER, optimization=optimization), tmp_path)
+    seen = []
+    draw = run.views
+    run.views = lambda images, augment: seen.append(torch.is_autocast_enabled("cpu")) or draw(images, augment)
+    run.method.train()
+    run._step(run.method, torch.rand(16, 1, 32, 32))
+    assert seen == [False] * 4  # for the first codes, and for the step
+    assert run.method.seen[-1].dtype == torch.float32
+
+
 def test_batches_that_do_not_divide_and_other_quantisers_are_refused(tmp_path, phantoms, monkeypatch):
     for size, parts in ((16, 3), (16, 16), (4, 8)):
         with pytest.raises(ValueError, match=rf"of 2 images a part at least, got {size} for {parts} parts"):
