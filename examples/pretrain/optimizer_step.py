@@ -20,7 +20,7 @@ from vqssl import EMACodebook
 
 Part = Callable[[], list[Tensor]]
 """Draws the views of a part of a batch."""
-FIRST_SCALE = 2.0**10
+FIRST_SCALE = 2.0**8
 """Of the loss in fp16: the gradients of every method fit at their first step. It doubles after 2,000 steps that fit."""
 
 
