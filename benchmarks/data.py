@@ -2,11 +2,13 @@
 
     python -m benchmarks.data                              speed on 2,000 pictures, memory at 10,000 and 50,000
     python -m benchmarks.data --pictures 200 --counts 500  quick
+    python -m benchmarks.data --libraries FOLDER           with lightly's loader, see `lightly_loader.py`
 
 Speed: pictures a second of one decoder, of the cache's workers, and of a warm epoch (every image once, as batches of
-floats) from tensors in memory, from the cache, and from MONAI's `PersistentDataset` and `DataLoader`. Memory: the peak
-of a process that normalises, fingerprints, loads an epoch of batches and encodes, beyond its peak after the same with
-64 images. Pages of the file that are mapped count.
+floats) from tensors in memory, from the cache, from MONAI's `PersistentDataset` and `DataLoader`, and from lightly's
+`LightlyDataset`. Memory: the peak of a process that normalises, fingerprints, loads an epoch of batches, encodes,
+fine-tunes and trains a decoder of masks, beyond its peak after the same with 64 images. Pages of the file that are
+mapped count; masks, which the example holds in memory, are a single one here.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from monai.transforms.utility.array import Lambda  # only MONAI's own transforms
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.lightly_loader import lightly_rates
 from benchmarks.provenance import provenance
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet, Reading, load_images
@@ -39,9 +42,12 @@ from examples.pretrain.data.catalogue import read_image
 from examples.pretrain.data.folder import catalogue_of
 from examples.pretrain.data.resize import resize
 from examples.pretrain.data.stored import StoredImages
+from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.loader import load_batches
 from examples.pretrain.methods import default_options
 from examples.pretrain.optimization import Optimization
+from examples.pretrain.protocols import Settings, Subject, finetune, segment
+from examples.pretrain.protocols.subject import lacking_masks
 from examples.pretrain.train import Pretraining, Run
 
 SIDE = 224
@@ -67,8 +73,8 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def speed(place: Path, count: int) -> dict[str, float]:
-    """Return pictures a second, by what was measured."""
+def speed(place: Path, count: int, libraries: Path | None = None) -> dict[str, float]:
+    """Return pictures a second, by what was measured; lightly's too, if there is a folder of its libraries."""
     folder, cores = place / "pictures", len(os.sched_getaffinity(0))
     generate(folder, count)
     cache = Cache(folder, catalogue_of(folder, Reading()), SIDE, place / "cache")
@@ -107,7 +113,7 @@ def speed(place: Path, count: int) -> dict[str, float]:
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=cores)
     found["first epoch of MONAI's PersistentDataset"] = count / seconds(lambda: list(map(len, loader)))
     found["warm epoch of MONAI's PersistentDataset"] = count / seconds(lambda: list(map(len, loader)))
-    return found
+    return found if libraries is None else found | lightly_rates(libraries, folder, SIDE, BATCH, cores)
 
 
 class Mean(nn.Module):
@@ -125,15 +131,34 @@ def peak() -> float:
 
 
 def through(path: Path) -> None:
-    """Go through everything that a run does with all images of a file, but for the training step."""
-    config = Pretraining("byol", default_options()["byol"], optimization=Optimization(batch_size=BATCH))
-    data = ImageSet(StoredImages(path))  # type: ignore[arg-type]
+    """Go through everything that a run and its evaluation do with all images of a file, but for pretraining steps."""
+    config = Pretraining(
+        "byol",
+        default_options()["byol"],
+        encoder=EncoderOptions(width=8),
+        optimization=Optimization(batch_size=BATCH),
+    )
+    images = StoredImages(path)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[: SIDE // 4, : SIDE // 4] = 1
+    data = ImageSet(
+        images,  # type: ignore[arg-type]
+        (np.arange(len(images)) % 2)[:, None].astype(np.uint8),
+        masks=np.broadcast_to(mask, images.shape),
+    )
     run = Run(data, config, path.parent)
     assert run.fingerprint
-    images: Any = to_float(data.images)
-    for _ in load_batches(images, list(torch.randperm(len(data)).split(BATCH)), pin=False):
+    floats: Any = to_float(data.images)
+    for _ in load_batches(floats, list(torch.randperm(len(data)).split(BATCH)), pin=False):
         pass
-    assert len(run.encode(images, Mean())) == len(data)
+    assert len(run.encode(floats, Mean())) == len(data)
+    test = data.subset(slice(0, BATCH))
+    subject = Subject("byol", 0, run, run.method.encoder, data, test, (data, test))
+    settings = Settings(steps=2, batch_size=8)
+    assert lacking_masks(subject) is None
+    finetune.finetuned(subject, data, settings, 0)
+    net = segment.trained(subject, data, 1, settings, 0, frozen=False)
+    segment.dice(subject, net, test, 1)
 
 
 def use(path: Path) -> None:
@@ -161,18 +186,19 @@ def memory(place: Path, count: int) -> float:
     return float(said.splitlines()[-1])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=2000, help="number of pictures for speed; 0 measures none")
     parser.add_argument("--counts", type=int, nargs="*", default=[10_000, 50_000], help="numbers of images for memory")
+    parser.add_argument("--libraries", type=Path, help="folder with lightly and torchvision")
     parser.add_argument("--out", type=Path, help="file for the record")
     parser.add_argument("--use", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.use is not None:
         return use(options.use)
     with tempfile.TemporaryDirectory() as folder:
-        rates = speed(Path(folder), options.pictures) if options.pictures else {}
+        rates = speed(Path(folder), options.pictures, options.libraries) if options.pictures else {}
         for name, rate in rates.items():
             print(f"{name:45} {rate:8.0f} images/s", flush=True)
         peaks = {}

@@ -29,7 +29,7 @@ class Libraries(NamedTuple):
 
 
 NEIGHBOURS = Libraries(
-    "torchvision, timm, lightly, Lightning, transformers",
+    "torchvision, timm, lightly, Lightning, Accelerate, transformers",
     (  # torchvision's minor version is torch's plus 15; transformers needs the last six for its hub
         f"torchvision==0.{int(torch.__version__.split('.')[1]) + 15}.*",
         "timm==1.0.31",
@@ -50,6 +50,8 @@ NEIGHBOURS = Libraries(
         "h11==0.16.0",
         "truststore==0.10.5",
         "idna==3.20",
+        "accelerate==1.15.0",
+        "psutil==7.2.2",
     ),
 )
 TRACKERS = Libraries(

@@ -23,6 +23,7 @@ from examples.pretrain.lock import hold
 from examples.pretrain.methods import METHODS, title_of
 from examples.pretrain.optimization import check_optimization
 from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.precision import check_device_can
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.knn import knn_monitor
 from examples.pretrain.protocols.linear import FRACTIONS, check_labels, probe_encoder
@@ -149,6 +150,7 @@ def check(config: Experiment) -> None:
     check_optimization(config.optimization)
     check_augmentation(config.augmentation)
     check_encoder(config.encoder)
+    check_device_can(config.optimization, device_of(config))
     if config.weights is not None:
         encoder_of_file(config.weights, 1, config.encoder)  # refused before hours of training
     if config.data is not None and not config.data.exists():

@@ -120,11 +120,28 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+BEFORE: dict[str, Any] = {
+    "optimization.precision": "float32",
+    "optimization.accumulate": 1,
+    "optimization.channels_last": False,
+    "optimization.compile": False,
+}
+"""What runs did before an option was there, by its name: their checkpoints and records lack it."""
+
+
 def differences(theirs: Any, ours: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return dotted name, first value and second value of each entry in which two nested dicts differ."""
+    """Return dotted name, first value and second value of each entry in which two nested dicts differ.
+
+    An option that one of them lacks counts as it was before the option was there, see `BEFORE`.
+
+    >>> differences({"optimization": {"lr": 1}}, {"optimization": {"lr": 2, "accumulate": 1}})
+    [('optimization.lr', 1, 2)]
+    """
     if isinstance(theirs, dict) and isinstance(ours, dict):
         found = []
         for key in sorted({*theirs, *ours}):
-            found += differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
+            full = f"{name}.{key}" if name else key
+            before = BEFORE.get(".".join(full.split(".")[-2:]))
+            found += differences(theirs.get(key, before), ours.get(key, before), full)
         return found
     return [] if theirs == ours else [(name, theirs, ours)]

@@ -83,14 +83,29 @@ def check_values(
     ):  # other names are for load_state_dict: older versions have some
         _check_like(path, name, model[name], ours[name])
     _check_optimizer(path, state["optimizer"], optimizer)
-    done = state["epoch"] * steps_per_epoch
+    done = state["epoch"] * steps_per_epoch - _skipped(path, state, state["epoch"] * steps_per_epoch)
     if state["scheduler"].get("last_epoch") != done:
         found = state["scheduler"].get("last_epoch")
         raise refusal(path, "scheduler.last_epoch", f"be {done}, the steps of {state['epoch']} epochs", found)
-    everything = {name: state[name] for name in ("model", "optimizer", "scheduler")}
+    everything = {name: state.get(name, {}) for name in ("model", "optimizer", "scheduler", "scaler")}
     bad = [name for name, value in numbers("", everything) if not math.isfinite(value)]
     for name in bad + not_finite(tensors("", everything)):
         raise refusal(path, name, "hold finite numbers", "NaN or infinity")
+
+
+def _skipped(path: Path, state: dict[str, Any], steps: int) -> int:
+    """Return the number of steps that a run in fp16 skipped; raise ValueError unless it and the scale are possible."""
+    if json.loads(state["config"]).get("optimization", {}).get("precision") != "fp16":
+        return 0
+    scaler = state.get("scaler")
+    if not isinstance(scaler, dict):
+        raise refusal(path, "scaler", "hold the scale of the loss in fp16", repr(scaler)[:40])
+    skipped, scale = scaler.get("skipped"), scaler.get("scale")
+    if type(skipped) is not int or not 0 <= skipped <= steps:
+        raise refusal(path, "scaler.skipped", f"be from 0 to {steps}, the steps so far", repr(skipped)[:40])
+    if type(scale) is not float or not scale > 0:
+        raise refusal(path, "scaler.scale", "be a number above 0", repr(scale)[:40])
+    return skipped
 
 
 def _check_optimizer(path: Path, state: dict[str, Any], optimizer: Optimizer) -> None:

@@ -26,11 +26,21 @@ class Optimization:
     weight_decay: float = 1.5e-6
     """Not applied to biases and norms."""
     batch_size: int = 256
-    """Images a step, of all ranks together."""
+    """Images a step, of all ranks and all parts together: with 4 ranks, each takes a quarter."""
     epochs: int = 300
     """Passes over the training images."""
     warmup_epochs: int = 10
     """Epochs of linear warm-up; half a cosine follows."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of forward passes in training. fp16 scales the loss; a step that overflows is skipped and changes nothing."""
+    accumulate: int = 1
+    """Parts of a batch that pass one after another, to save memory. Gradients are averaged, and codebooks see all parts
+    at once. Each part is a batch of its own to BatchNorm, to targets that are centred, and to losses that compare
+    images with each other."""
+    channels_last: bool = False
+    """Keep images and weights with channels last in memory, which some devices prefer. It rounds otherwise."""
+    compile: bool = False
+    """Compile the forward pass by torch.compile, which takes minutes when training starts. It rounds otherwise."""
 
 
 def check_optimization(config: Optimization) -> None:
@@ -41,6 +51,12 @@ def check_optimization(config: Optimization) -> None:
     check_range("--optimization.batch-size", config.batch_size, least=2)
     check_range("--optimization.epochs", config.epochs, least=1)
     check_range("--optimization.warmup-epochs", config.warmup_epochs, least=0)
+    check_range("--optimization.accumulate", config.accumulate, least=1)
+    if config.batch_size % config.accumulate or config.batch_size < 2 * config.accumulate:
+        raise ValueError(
+            "--optimization.batch-size must be a multiple of --optimization.accumulate, of 2 images a part at least, "
+            f"got {config.batch_size} for {config.accumulate} parts: give another number of parts"
+        )
 
 
 def make_optimizer(model: nn.Module, config: Optimization) -> Optimizer:

@@ -32,7 +32,7 @@ def forward_passes(data: ImageSet, config: Pretraining, folder: Path) -> float:
     prepare = getattr(run.method, "prepare", None)
     if prepare is not None:
         prepare(images)
-    batch = images[: config.optimization.batch_size].to(config.device)
+    batch = images[: config.optimization.batch_size // config.optimization.accumulate].to(config.device)
     seen = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

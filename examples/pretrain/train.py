@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ from examples.pretrain.augment import Augmentation, Normalize, to_float, two_vie
 from examples.pretrain.checkpoint_checks import check_facts, check_values
 from examples.pretrain.data import ImageSet
 from examples.pretrain.data.fingerprint import changes
-from examples.pretrain.divergence import check_losses, check_state, finite
+from examples.pretrain.divergence import Diverged, check_losses, check_state, finite
 from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.loader import load_batches
 from examples.pretrain.lock import hold
 from examples.pretrain.log import Log, Row, line_of
 from examples.pretrain.methods import METHODS, Step
 from examples.pretrain.optimization import Optimization, check_optimization, make_optimizer, make_schedule
+from examples.pretrain.optimizer_step import OptimizerStep
+from examples.pretrain.precision import check_device_can, laid_out
 from examples.pretrain.records import device_model
 from vqssl import MultiScaleQuantizer
 
@@ -79,10 +81,12 @@ class Run:
                 f"batch_size must not exceed the number of training images, got {optimization.batch_size} for "
                 f"{len(data)} images: give a smaller --optimization.batch-size"
             )
-        if optimization.batch_size % ranks.world_size():
+        shares = ranks.world_size() * optimization.accumulate
+        if optimization.batch_size % shares:
+            parts = "" if optimization.accumulate == 1 else f" x {optimization.accumulate} parts"
             raise ValueError(
-                f"batch_size must be a multiple of the number of ranks, got {optimization.batch_size} for "
-                f"{ranks.world_size()}: it is the batch of all ranks together"
+                f"batch_size must be a multiple of the number of ranks{parts and ' and parts'}, got "
+                f"{optimization.batch_size} for {ranks.world_size()}{parts}: it is the batch of all ranks together"
             )
         total_steps = self.steps_per_epoch * optimization.epochs
         torch.manual_seed(config.seed)
@@ -91,11 +95,14 @@ class Run:
         if ranks.world_size() > 1 and config.device.startswith("cuda"):  # SyncBatchNorm does not support the CPU
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         self.method = method.to(config.device)  # an nn.Module with the members of `Method`
+        if optimization.channels_last:
+            self.method.to(memory_format=torch.channels_last)
         self.normalize = Normalize(data.images).to(config.device)
         self.augment = views_of(data.images.shape[1], config.augmentation)
         self.views = getattr(self.method, "views", two_views)
         self.optimizer = make_optimizer(self.method, optimization)
         self.scheduler = make_schedule(self.optimizer, optimization, self.steps_per_epoch)
+        self.optimizer_step = OptimizerStep(self.method, self.optimizer, self.scheduler, optimization, config.device)
         self.epoch = 0
         self.seconds = 0.0
         self.resumed_from: str | None = None
@@ -129,10 +136,11 @@ class Run:
 
         Raises:
             Diverged: the loss, or what an epoch left behind, is not finite. The checkpoint of the epoch before is kept.
-            ValueError: the ranks do not agree on what they train.
+            ValueError: the ranks do not agree on what they train, or the device cannot compute as the options say.
             FileNotFoundError: the folder or its log was removed while training.
         """
         agreement.check_equal(self.facts())
+        agreement.on_all(lambda: check_device_can(self.config.optimization, self.config.device))
         images = to_float(self.data.images)
         last = self.config.optimization.epochs if until is None else until
         prepare = getattr(self.method, "prepare", None)
@@ -206,16 +214,22 @@ class Run:
         seen: list[Tensor] = []
         for number, batch in enumerate(bar, 1):
             step = self._step(forward, batch.to(self.config.device, non_blocking=True))
+            if step is None:
+                continue
             names = ["loss", *step.parts]
             seen.append(torch.stack([step.loss, *step.parts.values()]).detach())
             if number % 10 == 0:  # reading a figure synchronises with the device
                 bar.set_postfix(loss=f"{torch.stack(seen[-10:])[:, 0].mean().item():.3f}", refresh=False)
+        if not seen:
+            raise Diverged(f"training diverged: {title}: the gradients of every step overflowed in fp16. Use bf16")
         losses = torch.stack(seen)
         ranks.average_([losses])
         ranks.average_statistics_(self.method)
         self._check_finite(losses, names)
         means = dict(zip(names, losses.mean(0).tolist(), strict=True))
-        return {"epoch": self.epoch + 1, **means, "lr": self.scheduler.get_last_lr()[0], **self.method.figures()}
+        skipped = {} if self.optimizer_step.scaler is None else {"skipped_steps": self.optimizer_step.skipped}
+        lr = self.scheduler.get_last_lr()[0]
+        return {"epoch": self.epoch + 1, **means, "lr": lr, **skipped, **self.method.figures()}
 
     def _check_finite(self, losses: Tensor, names: list[str]) -> None:
         """Raise Diverged on all ranks unless the epoch that ends here left finite numbers everywhere."""
@@ -237,16 +251,14 @@ class Run:
         for start in range(0, count - size + 1, size):
             yield order[start : start + size][ranks.rank() :: ranks.world_size()]
 
-    def _step(self, forward: nn.Module, images: Tensor) -> Step:
-        with torch.no_grad():
-            views = [self.normalize(view) for view in self.views(images, self.augment)]
-        step: Step = forward(views)
-        self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        self.method.after_step()
-        return step
+    def _step(self, forward: nn.Module, images: Tensor) -> Step | None:
+        parts = images.chunk(self.config.optimization.accumulate)
+        return self.optimizer_step.take(forward, [partial(self._views, part) for part in parts])
+
+    @torch.no_grad()
+    def _views(self, images: Tensor) -> list[Tensor]:
+        views = [self.normalize(view) for view in self.views(images, self.augment)]
+        return laid_out(views, self.config.optimization)
 
     def save(self) -> None:
         """Write the checkpoint; the file is whole whenever the process is killed."""
@@ -262,6 +274,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
+        if self.optimizer_step.scaler is not None:
+            state["scaler"] = self.optimizer_step.state_dict()
         checkpoint.save(self.folder / "checkpoint.pt", state)
 
     def resume(self, *, images_only: bool = False) -> bool:
@@ -300,6 +314,7 @@ class Run:
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.optimizer_step.load_state_dict(state.get("scaler", {}))
         self.epoch, self.seconds, self.rows = state["epoch"], state["seconds"], state["rows"]
         self.devices = state["devices"]
         self.resumed_from = checkpoint.digest(path)

@@ -17,7 +17,9 @@ READ = {"0", "1", "-1", *UNKNOWN}
 def findings_of(
     rows: Sequence[dict[str, str]], columns: Sequence[str], names: Sequence[str], reading: Reading
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return findings ``(N, L)`` of 0 and 1, and ``(N,)`` booleans that are False for images to leave out.
+    """Return findings ``(N, L)``, and ``(N,)`` booleans that are False for images to leave out.
+
+    Findings are uint8 of 0 and 1; or int8, with -1 for what is to be ignored, if there is such a finding.
 
     Args:
         rows: the values of each image by column.
@@ -38,6 +40,7 @@ def findings_of(
             f"columns that are no findings ({', '.join(others[:5])}), or keep a single column for classes"
         )
     keep = np.ones(len(rows), bool)
+    ignored = np.zeros(values.shape, bool)
     for option, policy, kinds in (
         ("unknown", reading.unknown, list(UNKNOWN)),
         ("uncertain", reading.uncertain, ["-1"]),
@@ -48,14 +51,17 @@ def findings_of(
             kind = UNKNOWN.get(str(values[row, column]), "-1")
             raise ValueError(
                 f"findings must be known, 0 or 1, got {kind} in column {columns[column]!r} for {names[row]!r} (and "
-                f"{there.sum() - 1} more): give --{option} zeros, ones or leave-out, or write 0 or 1 for each"
+                f"{there.sum() - 1} more): give --{option} zeros, ones, ignore or leave-out, or write 0 or 1 for each"
             )
         values[there] = "1" if policy == "ones" else "0"
+        if policy == "ignore":
+            ignored |= there
         if policy == "leave-out":
             keep &= ~there.any(1)
     if not keep.any():
         raise ValueError("no image has findings that are all known: give --unknown zeros, or --uncertain zeros")
-    return values.astype(np.uint8), keep
+    findings = values.astype(np.uint8)
+    return np.where(ignored, np.int8(-1), findings.astype(np.int8)) if ignored.any() else findings, keep
 
 
 def _finding(value: str) -> str:

@@ -20,7 +20,8 @@ class ImageSet:
     Args:
         images: ``(N, S, S)`` grey or ``(N, S, S, 3)`` RGB, uint8 or uint16; the dtype's full range is [0, 1].
             They may be :class:`StoredImages`, which an index reads from their file.
-        labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` uint8 multi-hot findings; None if unlabelled.
+        labels: ``(N,)`` int64 classes 0, 1, ..., or ``(N, L)`` multi-hot findings: uint8 of 0 and 1, or int8 with -1
+            for what is unknown; None if unlabelled.
         groups: ``(N,)`` integer or string patient ids; None makes every image its own patient.
         masks: ``(N, S, S)`` uint8.
         split: ``(N,)`` "train", "val" or "test"; None unless the source names them.

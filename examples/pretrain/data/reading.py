@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Policy = Literal["zeros", "ones", "leave-out"]
+Policy = Literal["zeros", "ones", "ignore", "leave-out"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Reading:
     cache: Path | None = None
     """Directory for the decoded images of folders: they are decoded once, and not held in memory."""
     unknown: Policy | None = None
-    """Findings that a table leaves blank count as 0 or 1, or their images are left out. Asked for where it matters."""
+    """What findings that a table leaves blank count as. ignore: not at all, in losses and AUC; leave-out: their images
+    are left out. Asked for where it matters."""
     uncertain: Policy | None = None
     """The same for findings of -1."""

@@ -31,6 +31,6 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def put(self, keys: Tensor) -> None:
         """Replace the oldest keys by `(B, D)` new ones; of more than Q, the last Q."""
-        new = F.normalize(ranks.concatenated(keys), dim=1)[-len(self.keys) :]
+        new = F.normalize(ranks.concatenated(keys), dim=1)[-len(self.keys) :].to(self.keys.dtype)  # from autocast
         self.keys[(self.position + torch.arange(len(new), device=new.device)) % len(self.keys)] = new
         self.position.add_(len(new)).remainder_(len(self.keys))

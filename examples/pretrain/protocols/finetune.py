@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from examples.pretrain.augment import to_float, views_of
@@ -49,16 +50,17 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
     classes = np.arange(train.labels.shape[1]) if many else np.unique(train.labels)
     targets = train.labels if many else np.searchsorted(classes, train.labels)
     head = nn.Linear(encoder.dim, len(classes)).to(device)
-    loss_of = nn.BCEWithLogitsLoss() if many else nn.CrossEntropyLoss()
+    of_findings = nn.BCEWithLogitsLoss() if (train.labels >= 0).all() else known_findings_loss
+    loss_of = of_findings if many else nn.CrossEntropyLoss()
     labels = torch.from_numpy(targets).to(device)
-    images = to_float(train.images).to(device)
     augment = views_of(train.images.shape[1], run.config.augmentation)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=settings.lr, weight_decay=1e-4)
     schedule = CosineAnnealingLR(optimizer, settings.steps)
     losses = []
-    for batch in batches(len(images), settings):
+    for batch in batches(len(train), settings):
         with torch.no_grad():
-            views = run.normalize(augment(images[batch]))
+            # Read for each batch: images may be more than memory holds.
+            views = run.normalize(augment(to_float(train.images[batch.numpy()]).to(device)))
         logits = head(encoder(views)[0])
         target = labels[batch]
         optimizer.zero_grad(set_to_none=True)
@@ -75,6 +77,21 @@ def finetuned(subject: Subject, train: ImageSet, settings: Settings, seed: int) 
         logits = head(features.to(device)).cpu()
     scores = (logits if many else logits.softmax(-1)).double().numpy()
     return transfer_auc(train.labels, test.labels, classes, scores)
+
+
+def known_findings_loss(logits: Tensor, findings: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over the findings that are known; 0 if none is.
+
+    Args:
+        logits: `(B, L)`.
+        findings: `(B, L)` of 0 and 1, and -1 where unknown.
+
+    >>> known_findings_loss(torch.zeros(1, 2), torch.tensor([[1.0, -1.0]])).item()
+    0.6931471824645996
+    """
+    known = findings >= 0
+    each = F.binary_cross_entropy_with_logits(logits, findings.clamp_min(0), known.to(logits.dtype), reduction="sum")
+    return each / known.sum().clamp_min(1)
 
 
 def batches(count: int, settings: Settings) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet, train_test_split
-from examples.pretrain.protocols.labels import indicators, learnable, transfer_auc
+from examples.pretrain.protocols.labels import learnable, transfer_auc, truth_of
 from examples.pretrain.train import Monitor, Run
 
 
@@ -52,7 +52,7 @@ def knn_monitor(data: ImageSet, *, neighbours: int = 20, most: int = 2000, seed:
 def knn_auc(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], neighbours: int = 20) -> float:
     """Return the macro AUC of votes of the nearest training images, each weighted by the inverse cosine distance.
 
-    What one of the sides lacks is left out, as :func:`transfer_auc` says.
+    What one of the sides lacks is left out, as :func:`transfer_auc` says. Images whose finding is unknown have no vote.
 
     Args:
         train: features `(N, D)` and labels, `(N,)` classes or `(N, L)` findings.
@@ -60,7 +60,18 @@ def knn_auc(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nda
         neighbours: number of votes.
     """
     columns = learnable(train[1], test[1])
+    truth = truth_of(train[1], columns)
+    if (truth >= 0).all():
+        return transfer_auc(train[1], test[1], columns, _votes(train[0], truth, test[0], neighbours))
+    scores = [
+        _votes(train[0][known], each[known], test[0], neighbours)
+        for each, known in zip(truth.T, truth.T >= 0, strict=True)
+    ]
+    return transfer_auc(train[1], test[1], columns, np.stack(scores, 1))
+
+
+def _votes(features: np.ndarray, truth: np.ndarray, asked: np.ndarray, neighbours: int) -> np.ndarray:
     # The mean of 0 and 1 under the weights is the share of the votes.
-    votes = KNeighborsRegressor(min(neighbours, len(train[0])), metric="cosine", weights="distance")
-    votes.fit(train[0], indicators(train[1], columns).astype(float))
-    return transfer_auc(train[1], test[1], columns, votes.predict(test[0]))
+    votes = KNeighborsRegressor(min(neighbours, len(features)), metric="cosine", weights="distance")
+    found: np.ndarray = votes.fit(features, truth.astype(float)).predict(asked)
+    return found

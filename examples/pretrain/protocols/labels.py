@@ -1,4 +1,7 @@
-"""Few labels: random subsets of them, the classes that they can teach, and the figure of merit."""
+"""Few labels: random subsets of them, the classes that they can teach, and the figure of merit.
+
+Findings are 0, 1, or -1 where unknown. What is unknown takes no part: neither in fits, nor in AUC.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,20 @@ Draws = Iterator[tuple[float, int, np.ndarray]]
 """Fraction, seed and indices of random subsets."""
 
 
+def kinds_of(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the column of classes, or each finding, with its different values that are known.
+
+    >>> [(column.tolist(), values.tolist()) for column, values in kinds_of(np.array([[1, -1], [0, 1]], np.int8))]
+    [([1, 0], [0, 1]), ([-1, 1], [1])]
+    """
+    if labels.ndim == 1:
+        return [(labels, np.unique(labels))]
+    return [(column, np.unique(column[column >= 0])) for column in labels.T]
+
+
 def subset_size(labels: np.ndarray, fraction: float) -> int:
     """Return the size of a subset: the fraction, but at least four images a class, or a value of a finding."""
-    columns = labels[:, None] if labels.ndim == 1 else labels
-    least = 4 * max(len(np.unique(column)) for column in columns.T)
+    least = 4 * max(len(values) for _, values in kinds_of(labels))
     return min(max(round(fraction * len(labels)), least), len(labels))
 
 
@@ -33,8 +46,7 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """
     if fraction == 1:
         return np.arange(len(labels))
-    columns = (labels[:, None] if labels.ndim == 1 else labels).T
-    kinds = [(column, value) for column in columns for value in np.unique(column)]
+    kinds = [(column, value) for column, values in kinds_of(labels) for value in values]
     if any((column == value).sum() < 2 for column, value in kinds):
         raise ValueError(
             f"each class, and each value of a finding, must be in two training images to draw {fraction:.2%} of the "
@@ -67,16 +79,16 @@ def label_draws(labels: np.ndarray, fractions: Sequence[float], subsets: int, se
 
 
 def learnable(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return the classes, or the numbers of the findings, that some but not all images of both sides have.
+    """Return the classes, or the numbers of the findings, that some images of both sides have and others lack.
 
-    Test images of a class that no training image has do not count.
+    Test images of a class that no training image has do not count, nor do unknown findings.
 
     >>> learnable(np.array([0, 0, 2]), np.array([0, 1, 2, 3])).tolist()
     [0, 2]
     """
     columns = np.unique(train) if train.ndim == 1 else np.arange(train.shape[1])
-    known, asked = indicators(train, columns), indicators(test[of_known_class(train, test)], columns)
-    return columns[known.any(0) & ~known.all(0) & asked.any(0) & ~asked.all(0)]
+    sides = [truth_of(train, columns), truth_of(test[of_known_class(train, test)], columns)]
+    return columns[np.all([(side == value).any(0) for side in sides for value in (0, 1)], 0)]
 
 
 def of_known_class(train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -84,9 +96,16 @@ def of_known_class(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     return np.isin(test, train) if train.ndim == 1 else np.ones(len(test), bool)
 
 
-def indicators(labels: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return `(N, C)` booleans: whether an image is of each class, or has each finding, of `columns` `(C,)`."""
-    return labels[:, None] == columns if labels.ndim == 1 else labels[:, columns] > 0
+def truth_of(labels: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return `(N, C)` int8: whether an image is of each class, or has each finding, of `columns` `(C,)`; -1: unknown.
+
+    >>> truth_of(np.array([[1, -1, 0]], np.int8), np.array([0, 1])).tolist()
+    [[1, -1]]
+    """
+    if labels.ndim == 1:
+        return (labels[:, None] == columns).astype(np.int8)
+    found = labels[:, columns]
+    return (found > 0).astype(np.int8) - (found < 0)
 
 
 def transfer_auc(train: np.ndarray, test: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> float:
@@ -110,14 +129,15 @@ def transfer_auc(train: np.ndarray, test: np.ndarray, columns: np.ndarray, score
     """
     kept = learnable(train, test)
     asked = of_known_class(train, test)
-    return macro_auc(indicators(test[asked], kept), scores[asked][:, np.searchsorted(columns, kept)])
+    return macro_auc(truth_of(test[asked], kept), scores[asked][:, np.searchsorted(columns, kept)])
 
 
 def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Return the mean AUC over classes (each against the rest), or over findings.
 
     Args:
-        labels: `(N,)` classes, or `(N, L)` findings; one that all or no images have is left out.
+        labels: `(N,)` classes, or `(N, L)` findings; one that all or no images have is left out. AUC of a finding is
+            over the images of which it is known.
         scores: `(N, C)` scores of the classes 0 to C - 1, or `(N, L)` scores of the findings.
 
     Raises:
@@ -129,9 +149,11 @@ def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
                 f"each class must have a column of scores, got classes {labels.min()} to {labels.max()} for "
                 f"{scores.shape[1]} columns"
             )
-        labels = labels[:, None] == np.arange(scores.shape[1])
+        labels = (labels[:, None] == np.arange(scores.shape[1])).astype(np.int8)
     found = [
-        roc_auc_score(truth, column) for truth, column in zip(labels.T, scores.T, strict=True) if 0 < truth.mean() < 1
+        roc_auc_score(truth[truth >= 0] > 0, column[truth >= 0])
+        for truth, column in zip(labels.T, scores.T, strict=True)
+        if (truth == 0).any() and (truth > 0).any()
     ]
     if not found:
         raise ValueError("no finding has both values among the test images: AUC is not defined; give more images")

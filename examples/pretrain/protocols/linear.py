@@ -74,8 +74,8 @@ def linear_probe(
     """Return macro AUCs on the test images by share of labels, one for each random subset of the training labels.
 
     Features are standardised with the mean and deviation of the labelled images. Then one logistic regression is fit
-    for each finding of multi-hot labels, or a multinomial one for classes. AUC is :func:`transfer_auc`, which leaves
-    out what one of the sides lacks.
+    for each finding of multi-hot labels, on the images of which it is known, or a multinomial one for classes. AUC is
+    :func:`transfer_auc`, which leaves out what one of the sides lacks.
 
     Args:
         train: features `(N, D)` and labels, `(N,)` classes or `(N, L)` findings.
@@ -114,13 +114,19 @@ def _auc(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, te
         model = fit(features, labels)
         return transfer_auc(labels, test_labels, model.classes_, model.predict_proba(test_features))
     columns = learnable(labels, test_labels)
-    fits = [fit(features, labels[:, finding]).predict_proba(test_features)[:, 1] for finding in columns]
+    fits = [fit_finding(features, labels[:, finding]).predict_proba(test_features)[:, 1] for finding in columns]
     return transfer_auc(labels, test_labels, columns, np.stack(fits, 1))
 
 
 def fit(features: np.ndarray, labels: np.ndarray) -> Pipeline:
     """Fit a standardisation and a logistic regression."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=2000)).fit(features, labels)
+
+
+def fit_finding(features: np.ndarray, finding: np.ndarray) -> Pipeline:
+    """Return :func:`fit` on the images whose finding is known, 0 or 1 and not -1."""
+    known = finding >= 0
+    return fit(features, finding) if known.all() else fit(features[known], finding[known])
 
 
 PROTOCOL = Protocol(

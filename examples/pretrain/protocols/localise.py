@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from examples.pretrain.augment import to_float
 from examples.pretrain.encoder import STAGES
 from examples.pretrain.protocols.labels import learnable
-from examples.pretrain.protocols.linear import fit
+from examples.pretrain.protocols.linear import fit_finding
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
 from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pictures import show
@@ -36,7 +36,7 @@ class Probed(nn.Module):
         weight = np.zeros((train.labels.shape[1], features.shape[1]))
         bias = np.zeros(len(weight))
         for finding in learnable(train.labels, train.labels):
-            scaler, regression = fit(features, train.labels[:, finding])
+            scaler, regression = fit_finding(features, train.labels[:, finding])
             weight[finding] = regression.coef_[0] / scaler.scale_
             bias[finding] = regression.intercept_[0] - weight[finding] @ scaler.mean_
         self.head = nn.Linear(*weight.shape[::-1])

@@ -28,6 +28,7 @@ from examples.pretrain.protocols.subject import (
     Scores,
     Settings,
     Subject,
+    areas,
     count_planes,
     lacking_masks,
     plane_names,
@@ -36,6 +37,9 @@ from examples.pretrain.protocols.subject import (
 from examples.pretrain.reports.figure import save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption
+
+BATCH = 128
+"""Test images that a network sees at a time."""
 
 
 class Segmenter(nn.Module):
@@ -78,7 +82,7 @@ def measure(subject: Subject, settings: Settings, *, frozen: bool) -> Scores:
 def presence(data: ImageSet, count: int) -> np.ndarray:
     """Return `(N, P)` of 0 and 1: images with a mask in each of `count` planes. Subsets are drawn by it."""
     assert data.masks is not None
-    return np.asarray(planes(data.masks, count).any((2, 3)), dtype=np.uint8)
+    return (areas(data.masks, count) > 0).astype(np.uint8)
 
 
 def mask_subsets(subject: Subject, settings: Settings) -> Draws:
@@ -101,15 +105,14 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
     run = subject.run
     device = run.config.device
     net = Segmenter(copy.deepcopy(subject.encoder), masks, frozen=frozen).to(device).train()
-    images = to_float(train.images).to(device)
-    targets = torch.from_numpy(planes(train.masks, masks)).float().to(device)
     augment = K.AugmentationSequential(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomAffine(degrees=10.0, translate=(0.05, 0.05), scale=(0.9, 1.1), p=1.0, padding_mode="border"),
         data_keys=["input", "mask"],
     )
     # A nodule covers about 0.5% of the pixels: with equal weights a decoder learns to predict none.
-    share = targets.mean((0, 2, 3), keepdim=True)[0].clamp_min(1 / targets[:, 0].numel())
+    area = torch.from_numpy(areas(train.masks, masks).sum(0))[:, None, None].to(device)
+    share = (area.float() / train.masks.size).clamp_min(1 / train.masks.size)
     overlap, pixels = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss(pos_weight=((1 - share) / share).sqrt())
     optimizer = torch.optim.AdamW(
         (net.decoder if frozen else net).parameters(),
@@ -118,9 +121,12 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
     )
     schedule = CosineAnnealingLR(optimizer, settings.steps)
     losses = []
-    for batch in batches(len(images), settings):
+    for batch in batches(len(train), settings):
+        index = batch.numpy()
         with torch.no_grad():
-            view, target = augment(images[batch], targets[batch])
+            # Read for each batch: images may be more than memory holds.
+            target = torch.from_numpy(planes(train.masks[index], masks)).float().to(device)
+            view, target = augment(to_float(train.images[index]).to(device), target)
             target = (target > 0.5).float()
         logits = net(run.normalize(view))
         optimizer.zero_grad(set_to_none=True)
@@ -139,16 +145,18 @@ def trained(subject: Subject, train: ImageSet, masks: int, settings: Settings, s
 @torch.no_grad()
 def predicted(subject: Subject, net: Segmenter, images: np.ndarray) -> Tensor:
     """Return the predicted masks, `(N, P, S, S)` of 0 and 1."""
-    device = subject.run.config.device
-    parts = [net(subject.run.normalize(batch.to(device))) > 0 for batch in to_float(images).split(128)]
-    return torch.cat(parts).float().cpu()
+    batch = to_float(images).to(subject.run.config.device)
+    return (net(subject.run.normalize(batch)) > 0).float().cpu()
 
 
 def dice(subject: Subject, net: Segmenter, test: ImageSet, masks: int) -> list[float]:
     """Return the mean Dice of each plane over the test images that have a mask in it."""
     assert test.masks is not None
     metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
-    metric(predicted(subject, net, test.images), torch.from_numpy(planes(test.masks, masks)).float())
+    for start in range(0, len(test), BATCH):  # it keeps a figure for each image, and no image
+        part = slice(start, start + BATCH)
+        truth = torch.from_numpy(planes(test.masks[part], masks)).float()
+        metric(predicted(subject, net, test.images[part]), truth)
     found = metric.aggregate()
     assert isinstance(found, Tensor)
     return found.tolist()

@@ -127,8 +127,7 @@ def lacking_masks(subject: Subject) -> str | None:
         return "masks (give --masks, or data that hold some)"
     for side, kind in zip(subject.masked, ("to train on", "to test on"), strict=True):
         assert side.masks is not None
-        there = planes(side.masks, count_planes(*subject.masked)).any((0, 2, 3))
-        if not there.all():
+        if not areas(side.masks, count_planes(*subject.masked)).any(0).all():
             return f"every kind of mask among the images {kind}"
     return None
 
@@ -145,6 +144,18 @@ def plane_names(*sides: ImageSet) -> list[str]:
     if data.labels is not None and data.labels.ndim == 2 and len(data.label_names) == count:
         return list(data.label_names)
     return ["mask"] if count == 1 else [f"mask {bit}" for bit in range(count)]
+
+
+def areas(masks: np.ndarray, count: int) -> np.ndarray:
+    """Return `(N, P)`: how many pixels of each bit mask `(N, S, S)` are in each of `count` planes; with little memory.
+
+    >>> areas(np.array([[[1, 3], [0, 0]]], np.uint8), 2).tolist()
+    [[2, 1]]
+    """
+    blocks = [
+        planes(masks[start : start + 64], count).sum((2, 3), dtype=np.int64) for start in range(0, len(masks), 64)
+    ]
+    return np.concatenate([np.zeros((0, count), np.int64), *blocks])
 
 
 def planes(masks: np.ndarray, count: int) -> np.ndarray:

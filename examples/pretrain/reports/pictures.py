@@ -160,7 +160,7 @@ def _label(data: ImageSet, image: int) -> str:
     label = data.labels[image]
     if data.labels.ndim == 1:
         return names[label] if 0 <= label < len(names) else str(label)
-    return ", ".join(name for name, there in zip(names, label, strict=False) if there) or "no finding"
+    return ", ".join(name for name, there in zip(names, label, strict=False) if there > 0) or "no finding"
 
 
 def _varied(data: ImageSet, count: int) -> list[int]:

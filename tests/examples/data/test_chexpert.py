@@ -1,5 +1,6 @@
 """CheXpert on a generated copy of its published layout."""
 
+import numpy as np
 import pytest
 
 from examples.pretrain.data import Reading, load_images, train_test_split
@@ -40,14 +41,18 @@ def load(folder, **choices):
     return load_images(folder, 6, reading=Reading(**choices), progress=False)
 
 
-@pytest.mark.parametrize("unknown", ["zeros", "ones"])
-@pytest.mark.parametrize("uncertain", ["zeros", "ones"])
+MEANS = {"zeros": 0, "ones": 1, "ignore": -1}
+
+
+@pytest.mark.parametrize("unknown", MEANS)
+@pytest.mark.parametrize("uncertain", MEANS)
 def test_published_layout_is_read_by_the_named_policies(folder, unknown, uncertain):
     data = load(folder, unknown=unknown, uncertain=uncertain)
     assert data.names.tolist() == [*TRAIN, *VALID]
     assert data.label_names == FINDINGS
     assert len(FINDINGS) == 14
-    values = {"1.0": 1, "0.0": 0, "-1.0": int(uncertain == "ones"), "": int(unknown == "ones")}
+    values = {"1.0": 1, "0.0": 0, "-1.0": MEANS[uncertain], "": MEANS[unknown]}
+    assert data.labels.dtype == (np.int8 if "ignore" in (unknown, uncertain) else np.uint8)
     for labels, found in zip(data.labels, [*TRAIN.values(), *VALID.values()], strict=True):
         assert labels.tolist() == [values[found.get(name.replace(" ", "_"), "")] for name in FINDINGS]
     assert data.groups.tolist() == ["patient00001", "patient00002", "patient00002", "patient64541"]
@@ -72,7 +77,10 @@ def test_test_images_make_validation_a_part_of_training(folder, rng):
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({}, "got a blank in column 'Enlarged Cardiomediastinum' for 'train/patient00001.* --unknown zeros, ones or"),
+        (
+            {},
+            "got a blank in column 'Enlarged Cardiomediastinum' for 'train/patient00001.* zeros, ones, ignore or",
+        ),
         ({"unknown": "zeros"}, r"got -1 in column 'Edema' for 'train/patient00002.* \(and 0 more\): give --uncertain"),
     ],
 )
