@@ -40,6 +40,7 @@ WANTED = (
     "h11==0.16.0",
     "truststore==0.10.5",
     "idna==3.20",
+    "pyarrow==26.0.1",
 )
 
 

@@ -19,6 +19,10 @@ PACKAGE = Path(vqssl.__file__).parent
 MATHS = {"types", "checks", "kernels", "functional", "distributed", "loading"}
 POLICIES = {"initialization", "revival", "projection"}
 BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement"}
+SAVED = {
+    "codebook", "multiscale", "residual", "product", "random_projection", "channels_first", "fusion", "prediction",
+    "code_heads", "code_targets", "centring", "place_centring",
+}  # fmt: skip
 MAY_IMPORT = {
     "types": set(),
     "checks": set(),
@@ -55,7 +59,15 @@ MAY_IMPORT = {
     "code_heads": MATHS,
     "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
-    "health": MATHS | POLICIES | {"codebook", "random_projection"},
+    # Codes of a data set in files
+    "atomic_file": set(),
+    "shards": set(),
+    "token_folder": {"atomic_file", "shards"},
+    "tokenising": {"checks", "shards", "token_folder"},
+    # Every module by name
+    "constructor_options": MATHS | POLICIES | SAVED,
+    "saving": MATHS | POLICIES | SAVED | {"atomic_file", "constructor_options"},
+    "health": MATHS | POLICIES | {"codebook", "random_projection", "saving"},
 }
 # State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)

@@ -23,7 +23,9 @@ from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.random_projection import RandomProjectionQuantizer
 from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
+from vqssl.saving import load, save
 from vqssl.teacher import MomentumTeacher
+from vqssl.tokenising import TokenFiles, tokens
 from vqssl.types import (
     CodebookUsage,
     CodePredictionLoss,
@@ -53,6 +55,9 @@ __all__ = [
     "DiSSECTObjective",
     "update_codebooks",
     "fit_codebook",
+    "save",
+    "load",
+    "tokens",
     "RandomInit",
     "SampleInit",
     "KMeansInit",
@@ -70,6 +75,7 @@ __all__ = [
     "DiSSECTLoss",
     "CodebookUsage",
     "CodebookFit",
+    "TokenFiles",
     "functional",
     "health",
     "interop",

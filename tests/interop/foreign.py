@@ -5,17 +5,21 @@ torch breaks whatever imports it. ``python -m tests.interop.foreign`` runs every
 that pass.
 """
 
+import contextlib
 import copy
 import sys
+import tempfile
 import traceback
 import types
 from importlib import import_module
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from tests.laws import assert_same_bits, through_file
-from vqssl import MomentumTeacher
+from vqssl import MomentumTeacher, RandomProjectionQuantizer, tokens
 from vqssl.functional import sinkhorn
 from vqssl.interop import (
     codebook_from_encodec,
@@ -304,6 +308,32 @@ def old_vector_quantize_pytorch_codebook_continues():
                 assert_same_state(ours, theirs._codebook, rtol=1e-5, atol=1e-5)
 
 
+# ---- shards ----
+
+
+def parquet_shards_hold_what_npz_shards_do():
+    read_table, folder = import_module("pyarrow.parquet").read_table, Path(tempfile.mkdtemp())
+    model = RandomProjectionQuantizer(in_dim=4, codebook_size=16, dim=2, num_codebooks=2)
+    loader = [(torch.randn(n, length, 4), [f"{n}-{i}" for i in range(n)]) for n, length in ((3, 10), (2, 7), (4, 7))]
+
+    def stopped():
+        yield from loader[:2]
+        raise KeyboardInterrupt
+
+    written = {
+        name: tokens(model, loader, folder / name, shard_size=4, file_format=name).files for name in ("npz", "parquet")
+    }
+    for npz, parquet in zip(written["npz"], written["parquet"], strict=True):
+        expected, found = np.load(npz), read_table(parquet).to_pydict()
+        assert list(found) == ["names", "codes"]
+        assert found["names"] == expected["names"].tolist()
+        assert found["codes"] == expected["codes"].tolist()
+    with contextlib.suppress(KeyboardInterrupt):
+        tokens(model, stopped(), folder / "resumed", shard_size=4, file_format="parquet")
+    resumed = tokens(model, loader, folder / "resumed", shard_size=4, file_format="parquet").files
+    assert [path.read_bytes() for path in resumed] == [path.read_bytes() for path in written["parquet"]]
+
+
 CHECKS = (
     whole_resnet_loads_into_torchvision_timm_and_monai,
     resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai,
@@ -314,6 +344,7 @@ CHECKS = (
     every_layer_of_an_encodec_model_loads,
     residual_quantizer_of_encodec_continues,
     old_vector_quantize_pytorch_codebook_continues,
+    parquet_shards_hold_what_npz_shards_do,
 )
 
 if __name__ == "__main__":

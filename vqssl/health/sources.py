@@ -1,5 +1,6 @@
 """Find codebooks: in modules, in state dicts however deeply nested, and in files."""
 
+import contextlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -13,6 +14,7 @@ from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
 from vqssl.random_projection import RandomProjectionQuantizer
 from vqssl.revival import BatchRevival, NoRevival
+from vqssl.saving import METADATA_KEY, load
 
 __all__ = ["FoundCodebook", "find_codebooks", "printable", "read_checkpoint", "short_names"]
 
@@ -61,7 +63,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCode
     ``codebook``. If two names are equal, the second ends in ``#2``.
 
     Args:
-        source: a module, a state dict, or a checkpoint that holds state dicts.
+        source: a module, a state dict, or a checkpoint that holds state dicts or modules.
 
     Returns:
         A :class:`FoundCodebook` for each name, in the order of the source. Tensors are not copied.
@@ -76,8 +78,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCode
     True
     """
     if isinstance(source, nn.Module):
-        found = [each for name, module in source.named_modules() for each in _in_module(name, module)]
-        found = found or _from_tree(source.state_dict())
+        found = _from_module_tree(source)
         kind = f"a {type(source).__name__}"
     elif isinstance(source, Mapping):
         found = _from_tree(source)
@@ -105,7 +106,8 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
         path: a file; ``.safetensors`` by its ending, anything else in torch's format.
 
     Returns:
-        The dictionary in the file, on the CPU.
+        The dictionary in the file, on the CPU. Of a file that :func:`vqssl.save` wrote, the module, under the name of
+        its class: its options are known then.
 
     Raises:
         ValueError: there is no such file, it cannot be read, or it does not hold a dictionary.
@@ -152,12 +154,20 @@ def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     return ".".join(common), {name: ".".join(one[len(common) :]) for name, one in parts.items()}
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
+        from safetensors import safe_open
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
     try:
+        with safe_open(path, framework="pt") as file:
+            has_options = METADATA_KEY in (file.metadata() or {})
+        if has_options:
+            # A damaged state is measured without its options.
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                module = load(path)
+                return {type(module).__name__: module}
         return load_file(path)
     except Exception as error:
         raise ValueError(
@@ -186,6 +196,12 @@ def _why_unreadable(path: Path) -> str:
         f"checkpoint must hold tensors and plain values, which load without executing code, got {inside} in "
         f"{str(path)!r}: {SAVE_TENSORS}"
     )
+
+
+def _from_module_tree(module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
+    """Return the codebooks that are modules in a module, with names; if there are none, those in its state."""
+    found = [each for name, part in module.named_modules() for each in _in_module(name, part)]
+    return found or _from_tree(module.state_dict())
 
 
 def _in_module(name: str, module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
@@ -223,6 +239,9 @@ def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCo
     found: list[tuple[tuple[str, ...], FoundCodebook]] = []
     seen = set()
     for path, state in _states(source, ()):
+        if isinstance(state, nn.Module):
+            found += [((*path, *name), codebook) for name, codebook in _from_module_tree(state)]
+            continue
         for key, embed in state.items():
             if key.rpartition(".")[2] == "codes" and _has_projection(state, key):
                 found += [((*path, each), codebook) for each, codebook in _fixed(key.rpartition(".")[0], embed)]
@@ -255,9 +274,11 @@ def _has_projection(state: Mapping[str, Any], key: str) -> bool:
     return codes.ndim == projection.ndim == 3 and codes.shape[::2] == projection.shape[:2]
 
 
-def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield every dictionary in ``source`` with the keys that lead to it."""
-    if isinstance(source, Mapping):
+def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any] | nn.Module]]:
+    """Yield every dictionary and every module in ``source`` with the keys that lead to it."""
+    if isinstance(source, nn.Module):
+        yield path, source
+    elif isinstance(source, Mapping):
         yield path, {key: value for key, value in source.items() if isinstance(key, str)}
         for key, value in source.items():
             yield from _states(value, (*path, str(key)))
