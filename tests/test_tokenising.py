@@ -59,6 +59,11 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
+def read(path):
+    with np.load(path) as shard:
+        return dict(shard)
+
+
 @pytest.fixture(scope="module")
 def model():
     return Encoder()
@@ -80,7 +85,7 @@ def test_shards_hold_names_and_codes_in_order(model, tmp_path):
     assert isinstance(written, TokenFiles)
     assert written.samples == COUNT
     assert [path.name for path in written.files] == ["00000.npz", "00001.npz", "00002.npz"]
-    shards = [np.load(path) for path in written.files]
+    shards = [read(path) for path in written.files]
     assert [len(shard["names"]) for shard in shards] == [8, 8, 7]  # full batches of 4, at least 7
     assert np.concatenate([shard["names"] for shard in shards]).tolist() == [f"image-{n}" for n in range(COUNT)]
     expected = model.eval()(images()).indices
@@ -120,15 +125,15 @@ def test_model_is_unchanged_and_in_its_mode_again(model, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*quantises by random codes")
 def test_results_of_all_quantisers_are_taken(quantizer, x, shapes, tmp_path):
     written = tokens(quantizer, [(x, torch.tensor([5, 6, 7]))], tmp_path)
-    shard = np.load(written.files[0])
+    shard = read(written.files[0])
     assert shard["names"].tolist() == ["5", "6", "7"]
-    assert {name: shard[name].shape for name in shard.files if name != "names"} == shapes
+    assert {name: shard[name].shape for name in shard if name != "names"} == shapes
 
 
 def test_batches_of_other_shapes_are_padded_with_minus_one(tmp_path):
     batches = [(torch.ones(2, 3, dtype=torch.long), ["a", "b"]), (torch.zeros(1, 5, dtype=torch.long), ["c"])]
     written = tokens(lambda x: x, batches, tmp_path)
-    assert np.load(written.files[0])["codes"].tolist() == [[1, 1, 1, -1, -1], [1, 1, 1, -1, -1], [0, 0, 0, 0, 0]]
+    assert read(written.files[0])["codes"].tolist() == [[1, 1, 1, -1, -1], [1, 1, 1, -1, -1], [0, 0, 0, 0, 0]]
     (tmp_path / "tokens.json").write_text(
         (tmp_path / "tokens.json").read_text().replace('"finished": true', '"finished": false')
     )

@@ -85,8 +85,8 @@ def tokens(
     >>> model = vqssl.RandomProjectionQuantizer(in_dim=4, codebook_size=16, dim=2)
     >>> loader = [(torch.randn(3, 10, 4), ["a", "b", "c"]), (torch.randn(2, 10, 4), ["d", "e"])]
     >>> written = tokens(model, loader, tempfile.mkdtemp())
-    >>> shard = numpy.load(written.files[0])
-    >>> shard["names"].tolist(), shard["codes"].shape
+    >>> with numpy.load(written.files[0]) as shard:
+    ...     shard["names"].tolist(), shard["codes"].shape
     (['a', 'b', 'c', 'd', 'e'], (5, 10, 1))
     """
     check_positive_int("shard_size", shard_size)
