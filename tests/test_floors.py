@@ -69,6 +69,7 @@ MAY_IMPORT = {
     "saving": MATHS | POLICIES | SAVED | {"atomic_file", "constructor_options"},
     "health": MATHS | POLICIES | {"codebook", "random_projection", "saving"},
 }
+MAY_IMPORT["experimental"] = MAY_IMPORT["fitting"] | {"constructor_options"}
 # State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)
 
@@ -171,7 +172,7 @@ def modules_loaded() -> dict[str, list[str]]:
     code = """
 import json, sys
 loaded, seen = {}, set()
-for line in ("import torch, einops, numpy", "import vqssl", "vqssl.health", "vqssl.interop"):
+for line in ("import torch, einops, numpy", "import vqssl", "vqssl.health", "vqssl.interop", "vqssl.experimental"):
     exec(line)
     loaded[line] = sorted(set(sys.modules) - seen)
     seen |= set(sys.modules)
@@ -186,18 +187,19 @@ def of_vqssl(line: str) -> set[str]:
     return {".".join(name.split(".")[:2]) for name in modules_loaded()[line] if name.startswith("vqssl.")}
 
 
-@pytest.mark.parametrize("line", ["import vqssl", "vqssl.health", "vqssl.interop"])
+@pytest.mark.parametrize("line", ["import vqssl", "vqssl.health", "vqssl.interop", "vqssl.experimental"])
 def test_import_loads_only_torch_einops_and_numpy(line):
     packages = {name.partition(".")[0] for name in modules_loaded()[line]}
     # What the three load late is theirs.
     assert packages - set(sys.stdlib_module_names) - {"torch", "einops", "numpy"} == {"vqssl"}
 
 
-def test_health_and_interop_load_on_first_use():
-    assert not of_vqssl("import vqssl") & {"vqssl.health", "vqssl.interop"}
+def test_health_interop_and_experimental_load_on_first_use():
+    assert not of_vqssl("import vqssl") & {"vqssl.health", "vqssl.interop", "vqssl.experimental"}
     assert "vqssl.codebook" in of_vqssl("import vqssl")
     assert of_vqssl("vqssl.health") == {"vqssl.health"}
     assert of_vqssl("vqssl.interop") == {"vqssl.interop"}
+    assert of_vqssl("vqssl.experimental") == {"vqssl.experimental"}
 
 
 def test_import_does_not_load_torchs_compiler():

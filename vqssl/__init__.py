@@ -37,7 +37,7 @@ from vqssl.types import (
 from vqssl.update import update_codebooks
 
 if TYPE_CHECKING:
-    from vqssl import health, interop
+    from vqssl import experimental, health, interop
 
 # In the order in which data meets them.
 __all__ = [
@@ -79,13 +79,14 @@ __all__ = [
     "functional",
     "health",
     "interop",
+    "experimental",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
     # Loaded on first use: few programs need them, and `import vqssl` stays fast.
-    if name in ("health", "interop"):
+    if name in ("experimental", "health", "interop"):
         return importlib.import_module(f"vqssl.{name}")
     raise AttributeError(f"module 'vqssl' has no attribute {name!r}")
 

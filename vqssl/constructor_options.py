@@ -1,7 +1,7 @@
 """Constructor options of modules as they are now: with them, and a state, the same module can be built again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -24,8 +24,6 @@ from vqssl.residual import ResidualQuantizer
 
 __all__ = ["constructor_options", "has_constructor_options"]
 
-M = TypeVar("M", bound=nn.Module)
-
 
 def has_constructor_options(module: nn.Module) -> bool:
     """Return True if :func:`constructor_options` knows the class of a module; a subclass is another class.
@@ -46,6 +44,7 @@ def constructor_options(module: nn.Module) -> dict[str, Any]:
         module: of a class that :func:`has_constructor_options` knows.
 
     Raises:
+        TypeError: it is of another class.
         ValueError: codebooks or projections of one quantiser were changed so that no constructor gives them.
 
     >>> codebook = EMACodebook(codebook_size=8, dim=4, decay=0.9)
@@ -53,6 +52,9 @@ def constructor_options(module: nn.Module) -> dict[str, Any]:
     >>> options["decay"], options["ema"], options["revival"]
     (0.9, 'count_weighted', BatchRevival(threshold=0.1))
     """
+    if not has_constructor_options(module):
+        names = ", ".join(kind.__name__ for kind in _READERS)
+        raise TypeError(f"module must be one of {names}, and no subclass, got {type(module).__name__}")
     return _READERS[type(module)](module)
 
 
