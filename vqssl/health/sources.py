@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
+from vqssl.multiscale import MultiScaleQuantizer
+from vqssl.product import ProductQuantizer
 from vqssl.random_projection import RandomProjectionQuantizer
+from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.saving import METADATA_KEY, load
 
@@ -48,6 +51,8 @@ class FoundCodebook(NamedTuple):
     """Name of its class."""
     fixed: bool = False
     """True for the random codes of a :class:`vqssl.RandomProjectionQuantizer`, which has no counts: all are 1 here."""
+    part: str | None = None
+    """Which of the codebooks of its quantiser it is, as in "level 0 of 3"; None for a single one and in a state."""
 
 
 def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCodebook]:
@@ -200,8 +205,25 @@ def _why_unreadable(path: Path) -> str:
 
 def _from_module_tree(module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
     """Return the codebooks that are modules in a module, with names; if there are none, those in its state."""
-    found = [each for name, part in module.named_modules() for each in _in_module(name, part)]
+    parts: dict[str, str] = {}
+    found = []
+    for name, part in module.named_modules():
+        parts |= {f"{name}.codebooks.{number}".lstrip("."): text for number, text in enumerate(_parts_of(part))}
+        found += [(path, codebook._replace(part=parts.get(name))) for path, codebook in _in_module(name, part)]
     return found or _from_tree(module.state_dict())
+
+
+def _parts_of(module: nn.Module) -> list[str]:
+    """Return what each of the codebooks of a quantiser is for."""
+    if isinstance(module, ResidualQuantizer):
+        return [f"level {number} of {module.num_levels}" for number in range(module.num_levels)]
+    if isinstance(module, ProductQuantizer):
+        count = module.num_groups
+        return [f"all {count} groups"] if module.shared else [f"group {number} of {count}" for number in range(count)]
+    if isinstance(module, MultiScaleQuantizer):
+        count = module.num_scales
+        return [f"all {count} scales"] if module.shared else [f"scale {number} of {count}" for number in range(count)]
+    return []
 
 
 def _in_module(name: str, module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
