@@ -1,6 +1,7 @@
 """resized: splits and merges as loops over numbers, what stays to the bit, and training that goes on."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -125,14 +126,17 @@ def test_one_code_and_equal_codes_are_split():
     assert resized(codebook, 2).embed.tolist() == [[1, 1], [1, 1]]
 
 
+resize: Any = resized  # these calls are wrong on purpose
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: resized(EMACodebook(codebook_size=8, dim=4), 16), ValueError, "fresh one with codebook_size=16"),
-        (lambda: resized(trained(), 0), ValueError, "new_size must be at least 1"),
-        (lambda: resized(trained(), 2.0), TypeError, "new_size must be an int"),
-        (lambda: resized(MultiScaleQuantizer([4], codebook_size=8, dim=4), 4), TypeError, "codebook must be an object"),
-        (lambda: resized(type("Own", (EMACodebook,), {})(codebook_size=8, dim=4), 4), ValueError, "initialised"),
+        (lambda: resize(EMACodebook(codebook_size=8, dim=4), 16), ValueError, "fresh one with codebook_size=16"),
+        (lambda: resize(trained(), 0), ValueError, "new_size must be at least 1"),
+        (lambda: resize(trained(), 2.0), TypeError, "new_size must be an int"),
+        (lambda: resize(MultiScaleQuantizer([4], codebook_size=8, dim=4), 4), TypeError, "codebook must be an object"),
+        (lambda: resize(type("Own", (EMACodebook,), {})(codebook_size=8, dim=4), 4), ValueError, "initialised"),
     ],
 )
 def test_refusals_say_what_to_write(call, error, words):
