@@ -43,9 +43,10 @@ MAY_IMPORT = {
     "update": MATHS | {"revival"},
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
-    "multiscale": BELOW_CODEBOOK | {"codebook"},
-    "residual": BELOW_CODEBOOK | {"codebook"},
-    "product": BELOW_CODEBOOK | {"codebook"},
+    "several_codebooks": {"types", "codebook"},
+    "multiscale": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
+    "residual": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
+    "product": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
     "fitting": BELOW_CODEBOOK | {"codebook"},
     "channels_first": {"types", "checks"},
     "random_projection": MATHS | {"foreign_keywords"},

@@ -34,7 +34,9 @@ def resized(codebook: EMACodebook, new_size: int) -> EMACodebook:
     A :class:`~vqssl.CodePrediction` of its codes has to be built again.
 
     Experimental: the paper (arXiv 2509.18765) names a fixed size as a limitation and has no method for it; this is one
-    of ours, measured on few data (``python -m benchmarks.resizing``).
+    of ours. Measured with 128 codes (``python -m benchmarks.resizing``): after 200 steps the error is 5 to 8% below
+    that of a fresh codebook. With tokens that turn meanwhile, growing fourfold gained nothing and left half of the
+    codes dead; a fresh codebook then does as well.
 
     Args:
         codebook: initialised.
