@@ -18,7 +18,7 @@ PACKAGE = Path(vqssl.__file__).parent
 # vqssl/; it may always import its own submodules. A new part needs a line here.
 MATHS = {"types", "checks", "kernels", "functional", "distributed", "loading"}
 POLICIES = {"initialization", "revival", "projection"}
-BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement"}
+BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement", "codebook_options", "codebook_state"}
 SAVED = {
     "codebook", "multiscale", "residual", "product", "random_projection", "channels_first", "fusion", "prediction",
     "code_heads", "code_targets", "centring", "place_centring",
@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "revival": MATHS,
     "projection": MATHS,
     "update": MATHS | {"revival"},
+    "codebook_options": MATHS | POLICIES,
+    "codebook_state": {"loading"},
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
     "several_codebooks": {"types", "codebook"},

@@ -17,7 +17,8 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
 )
-from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.loading import check_parts
 from vqssl.projection import Projection, ProjectionName, projection_of

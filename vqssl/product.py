@@ -16,7 +16,8 @@ from vqssl.checks import (
     check_state_fits,
     check_tokens,
 )
-from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.loading import check_parts
 from vqssl.several_codebooks import (

@@ -21,7 +21,9 @@ from vqssl.checks import (
     check_tokens,
     policy_name,
 )
-from vqssl.codebook import RULES, CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
+from vqssl.codebook_state import STATE_RULES
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.random import random_bits
@@ -345,7 +347,7 @@ class ResidualQuantizer(nn.Module):
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
         """Raise if the draw counter of a state is damaged, as :meth:`vqssl.EMACodebook.check_state` does."""
-        check_entry(state_dict, prefix + "rng", self.rng, RULES["rng"], assign)
+        check_entry(state_dict, prefix + "rng", self.rng, STATE_RULES["rng"], assign)
 
     def extra_repr(self) -> str:
         """Return sizes and options, for ``repr``."""
