@@ -25,14 +25,14 @@ def codebook_from_embedding(
     Models whose codes an optimizer trains, or that save the codes alone, hold no counts or sums. Counts start at 1, as
     after :meth:`~vqssl.EMACodebook.set_codes_`, and training moves the codes by averages. Where codes are:
 
-    ================================  ====================================  ===============
-    model                             ``prefix``                            ``metric``
-    ================================  ====================================  ===============
-    Chameleon in transformers         ``model.vqmodel.quantize.embedding.``  ``"euclidean"``
-    taming-transformers' VQGAN        ``quantize.embedding.``               ``"euclidean"``
-    BEiT v2's tokeniser               ``quantize.embedding.``               ``"cosine"``
-    DAC, level N                      ``quantizer.quantizers.N.codebook.``  ``"cosine"``
-    ================================  ====================================  ===============
+    ==========================  ======================================  ===============
+    model                       ``prefix``                              ``metric``
+    ==========================  ======================================  ===============
+    Chameleon in transformers   ``model.vqmodel.quantize.embedding.``   ``"euclidean"``
+    taming-transformers' VQGAN  ``quantize.embedding.``                 ``"euclidean"``
+    BEiT v2's tokeniser         ``quantize.embedding.``                 ``"cosine"``
+    DAC, level N                ``quantizer.quantizers.N.codebook.``    ``"cosine"``
+    ==========================  ======================================  ===============
 
     By cosine, codes are scaled to length 1. DAC searches so too, but decodes the raw codes: take those from the state,
     ``state[prefix + "weight"][indices]``. Each of its levels has projections of its own, which stay in your model, so
