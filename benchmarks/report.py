@@ -244,6 +244,51 @@ def old_against_new_section(where: str, result: Record) -> str:
     )
 
 
+def fitting_section(where: str, result: Record) -> str:
+    """Return the section on the error of fit_codebook beside other k-means."""
+    peers = [name for name in result["rows"][0] if name.startswith("vqssl / ")]
+    rows = [
+        [row["material"], row["codes"], *(f"{row[peer]['mean']:.4f}, {row[peer]['worst']:.4f}" for peer in peers)]
+        for row in result["rows"]
+    ]
+    worst_mean = max(row["vqssl / faiss"]["mean"] for row in result["rows"])
+    return (
+        heading("Error of k-means over a data set", where, result)
+        + f"{result['tokens']:,} tokens of width 16, at most {result['passes']} passes, {result['seeds']} seeds; each "
+        "library starts by its own rule. Mean squared distance of a token from its nearest code, relative to the other "
+        "library's: mean over seeds, and the worst seed.\n\n"
+        + table(["tokens", "codes", *peers], rows)
+        + "\n"
+        + table(["target", "bound", "measured", ""], [verdict("error / faiss's, worst mean", worst_mean, 1.01)])
+    )
+
+
+def resizing_section(where: str, result: Record) -> str:
+    """Return the section on resized codebooks."""
+    rows = []
+    for name, found in result["materials"].items():
+        for row in found["rows"]:
+            ratio = row["error, resized / fresh"]
+            rows.append(
+                [
+                    name,
+                    f"{result['size']} to {row['codes']}",
+                    f"{ratio['mean']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]",
+                    *(
+                        f"{row[each]['perplexity / K']:.0%}, {row[each]['dead / K']:.0%}"
+                        for each in ("resized", "fresh")
+                    ),
+                ]
+            )
+    return (
+        heading("A resized codebook beside a fresh one", where, result)
+        + f"`vqssl.experimental.resized` after {result['steps before']} steps, then {result['looks'][-1]} steps of "
+        f"both on the same batches, {result['seeds']} seeds. Error: resized over fresh, the mean over seeds, the least "
+        "and the most. Usage: perplexity over K, and dead codes.\n\n"
+        + table(["tokens", "codes", "error, resized / fresh", "usage, resized", "usage, fresh"], rows)
+    )
+
+
 SECTIONS: dict[str, Callable[[str, Record], str]] = {
     "search": search_section,
     "train_step": step_section,
@@ -251,6 +296,8 @@ SECTIONS: dict[str, Callable[[str, Record], str]] = {
     "dissect_step": dissect_section,
     "codebook_usage": usage_section,
     "old_against_new": old_against_new_section,
+    "fitting": fitting_section,
+    "resizing": resizing_section,
 }
 PICTURES: dict[str, Callable[[Record, Path], None]] = {
     "search": draw_search,

@@ -52,6 +52,7 @@ NEIGHBOURS = Libraries(
         "idna==3.20",
         "accelerate==1.15.0",
         "psutil==7.2.2",
+        "pyarrow==26.0.1",
     ),
 )
 TRACKERS = Libraries(

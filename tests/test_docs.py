@@ -22,6 +22,7 @@ PAGES = {
     "training.md": 5,
     "get-started.md": 4,
     "health.md": 1,
+    "saving.md": 2,
     "migration.md": 1,
     "faq.md": 2,
     "resume.md": 1,

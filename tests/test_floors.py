@@ -18,7 +18,11 @@ PACKAGE = Path(vqssl.__file__).parent
 # vqssl/; it may always import its own submodules. A new part needs a line here.
 MATHS = {"types", "checks", "kernels", "functional", "distributed", "loading"}
 POLICIES = {"initialization", "revival", "projection"}
-BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement"}
+BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement", "codebook_options", "codebook_state"}
+SAVED = {
+    "codebook", "multiscale", "residual", "product", "random_projection", "channels_first", "fusion", "prediction",
+    "code_heads", "code_targets", "centring", "place_centring",
+}  # fmt: skip
 MAY_IMPORT = {
     "types": set(),
     "checks": set(),
@@ -37,11 +41,14 @@ MAY_IMPORT = {
     "revival": MATHS,
     "projection": MATHS,
     "update": MATHS | {"revival"},
+    "codebook_options": MATHS | POLICIES,
+    "codebook_state": {"loading"},
     "codebook": BELOW_CODEBOOK,
     # Quantisers, targets, losses and health: each usable alone
-    "multiscale": BELOW_CODEBOOK | {"codebook"},
-    "residual": BELOW_CODEBOOK | {"codebook"},
-    "product": BELOW_CODEBOOK | {"codebook"},
+    "several_codebooks": {"types", "codebook"},
+    "multiscale": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
+    "residual": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
+    "product": BELOW_CODEBOOK | {"codebook", "several_codebooks"},
     "fitting": BELOW_CODEBOOK | {"codebook"},
     "channels_first": {"types", "checks"},
     "random_projection": MATHS | {"foreign_keywords"},
@@ -55,8 +62,17 @@ MAY_IMPORT = {
     "code_heads": MATHS,
     "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale"},
     "objective": MATHS,
-    "health": MATHS | POLICIES | {"codebook", "random_projection"},
+    # Codes of a data set in files
+    "atomic_file": set(),
+    "shards": set(),
+    "token_folder": {"atomic_file", "shards"},
+    "tokenising": {"checks", "shards", "token_folder"},
+    # Every module by name
+    "constructor_options": MATHS | POLICIES | SAVED,
+    "saving": MATHS | POLICIES | SAVED | {"atomic_file", "constructor_options"},
+    "health": MATHS | POLICIES | {"codebook", "multiscale", "residual", "product", "random_projection", "saving"},
 }
+MAY_IMPORT["experimental"] = MAY_IMPORT["fitting"] | {"constructor_options"}
 # State dicts of other libraries
 MAY_IMPORT["interop"] = set(MAY_IMPORT)
 
@@ -159,7 +175,7 @@ def modules_loaded() -> dict[str, list[str]]:
     code = """
 import json, sys
 loaded, seen = {}, set()
-for line in ("import torch, einops, numpy", "import vqssl", "vqssl.health", "vqssl.interop"):
+for line in ("import torch, einops, numpy", "import vqssl", "vqssl.health", "vqssl.interop", "vqssl.experimental"):
     exec(line)
     loaded[line] = sorted(set(sys.modules) - seen)
     seen |= set(sys.modules)
@@ -174,18 +190,19 @@ def of_vqssl(line: str) -> set[str]:
     return {".".join(name.split(".")[:2]) for name in modules_loaded()[line] if name.startswith("vqssl.")}
 
 
-@pytest.mark.parametrize("line", ["import vqssl", "vqssl.health", "vqssl.interop"])
+@pytest.mark.parametrize("line", ["import vqssl", "vqssl.health", "vqssl.interop", "vqssl.experimental"])
 def test_import_loads_only_torch_einops_and_numpy(line):
     packages = {name.partition(".")[0] for name in modules_loaded()[line]}
     # What the three load late is theirs.
     assert packages - set(sys.stdlib_module_names) - {"torch", "einops", "numpy"} == {"vqssl"}
 
 
-def test_health_and_interop_load_on_first_use():
-    assert not of_vqssl("import vqssl") & {"vqssl.health", "vqssl.interop"}
+def test_health_interop_and_experimental_load_on_first_use():
+    assert not of_vqssl("import vqssl") & {"vqssl.health", "vqssl.interop", "vqssl.experimental"}
     assert "vqssl.codebook" in of_vqssl("import vqssl")
     assert of_vqssl("vqssl.health") == {"vqssl.health"}
     assert of_vqssl("vqssl.interop") == {"vqssl.interop"}
+    assert of_vqssl("vqssl.experimental") == {"vqssl.experimental"}
 
 
 def test_import_does_not_load_torchs_compiler():

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "public_api.txt"
-MODULES = ("vqssl", "vqssl.functional", "vqssl.initialization", "vqssl.revival", "vqssl.health", "vqssl.interop")
+MODULES = (
+    "vqssl",
+    "vqssl.functional",
+    "vqssl.initialization",
+    "vqssl.revival",
+    "vqssl.health",
+    "vqssl.interop",
+    "vqssl.experimental",
+)
 
 
 def described() -> str:

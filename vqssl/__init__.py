@@ -23,7 +23,9 @@ from vqssl.projection import LearnedProjection, OrthogonalProjection
 from vqssl.random_projection import RandomProjectionQuantizer
 from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
+from vqssl.saving import load, save
 from vqssl.teacher import MomentumTeacher
+from vqssl.tokenising import TokenFiles, tokens
 from vqssl.types import (
     CodebookUsage,
     CodePredictionLoss,
@@ -35,7 +37,7 @@ from vqssl.types import (
 from vqssl.update import update_codebooks
 
 if TYPE_CHECKING:
-    from vqssl import health, interop
+    from vqssl import experimental, health, interop
 
 # In the order in which data meets them.
 __all__ = [
@@ -53,6 +55,9 @@ __all__ = [
     "DiSSECTObjective",
     "update_codebooks",
     "fit_codebook",
+    "save",
+    "load",
+    "tokens",
     "RandomInit",
     "SampleInit",
     "KMeansInit",
@@ -70,16 +75,18 @@ __all__ = [
     "DiSSECTLoss",
     "CodebookUsage",
     "CodebookFit",
+    "TokenFiles",
     "functional",
     "health",
     "interop",
+    "experimental",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
     # Loaded on first use: few programs need them, and `import vqssl` stays fast.
-    if name in ("health", "interop"):
+    if name in ("experimental", "health", "interop"):
         return importlib.import_module(f"vqssl.{name}")
     raise AttributeError(f"module 'vqssl' has no attribute {name!r}")
 

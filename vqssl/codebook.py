@@ -4,7 +4,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from vqssl.checks import (
     check_tokens,
     policy_name,
 )
+from vqssl.codebook_state import STATE_RULES, STATE_VERSION, add_missing_entries
 from vqssl.distributed import Grouped, gather_pool
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.commitment import commitment_loss
@@ -40,27 +41,12 @@ from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of, reader_of_foreign_state
+from vqssl.loading import check_entry, count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
 from vqssl.types import CodebookUsage, Quantized
 from vqssl.update import update_codebooks
 
-__all__ = ["CodebookOptions", "EMACodebook"]
-
-
-class CodebookOptions(TypedDict):
-    """Keyword options of :class:`EMACodebook`, for quantisers that pass them on."""
-
-    decay: NotRequired[float]
-    eps: NotRequired[float]
-    metric: NotRequired[MetricName | Metric]
-    commitment_weight: NotRequired[float]
-    ema: NotRequired[EMAName | EMARule]
-    initialization: NotRequired[Initialization | None]
-    revival: NotRequired[Revival | None]
-    estimator: NotRequired[EstimatorName | Estimator]
-    precision: NotRequired[PrecisionName]
-    process_group: NotRequired[ProcessGroup | None]
+__all__ = ["EMACodebook", "warn_of_random_codes"]
 
 
 class EMACodebook(Grouped, nn.Module):
@@ -129,8 +115,7 @@ class EMACodebook(Grouped, nn.Module):
     EMACodebook(codebook_size=16, dim=4, decay=0.99, metric=euclidean, ...)
     """
 
-    # 2: `initialized` and `rng` belong to the state; 3: `num_updates` does; 4: `births` does.
-    _version = 4
+    _version = STATE_VERSION
 
     embed: Tensor
     cluster_size: Tensor
@@ -617,23 +602,8 @@ class EMACodebook(Grouped, nn.Module):
             warnings.warn(f"the state under {prefix!r} is another library's: write {reader}", stacklevel=2)
         check_state_fits(self, state_dict, prefix)
         self.check_state(state_dict, prefix, assign=assign)
-        # Files without versions, such as safetensors, count as version 1. Only missing entries are added.
-        version = local_metadata.get("version", 1)
-        if prefix + "embed" in state_dict:
-            if version < 2:  # codes, counts and sums alone, or another library's: a trained codebook
-                # On the device of the state, not of the module, which may be meta.
-                device = state_dict[prefix + "embed"].device
-                seed = self.seed if self.rng.is_meta else int(self.rng[0])
-                state_dict.setdefault(prefix + "initialized", torch.tensor(True, device=device))
-                state_dict.setdefault(prefix + "rng", torch.tensor([seed, UNCOUNTED_DRAWS], device=device))
-            if version < 3 and isinstance(state_dict.get(prefix + "rng"), Tensor):
-                draws = state_dict[prefix + "rng"].reshape(-1)[-1]
-                # Version 2 counted two draws before the first update.
-                updates = torch.where(draws < 0, -1, (draws - 2).clamp_min(0))
-                state_dict.setdefault(prefix + "num_updates", updates)
-            if version < 4 and isinstance(state_dict[prefix + "embed"], Tensor):
-                codes = state_dict[prefix + "embed"]
-                state_dict.setdefault(prefix + "births", codes.new_zeros(len(codes), dtype=torch.int64))
+        # Files without versions, such as safetensors, count as version 1.
+        add_missing_entries(state_dict, prefix, local_metadata.get("version", 1), self.seed, self.rng)
         if assign:  # the tensors themselves become the state
             for name, ours in self.named_buffers(recurse=False):
                 value = state_dict.get(prefix + name)
@@ -659,7 +629,7 @@ class EMACodebook(Grouped, nn.Module):
         >>> codebook.check_state(codebook.state_dict())
         """
         for name, ours in self.named_buffers(recurse=False):
-            check_entry(state_dict, prefix + name, ours, RULES[name], assign)
+            check_entry(state_dict, prefix + name, ours, STATE_RULES[name], assign)
         codes, initialized = state_dict.get(prefix + "embed"), state_dict.get(prefix + "initialized")
         # Codes that the first batch is going to replace may be anything.
         if codes is not None and (initialized is None or count_of(initialized)):
@@ -700,28 +670,6 @@ class EMACodebook(Grouped, nn.Module):
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
             """Call :meth:`forward`."""
-
-
-UNCOUNTED_DRAWS = -(2**62)
-"""Draw counter of a state that was saved without one: below zero, so that no draw repeats."""
-
-
-def _draws_are_possible(rng: Tensor) -> Tensor:
-    possible = (rng >= UNCOUNTED_DRAWS) & (rng <= MOST)
-    possible[..., 0] = True  # a seed may be anything
-    return possible
-
-
-RULES = {
-    "embed": FINITE,
-    "cluster_size": COUNTS,
-    "embed_avg": FINITE,
-    "initialized": FLAG,
-    "num_updates": Rule("a count, or -1 where it is unknown", lambda x: (x >= -1) & (x <= MOST), floating=False),
-    "rng": Rule("a seed and a count of draws", _draws_are_possible, floating=False),
-    "births": Rule("counts", lambda x: (x >= 0) & (x <= MOST), floating=False),
-}
-"""What each buffer may hold."""
 
 
 def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> None:

@@ -17,10 +17,19 @@ from vqssl.checks import (
     check_seed,
     check_state_fits,
 )
-from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.loading import check_parts
 from vqssl.projection import Projection, ProjectionName, projection_of
+from vqssl.several_codebooks import (
+    codebook_at,
+    codebooks_in,
+    freeze_all,
+    set_first_codes_,
+    sizes_of,
+    usage_of_all,
+)
 from vqssl.types import CodebookUsage, MultiScaleQuantized, Quantized
 from vqssl.update import update_codebooks
 
@@ -114,7 +123,7 @@ class MultiScaleQuantizer(nn.Module):
         self.dim = dim
         self.shared = shared
         self.channels_last = channels_last
-        sizes = _sizes(codebook_size, len(self.in_channels), shared)
+        sizes = sizes_of(codebook_size, len(self.in_channels), "scale", shared=shared)
         check_seed(seed)
         check_floating_dtype(dtype)
         self.projections = nn.ModuleList(
@@ -179,11 +188,7 @@ class MultiScaleQuantizer(nn.Module):
         >>> MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).codebook(1)
         EMACodebook(codebook_size=8, dim=4, decay=0.99, ...)
         """
-        if not 0 <= scale < self.num_scales:
-            raise ValueError(f"scale must be from 0 to {self.num_scales - 1}, got {scale}: scales count from 0")
-        found = self.codebooks[0 if self.shared else scale]
-        assert isinstance(found, EMACodebook)
-        return found
+        return codebook_at(self.codebooks, scale, self.num_scales, "scale")
 
     def usage(self, dead_below: float = 0.1) -> tuple[CodebookUsage, ...]:
         """Return :meth:`vqssl.EMACodebook.usage` of each scale; of the one codebook where shared.
@@ -191,12 +196,11 @@ class MultiScaleQuantizer(nn.Module):
         >>> [usage.dead.item() for usage in MultiScaleQuantizer([16, 32], codebook_size=8, dim=4).usage()]
         [0, 0]
         """
-        return tuple(codebook.usage(dead_below) for codebook in self._own_codebooks())
+        return usage_of_all(self.codebooks, dead_below)
 
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze all codebooks, see :meth:`vqssl.EMACodebook.freeze`; ``freeze(False)`` resumes their updates."""
-        for codebook in self._own_codebooks():
-            codebook.freeze(frozen)
+        freeze_all(self.codebooks, frozen)
         return self
 
     def extra_repr(self) -> str:
@@ -208,7 +212,7 @@ class MultiScaleQuantizer(nn.Module):
     # ---- parts ----
 
     def _own_codebooks(self) -> list[EMACodebook]:
-        return [self.codebook(scale) for scale in range(len(self.codebooks))]
+        return codebooks_in(self.codebooks)
 
     def _check_ranks(self) -> None:
         layout = {
@@ -225,14 +229,7 @@ class MultiScaleQuantizer(nn.Module):
         if self.shared:
             self.codebook(0).initialize_(self._joined(tokens), _joined_masks(tokens, masks))
             return
-        # All are drawn before any is set: an initialisation that refuses one scale leaves the others as they were.
-        codes = [
-            codebook.first_codes(z, mask) if codebook.needs_codes else None
-            for codebook, z, mask in zip(self._own_codebooks(), tokens, masks, strict=True)
-        ]
-        for codebook, first in zip(self._own_codebooks(), codes, strict=True):
-            if first is not None:
-                codebook.set_codes_(first)
+        set_first_codes_(self.codebooks, tokens, masks)
 
     def _quantize(self, tokens: list[Tensor], masks: Sequence[Tensor | None]) -> list[Quantized]:
         return [
@@ -292,19 +289,6 @@ class MultiScaleQuantizer(nn.Module):
             self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
         ) -> MultiScaleQuantized:
             """Call :meth:`forward`."""
-
-
-def _sizes(codebook_size: int | Sequence[int], scales: int, shared: bool) -> list[int]:
-    """Return the size of each codebook to build."""
-    if isinstance(codebook_size, int):
-        return [codebook_size] * (1 if shared else scales)
-    if shared:
-        raise ValueError(f"a shared codebook has one codebook_size, got {list(codebook_size)}: give one int")
-    if len(codebook_size) != scales:
-        raise ValueError(
-            f"codebook_size must be one int or one for each of the {scales} scales, got {list(codebook_size)}"
-        )
-    return list(codebook_size)
 
 
 def _joined_masks(tokens: list[Tensor], masks: Sequence[Tensor | None]) -> Tensor | None:

@@ -125,7 +125,8 @@ class CodePrediction(nn.Module):
         if dim is not None:
             check_positive_int("dim", dim)
         self.channels_last = channels_last
-        build = by_name("head", head, CODE_HEADS)
+        self.hidden_dim = hidden_dim
+        self.build_head = by_name("head", head, CODE_HEADS)
         widths = [self.target.width(dim or 0, size) for size in sizes]
         if dim is None and (0 in widths or head == "generated"):
             raise ValueError(
@@ -134,7 +135,7 @@ class CodePrediction(nn.Module):
             )
         self.dim = dim
         self.heads = nn.ModuleList(
-            build(HeadSizes(channels, hidden_dim, width, dim or 0, size))
+            self.build_head(HeadSizes(channels, hidden_dim, width, dim or 0, size))
             for channels, width, size in zip(self.in_dims, widths, sizes, strict=True)
         )
         # How often each code had been replaced when its row was last right; None where no row belongs to a code.

@@ -16,9 +16,18 @@ from vqssl.checks import (
     check_state_fits,
     check_tokens,
 )
-from vqssl.codebook import CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.loading import check_parts
+from vqssl.several_codebooks import (
+    codebook_at,
+    codebooks_in,
+    freeze_all,
+    set_first_codes_,
+    sizes_of,
+    usage_of_all,
+)
 from vqssl.types import CodebookUsage, MultiCodeQuantized, Quantized
 from vqssl.update import update_codebooks
 
@@ -100,7 +109,7 @@ class ProductQuantizer(nn.Module):
                 f"dim must be a multiple of num_groups, got {dim} and {num_groups}: all groups have one width"
             )
         check_seed(seed)
-        sizes = _sizes(codebook_size, num_groups, shared)
+        sizes = sizes_of(codebook_size, num_groups, "group", shared=shared)
         self.dim = dim
         self.num_groups = num_groups
         self.shared = shared
@@ -214,8 +223,7 @@ class ProductQuantizer(nn.Module):
 
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze all codebooks, see :meth:`vqssl.EMACodebook.freeze`; ``freeze(False)`` resumes their updates."""
-        for codebook in self._own_codebooks():
-            codebook.freeze(frozen)
+        freeze_all(self.codebooks, frozen)
         return self
 
     @torch.no_grad()
@@ -245,11 +253,7 @@ class ProductQuantizer(nn.Module):
         >>> ProductQuantizer(codebook_size=8, dim=4, num_groups=2).codebook(1)
         EMACodebook(codebook_size=8, dim=2, ...)
         """
-        if not 0 <= group < self.num_groups:
-            raise ValueError(f"group must be from 0 to {self.num_groups - 1}, got {group}: groups count from 0")
-        found = self.codebooks[0 if self.shared else group]
-        assert isinstance(found, EMACodebook)
-        return found
+        return codebook_at(self.codebooks, group, self.num_groups, "group")
 
     def usage(self, dead_below: float = 0.1) -> tuple[CodebookUsage, ...]:
         """Return :meth:`vqssl.EMACodebook.usage` of each group; of the one codebook where shared.
@@ -257,14 +261,14 @@ class ProductQuantizer(nn.Module):
         >>> [usage.dead.item() for usage in ProductQuantizer(codebook_size=8, dim=4, num_groups=2).usage()]
         [0, 0]
         """
-        return tuple(codebook.usage(dead_below) for codebook in self._own_codebooks())
+        return usage_of_all(self.codebooks, dead_below)
 
     def extra_repr(self) -> str:
         """Return sizes and options, for ``repr``."""
         return f"dim={self.dim}, num_groups={self.num_groups}{', shared' if self.shared else ''}"
 
     def _own_codebooks(self) -> list[EMACodebook]:
-        return [self.codebook(group) for group in range(len(self.codebooks))]
+        return codebooks_in(self.codebooks)
 
     def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
         check_tokens("x", x, self.dim)
@@ -291,14 +295,7 @@ class ProductQuantizer(nn.Module):
         if self.shared:
             self.codebook(0).initialize_(parts, None if mask is None else mask[..., None].expand(parts.shape[:-1]))
             return
-        # All are drawn before any is set: an initialisation that refuses one group leaves the others as they were.
-        codes = [
-            codebook.first_codes(z, mask) if codebook.needs_codes else None
-            for codebook, z in zip(self._own_codebooks(), parts.unbind(-2), strict=True)
-        ]
-        for codebook, first in zip(self._own_codebooks(), codes, strict=True):
-            if first is not None:
-                codebook.set_codes_(first)
+        set_first_codes_(self.codebooks, parts.unbind(-2), [mask] * self.num_groups)
 
     def _quantize_parts(self, parts: Tensor, mask: Tensor | None) -> list[Quantized]:
         return [self.codebook(group).quantize(z, mask) for group, z in enumerate(parts.unbind(-2))]
@@ -323,16 +320,3 @@ def _joined(results: Sequence[Quantized]) -> MultiCodeQuantized:
         commitment_loss=torch.stack(losses).mean(),
         commitment_losses=losses,
     )
-
-
-def _sizes(codebook_size: int | Sequence[int], groups: int, shared: bool) -> list[int]:
-    """Return the size of each codebook to build."""
-    if isinstance(codebook_size, int):
-        return [codebook_size] * (1 if shared else groups)
-    if shared:
-        raise ValueError(f"a shared codebook has one codebook_size, got {list(codebook_size)}: give one int")
-    if len(codebook_size) != groups:
-        raise ValueError(
-            f"codebook_size must be one int or one for each of the {groups} groups, got {list(codebook_size)}"
-        )
-    return list(codebook_size)

@@ -21,13 +21,22 @@ from vqssl.checks import (
     check_tokens,
     policy_name,
 )
-from vqssl.codebook import RULES, CodebookOptions, EMACodebook, warn_of_random_codes
+from vqssl.codebook import EMACodebook, warn_of_random_codes
+from vqssl.codebook_options import CodebookOptions
+from vqssl.codebook_state import STATE_RULES
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.random import random_bits
 from vqssl.functional.search import nearest_codeword
 from vqssl.initialization import KMeansInit
 from vqssl.loading import check_entry, check_parts
+from vqssl.several_codebooks import (
+    codebook_at,
+    codebooks_in,
+    freeze_all,
+    sizes_of,
+    usage_of_all,
+)
 from vqssl.types import CodebookUsage, MultiCodeQuantized, Quantized
 from vqssl.update import update_codebooks
 
@@ -129,7 +138,7 @@ class ResidualQuantizer(nn.Module):
                 f"metric must be 'euclidean', by which residuals are differences, got {policy_name(metric)!r}: leave "
                 "it out; for codes of length 1 normalise the tokens of a single EMACodebook"
             )
-        sizes = _sizes(codebook_size, num_levels)
+        sizes = sizes_of(codebook_size, num_levels, "level")
         self.dim = dim
         self.num_levels = num_levels
         self.level_dropout = level_dropout
@@ -259,8 +268,7 @@ class ResidualQuantizer(nn.Module):
 
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze all levels, see :meth:`vqssl.EMACodebook.freeze`; ``freeze(False)`` resumes their updates."""
-        for codebook in self._own_codebooks():
-            codebook.freeze(frozen)
+        freeze_all(self.codebooks, frozen)
         return self
 
     @torch.no_grad()
@@ -322,11 +330,7 @@ class ResidualQuantizer(nn.Module):
         >>> ResidualQuantizer(codebook_size=8, dim=4, num_levels=2).codebook(1)
         EMACodebook(codebook_size=8, dim=4, ...)
         """
-        if not 0 <= level < self.num_levels:
-            raise ValueError(f"level must be from 0 to {self.num_levels - 1}, got {level}: levels count from 0")
-        found = self.codebooks[level]
-        assert isinstance(found, EMACodebook)
-        return found
+        return codebook_at(self.codebooks, level, self.num_levels, "level")
 
     def usage(self, dead_below: float = 0.1) -> tuple[CodebookUsage, ...]:
         """Return :meth:`vqssl.EMACodebook.usage` of each level.
@@ -334,7 +338,7 @@ class ResidualQuantizer(nn.Module):
         >>> [usage.dead.item() for usage in ResidualQuantizer(codebook_size=8, dim=4, num_levels=2).usage()]
         [0, 0]
         """
-        return tuple(codebook.usage(dead_below) for codebook in self._own_codebooks())
+        return usage_of_all(self.codebooks, dead_below)
 
     def reset_parameters(self) -> None:
         """Start the draws of the dropout over; each codebook has a ``reset_parameters`` of its own."""
@@ -343,7 +347,7 @@ class ResidualQuantizer(nn.Module):
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
         """Raise if the draw counter of a state is damaged, as :meth:`vqssl.EMACodebook.check_state` does."""
-        check_entry(state_dict, prefix + "rng", self.rng, RULES["rng"], assign)
+        check_entry(state_dict, prefix + "rng", self.rng, STATE_RULES["rng"], assign)
 
     def extra_repr(self) -> str:
         """Return sizes and options, for ``repr``."""
@@ -351,7 +355,7 @@ class ResidualQuantizer(nn.Module):
         return f"dim={self.dim}, num_levels={self.num_levels}{dropout}"
 
     def _own_codebooks(self) -> list[EMACodebook]:
-        return [self.codebook(level) for level in range(self.num_levels)]
+        return codebooks_in(self.codebooks)
 
     def _check(self, x: Tensor, mask: Tensor | None = None) -> None:
         check_tokens("x", x, self.dim)
@@ -431,16 +435,6 @@ class ResidualQuantizer(nn.Module):
 
         def __call__(self, x: Tensor, mask: Tensor | None = None) -> MultiCodeQuantized:
             """Call :meth:`forward`."""
-
-
-def _sizes(codebook_size: int | Sequence[int], levels: int) -> list[int]:
-    if isinstance(codebook_size, int):
-        return [codebook_size] * levels
-    if len(codebook_size) != levels:
-        raise ValueError(
-            f"codebook_size must be one int or one for each of the {levels} levels, got {list(codebook_size)}"
-        )
-    return list(codebook_size)
 
 
 def _left_by_others(tokens: Tensor, codes: Tensor) -> Tensor:

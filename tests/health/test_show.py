@@ -354,3 +354,25 @@ def test_terminal_without_unicode_gets_the_whole_report(checkpoint):
     assert done.returncode == 0, done.stderr
     assert b"verdict:" in done.stdout
     done.stdout.decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("module", "parts"),
+    [
+        (
+            vqssl.ResidualQuantizer(codebook_size=8, dim=4, num_levels=3),
+            ["level 0 of 3", "level 1 of 3", "level 2 of 3"],
+        ),
+        (vqssl.ProductQuantizer(codebook_size=8, dim=4, num_groups=2), ["group 0 of 2", "group 1 of 2"]),
+        (vqssl.ProductQuantizer(codebook_size=8, dim=4, num_groups=2, shared=True), ["all 2 groups"]),
+        (MultiScaleQuantizer([4, 4], codebook_size=8, dim=4), ["scale 0 of 2", "scale 1 of 2"]),
+        (MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, shared=True), ["all 2 scales"]),
+    ],
+)
+def test_table_names_levels_groups_and_scales(module, parts):
+    for source in (module, torch.nn.ModuleDict({"deep": torch.nn.ModuleDict({"er": module})}), {"model": module}):
+        reports = examine(source)
+        assert [report.part for report in reports.values()] == parts
+        assert all(part in shown(reports) for part in parts)
+    assert "part" not in shown(examine(module.state_dict()))
+    assert "part" not in shown(examine(EMACodebook(codebook_size=8, dim=4)))

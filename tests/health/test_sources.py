@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.laws import through_file
-from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer, NoRevival
+from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer, NoRevival, save
 from vqssl.health import examine, find_codebooks, read_checkpoint
 
 
@@ -54,6 +54,8 @@ def compiled(module) -> Any:
         Wrapped,
         lambda m: {"model": Wrapped(m).state_dict()},
         compiled,
+        lambda m: {"model": m, "epoch": 3},
+        lambda m: {"models": [Wrapped(m)]},
         lambda m: {"state_dict": compiled(Wrapped(m)).state_dict()},
     ],
     ids=[
@@ -67,6 +69,8 @@ def compiled(module) -> Any:
         "wrapped",
         "wrapped state",
         "compiled",
+        "held",
+        "listed modules",
         "both",
     ],
 )
@@ -89,6 +93,27 @@ def test_codebooks_in_ddp_are_found(tmp_path):
         assert list(find_codebooks(model.state_dict())) == NAMES
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_file_of_save_holds_the_options(tmp_path):
+    file = tmp_path / "codes.safetensors"
+    model = MultiScaleQuantizer([4, 4], codebook_size=8, dim=4, decay=0.8, metric="cosine", revival=BatchRevival(0.2))
+    save(model, file)
+    found = find_codebooks(read_checkpoint(file))
+    assert list(found) == ["codebooks.0", "codebooks.1"]
+    for name, codebook in find_codebooks(model).items():
+        assert found[name][2:] == codebook[2:]
+        assert (found[name].decay, found[name].threshold, found[name].metric) == (0.8, 0.2, "cosine")
+    assert examine(read_checkpoint(file), since=read_checkpoint(file), decay=0.5)["codebooks.1"].decay == 0.8
+
+
+def test_damaged_file_of_save_is_measured_without_options(tmp_path):
+    codebook = EMACodebook(codebook_size=8, dim=4, decay=0.8)
+    codebook.set_codes_(torch.randn(8, 4))
+    codebook.embed[0] = torch.nan
+    save(codebook, tmp_path / "codes.safetensors")
+    report = examine(read_checkpoint(tmp_path / "codes.safetensors"))["codebook"]
+    assert (report.not_finite, report.level, report.decay) == (1, "act", 0.99)
 
 
 def test_codebook_itself_is_named_codebook():

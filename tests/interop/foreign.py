@@ -5,21 +5,26 @@ torch breaks whatever imports it. ``python -m tests.interop.foreign`` runs every
 that pass.
 """
 
+import contextlib
 import copy
 import sys
+import tempfile
 import traceback
 import types
 from importlib import import_module
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from tests.laws import assert_same_bits, through_file
 from tests.ports import audio_codec
 from tests.ports.beside import assert_falls, assert_same_results, take_networks
-from vqssl import MomentumTeacher
+from vqssl import MomentumTeacher, RandomProjectionQuantizer, tokens
 from vqssl.functional import sinkhorn
 from vqssl.interop import (
+    codebook_from_embedding,
     codebook_from_encodec,
     codebook_from_vector_quantize_pytorch,
     codebook_prefixes,
@@ -28,6 +33,7 @@ from vqssl.interop import (
     load_lightly_teacher_,
     momentum_state_from_lightly,
     residual_quantizer_from_encodec,
+    residual_quantizer_from_mimi,
     resnet_state_dict,
 )
 
@@ -306,6 +312,93 @@ def audio_codec_with_our_quantizer_gives_their_results():
     assert_falls(audio_codec.train(after.train(), audio, 40))
 
 
+def mimi_reads_and_continues():
+    package = import_module("transformers")
+    config = package.MimiConfig(
+        num_quantizers=5, codebook_size=32, codebook_dim=6, hidden_size=12, vector_quantization_hidden_dimension=6,
+        num_filters=2, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=8,
+        upsample_groups=12,
+    )  # fmt: skip
+    model = package.MimiModel(config).eval()
+    for module in model.modules():
+        if hasattr(module, "embed_sum"):
+            module.embed_sum.normal_()
+            module.cluster_usage.uniform_(0, 3)[0] = 1e-6  # clamped there
+    state = through_file(dict(model.state_dict()))
+    x = torch.randn(2, 12, 50)
+    for name in ("semantic", "acoustic"):
+        prefix = f"quantizer.{name}_residual_vector_quantizer."
+        theirs = model.get_submodule(prefix.removesuffix("."))
+        ours = residual_quantizer_from_mimi(state, prefix).eval()
+        for own, layer in zip(ours.codebooks, theirs.layers, strict=True):
+            assert own.embed.equal(layer.codebook.embed)
+        with torch.no_grad():
+            tokens_of_theirs, indices = theirs.input_proj(x).mT, theirs.encode(x)
+            found = ours(tokens_of_theirs)
+            assert found.indices.movedim(-1, 0).equal(indices)
+            assert theirs.output_proj(found.quantized.mT).equal(theirs.decode(indices.transpose(0, 1)))
+        ours.train()(tokens_of_theirs)
+
+
+def dac_codes_are_read_level_by_level():
+    package = import_module("transformers")
+    config = package.DacConfig(
+        encoder_hidden_size=8, hidden_size=16, n_codebooks=3, codebook_size=32, codebook_dim=4, downsampling_ratios=[2],
+        upsampling_ratios=[2], decoder_hidden_size=8,
+    )  # fmt: skip
+    model = package.DacModel(config).eval()
+    state, rest = through_file(dict(model.state_dict())), torch.randn(2, 16, 40)
+    for level, theirs in enumerate(model.quantizer.quantizers):
+        prefix = f"quantizer.quantizers.{level}.codebook."
+        ours = codebook_from_embedding(state, prefix, metric="cosine").eval()
+        with torch.no_grad():
+            tokens_of_theirs = theirs.in_proj(rest)
+            raw, indices = theirs.decode_latents(tokens_of_theirs)
+            assert ours(tokens_of_theirs.mT).indices.equal(indices)
+            assert state[prefix + "weight"][indices].mT.equal(raw)
+            rest = rest - theirs.out_proj(raw)
+
+
+def xcodec_reads_as_encodec():
+    package = import_module("transformers.models.xcodec.modeling_xcodec")
+    config = types.SimpleNamespace(codebook_size=20, codebook_dim=6, num_quantizers=4, frame_rate=50)
+    theirs = package.XcodecResidualVectorQuantization(config)
+    for layer in theirs.quantizers:
+        layer.codebook.embed.normal_()
+        layer.codebook.cluster_size.uniform_(1, 3)
+        layer.codebook.embed_avg.copy_(layer.codebook.embed * layer.codebook.cluster_size[:, None])
+    state = through_file({f"quantizer.{name}": value for name, value in theirs.state_dict().items()})
+    ours = residual_quantizer_from_encodec(state).eval()
+    x = torch.randn(2, 6, 50)
+    indices = theirs.encode(x)
+    found = ours(x.mT)
+    assert found.indices.movedim(-1, 0).equal(indices)
+    assert found.quantized.mT.equal(theirs.decode(indices))
+    for prefix in codebook_prefixes(state):
+        book = codebook_from_encodec(state, prefix)
+        assert_same_bits(codebook_to_encodec(book, prefix, like=state), state)
+
+
+def chameleon_codes_are_read():
+    package = import_module("transformers")
+    config = package.ChameleonVQVAEConfig(
+        embed_dim=8, num_embeddings=24, latent_channels=8, resolution=16, base_channels=32, channel_multiplier=[1, 1],
+        num_res_blocks=1,
+    )  # fmt: skip
+    model = package.ChameleonVQVAE(config).eval()
+    # The published codes are far from the uniform ones of construction.
+    model.quantize.embedding.weight.data.normal_()
+    state = through_file({f"model.vqmodel.{name}": value for name, value in model.state_dict().items()})
+    state["model.embed_tokens.weight"] = torch.randn(9, 4)
+    ours = codebook_from_embedding(state).eval()
+    x = torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        quantized, _, indices = model.quantize(x)
+        found = ours(x.movedim(1, -1))
+    assert found.indices.flatten().equal(indices)
+    torch.testing.assert_close(found.quantized.movedim(-1, 1), quantized, rtol=0, atol=1e-6)
+
+
 def old_vector_quantize_pytorch_codebook_continues():
     """Load a state of release 0.7: no axis of heads, a flag of one float, and no sums for cosine codes."""
     package = import_module("vector_quantize_pytorch")
@@ -328,6 +421,31 @@ def old_vector_quantize_pytorch_codebook_continues():
                 assert_same_state(ours, theirs._codebook, rtol=1e-5, atol=1e-5)
 
 
+# ---- shards ----
+
+
+def parquet_shards_hold_what_npz_shards_do():
+    read_table, folder = import_module("pyarrow.parquet").read_table, Path(tempfile.mkdtemp())
+    model = RandomProjectionQuantizer(in_dim=4, codebook_size=16, dim=2, num_codebooks=2)
+    loader = [(torch.randn(n, length, 4), [f"{n}-{i}" for i in range(n)]) for n, length in ((3, 10), (2, 7), (4, 7))]
+
+    def stopped():
+        yield from loader[:2]
+        raise KeyboardInterrupt
+
+    written = {
+        name: tokens(model, loader, folder / name, shard_size=4, file_format=name).files for name in ("npz", "parquet")
+    }
+    for npz, parquet in zip(written["npz"], written["parquet"], strict=True):
+        with np.load(npz) as shard:
+            expected = {name: array.tolist() for name, array in shard.items()}
+        assert read_table(parquet).to_pydict() == expected
+    with contextlib.suppress(KeyboardInterrupt):
+        tokens(model, stopped(), folder / "resumed", shard_size=4, file_format="parquet")
+    resumed = tokens(model, loader, folder / "resumed", shard_size=4, file_format="parquet").files
+    assert [path.read_bytes() for path in resumed] == [path.read_bytes() for path in written["parquet"]]
+
+
 CHECKS = (
     whole_resnet_loads_into_torchvision_timm_and_monai,
     resnet_cut_into_a_sequential_loads_into_torchvision_timm_and_monai,
@@ -338,7 +456,12 @@ CHECKS = (
     every_layer_of_an_encodec_model_loads,
     residual_quantizer_of_encodec_continues,
     audio_codec_with_our_quantizer_gives_their_results,
+    mimi_reads_and_continues,
+    dac_codes_are_read_level_by_level,
+    xcodec_reads_as_encodec,
+    chameleon_codes_are_read,
     old_vector_quantize_pytorch_codebook_continues,
+    parquet_shards_hold_what_npz_shards_do,
 )
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ A codebook passes through one file after another: ``sources`` finds it, ``examin
 
 from vqssl.health.callbacks import lightning_callback, log_health, scalars
 from vqssl.health.examine import CodebookHealth, examine
+from vqssl.health.gallery import code_patches, draw_codes
 from vqssl.health.measures import (
     code_spread,
     distinct_places,
@@ -37,6 +38,8 @@ __all__ = [
     "read_checkpoint",
     "show",
     "draw",
+    "draw_codes",
+    "code_patches",
     "scalars",
     "log_health",
     "lightning_callback",

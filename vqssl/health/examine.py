@@ -108,6 +108,9 @@ class CodebookHealth:
     fixed: bool = False
     """True for the random codes of a :class:`vqssl.RandomProjectionQuantizer`, which nothing trains and whose usage
     nothing counts: ``perplexity`` and ``usage`` are those of even counts then."""
+    part: str | None = None
+    """Which of the codebooks of its quantiser it is, as in "level 0 of 3", "group 1 of 2" or "scale 0 of 3"; None for a
+    single one, and for a state, which does not say."""
     since_initialized: bool | None = None
     """True if the earlier codes were initialised from data; None without ``since``."""
     updates_since: int | None = None
@@ -239,6 +242,7 @@ def _examine(
         metric=codebook.metric,
         initialization=codebook.initialization,
         fixed=codebook.fixed,
+        part=codebook.part,
         findings=judge(codebook, counts, codes, movement),
         codes=kept,
         **counts._asdict(),

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ from vqssl.health.measures import tokens_per_code
 from vqssl.health.sources import printable, short_names
 from vqssl.health.verdict import amount, worst
 
-__all__ = ["draw", "show"]
+__all__ = ["canvas_for", "draw", "show"]
 
 # ---- table ----
 
@@ -40,6 +41,7 @@ def _if_trained(report: CodebookHealth, text: str) -> str:
 
 
 ROWS: dict[str, Callable[[CodebookHealth], str]] = {
+    "part": lambda r: r.part or "–",
     "codes × width": lambda r: f"{r.codebook_size} × {r.dim}",
     "updates": lambda r: _or_dash(r.updates, str),
     "decay γ": lambda r: (
@@ -57,14 +59,13 @@ ROWS: dict[str, Callable[[CodebookHealth], str]] = {
     "near-duplicates": lambda r: _of_all(r.near_duplicates, r) + (f", {r.equal} equal" if r.equal else ""),
     "spread S": lambda r: _or_dash(r.spread),
     "norm ± share": lambda r: f"{r.norm:.3g} ± {100 * r.norm_spread:.0f}%",
-}
-"""Rows of the table: label, and how the value of a report is written."""
-
-ROWS_SINCE: dict[str, Callable[[CodebookHealth], str]] = {
     "drift / S": lambda r: _or_dash(r.drift),
     "turnover": lambda r: _or_dash(r.turnover, "{:.0%}".format),
 }
-"""Rows that need an earlier state; the table leaves them out if no report has a value."""
+"""Rows of the table: label, and how the value of a report is written."""
+
+OPTIONAL_ROWS = ("part", "drift / S", "turnover")
+"""Rows that need a quantiser of several codebooks, or an earlier state; left out if no report has a value."""
 
 
 def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, width: int | None = None) -> None:
@@ -98,8 +99,10 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
     console = Console(file=file, width=width, highlight=False)
     prefix, short = _printable_names(reports)
     names = list(reports)
-    since = {
-        label: write for label, write in ROWS_SINCE.items() if any(write(report) != "–" for report in reports.values())
+    rows = {
+        label: write
+        for label, write in ROWS.items()
+        if label not in OPTIONAL_ROWS or any(write(report) != "–" for report in reports.values())
     }
     for start in range(0, len(names), SIDE_BY_SIDE):
         shown = names[start : start + SIDE_BY_SIDE]
@@ -107,7 +110,7 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
         table.add_column("")
         for name in shown:
             table.add_column(Text(short[name]), justify="right")
-        for label, write in (ROWS | since).items():
+        for label, write in rows.items():
             table.add_row(label, *(write(reports[name]) for name in shown))
         console.print(table)
     verdict = Table.grid(padding=(0, 2, 0, 0))
@@ -155,20 +158,9 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     Traceback (most recent call last):
     ValueError: path must end in a format that matplotlib writes, got 'health.unknown': ...
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install matplotlib") from error
-    path = Path(path)
     prefix, short = _printable_names(reports)
     lines = _verdict_lines(reports, short)
-    figure = Figure(figsize=(11.7, 4.9 + 0.19 * len(lines)), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    if path.suffix.removeprefix(".").lower() not in canvas.get_supported_filetypes():
-        raise ValueError(
-            f"path must end in a format that matplotlib writes, got {str(path)!r}: write {path.stem}.png, .pdf or .svg"
-        )
+    figure, save = canvas_for(path, (11.7, 4.9 + 0.19 * len(lines)))
     parts: Any = figure.subfigures(2, 1, height_ratios=[4.6, 0.3 + 0.19 * len(lines)])
     above, below = parts
     # parse_math=False: names and titles are not formulas, whatever dollar signs they contain.
@@ -191,7 +183,33 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     for row, (line, colour) in enumerate(lines):
         height = 1 - (row + 0.6) / (len(lines) + 1)
         below.text(0.02, height, line, color=colour, family="monospace", fontsize=9, va="center", parse_math=False)
-    figure.savefig(path, dpi=150)
+    save()
+
+
+def canvas_for(path: str | Path, size: tuple[float, float]) -> tuple[Any, Callable[[], None]]:
+    """Return an empty figure, and the function that writes it to a file.
+
+    Args:
+        path: the file; its ending sets the format.
+        size: in inches, width and height.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: matplotlib has no format of that ending.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the picture needs matplotlib: pip install matplotlib") from error
+    path = Path(path)
+    figure = Figure(figsize=size, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    if path.suffix.removeprefix(".").lower() not in canvas.get_supported_filetypes():
+        raise ValueError(
+            f"path must end in a format that matplotlib writes, got {str(path)!r}: write {path.stem}.png, .pdf or .svg"
+        )
+    return figure, partial(figure.savefig, path, dpi=150)
 
 
 Curve = tuple[CodebookHealth, dict[str, Any]]

@@ -1,5 +1,6 @@
 """Find codebooks: in modules, in state dicts however deeply nested, and in files."""
 
+import contextlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from vqssl.checks import policy_name
 from vqssl.codebook import EMACodebook
+from vqssl.multiscale import MultiScaleQuantizer
+from vqssl.product import ProductQuantizer
 from vqssl.random_projection import RandomProjectionQuantizer
+from vqssl.residual import ResidualQuantizer
 from vqssl.revival import BatchRevival, NoRevival
+from vqssl.saving import METADATA_KEY, load
 
 __all__ = ["FoundCodebook", "find_codebooks", "printable", "read_checkpoint", "short_names"]
 
@@ -46,6 +51,8 @@ class FoundCodebook(NamedTuple):
     """Name of its class."""
     fixed: bool = False
     """True for the random codes of a :class:`vqssl.RandomProjectionQuantizer`, which has no counts: all are 1 here."""
+    part: str | None = None
+    """Which of the codebooks of its quantiser it is, as in "level 0 of 3"; None for a single one and in a state."""
 
 
 def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCodebook]:
@@ -61,7 +68,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCode
     ``codebook``. If two names are equal, the second ends in ``#2``.
 
     Args:
-        source: a module, a state dict, or a checkpoint that holds state dicts.
+        source: a module, a state dict, or a checkpoint that holds state dicts or modules.
 
     Returns:
         A :class:`FoundCodebook` for each name, in the order of the source. Tensors are not copied.
@@ -76,8 +83,7 @@ def find_codebooks(source: nn.Module | Mapping[Any, Any]) -> dict[str, FoundCode
     True
     """
     if isinstance(source, nn.Module):
-        found = [each for name, module in source.named_modules() for each in _in_module(name, module)]
-        found = found or _from_tree(source.state_dict())
+        found = _from_module_tree(source)
         kind = f"a {type(source).__name__}"
     elif isinstance(source, Mapping):
         found = _from_tree(source)
@@ -105,7 +111,8 @@ def read_checkpoint(path: str | Path) -> Mapping[Any, Any]:
         path: a file; ``.safetensors`` by its ending, anything else in torch's format.
 
     Returns:
-        The dictionary in the file, on the CPU.
+        The dictionary in the file, on the CPU. Of a file that :func:`vqssl.save` wrote, the module, under the name of
+        its class: its options are known then.
 
     Raises:
         ValueError: there is no such file, it cannot be read, or it does not hold a dictionary.
@@ -152,12 +159,20 @@ def short_names(names: Iterable[str]) -> tuple[str, dict[str, str]]:
     return ".".join(common), {name: ".".join(one[len(common) :]) for name, one in parts.items()}
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
+        from safetensors import safe_open
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError(f"{path.name} needs safetensors: pip install safetensors") from error
     try:
+        with safe_open(path, framework="pt") as file:
+            has_options = METADATA_KEY in (file.metadata() or {})
+        if has_options:
+            # A damaged state is measured without its options.
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                module = load(path)
+                return {type(module).__name__: module}
         return load_file(path)
     except Exception as error:
         raise ValueError(
@@ -186,6 +201,29 @@ def _why_unreadable(path: Path) -> str:
         f"checkpoint must hold tensors and plain values, which load without executing code, got {inside} in "
         f"{str(path)!r}: {SAVE_TENSORS}"
     )
+
+
+def _from_module_tree(module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
+    """Return the codebooks that are modules in a module, with names; if there are none, those in its state."""
+    parts: dict[str, str] = {}
+    found = []
+    for name, part in module.named_modules():
+        parts |= {f"{name}.codebooks.{number}".lstrip("."): text for number, text in enumerate(_parts_of(part))}
+        found += [(path, codebook._replace(part=parts.get(name))) for path, codebook in _in_module(name, part)]
+    return found or _from_tree(module.state_dict())
+
+
+def _parts_of(module: nn.Module) -> list[str]:
+    """Return what each of the codebooks of a quantiser is for."""
+    if isinstance(module, ResidualQuantizer):
+        return [f"level {number} of {module.num_levels}" for number in range(module.num_levels)]
+    if isinstance(module, ProductQuantizer):
+        count = module.num_groups
+        return [f"all {count} groups"] if module.shared else [f"group {number} of {count}" for number in range(count)]
+    if isinstance(module, MultiScaleQuantizer):
+        count = module.num_scales
+        return [f"all {count} scales"] if module.shared else [f"scale {number} of {count}" for number in range(count)]
+    return []
 
 
 def _in_module(name: str, module: nn.Module) -> list[tuple[tuple[str, ...], FoundCodebook]]:
@@ -223,6 +261,9 @@ def _from_tree(source: Mapping[Any, Any]) -> list[tuple[tuple[str, ...], FoundCo
     found: list[tuple[tuple[str, ...], FoundCodebook]] = []
     seen = set()
     for path, state in _states(source, ()):
+        if isinstance(state, nn.Module):
+            found += [((*path, *name), codebook) for name, codebook in _from_module_tree(state)]
+            continue
         for key, embed in state.items():
             if key.rpartition(".")[2] == "codes" and _has_projection(state, key):
                 found += [((*path, each), codebook) for each, codebook in _fixed(key.rpartition(".")[0], embed)]
@@ -255,9 +296,11 @@ def _has_projection(state: Mapping[str, Any], key: str) -> bool:
     return codes.ndim == projection.ndim == 3 and codes.shape[::2] == projection.shape[:2]
 
 
-def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield every dictionary in ``source`` with the keys that lead to it."""
-    if isinstance(source, Mapping):
+def _states(source: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any] | nn.Module]]:
+    """Yield every dictionary and every module in ``source`` with the keys that lead to it."""
+    if isinstance(source, nn.Module):
+        yield path, source
+    elif isinstance(source, Mapping):
         yield path, {key: value for key, value in source.items() if isinstance(key, str)}
         for key, value in source.items():
             yield from _states(value, (*path, str(key)))

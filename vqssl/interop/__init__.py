@@ -11,8 +11,10 @@ EMACodebook(codebook_size=8, dim=4, decay=0.8, ...)
 """
 
 from vqssl.interop.codebook_formats import codebook_prefixes
+from vqssl.interop.embedding import codebook_from_embedding
 from vqssl.interop.encodec import codebook_from_encodec, codebook_to_encodec
 from vqssl.interop.lightly import load_lightly_teacher_, momentum_state_from_lightly
+from vqssl.interop.mimi import codebook_from_mimi, residual_quantizer_from_mimi
 from vqssl.interop.residual import (
     residual_quantizer_from_encodec,
     residual_quantizer_from_vector_quantize_pytorch,
@@ -30,6 +32,9 @@ __all__ = [
     "codebook_to_encodec",
     "residual_quantizer_from_vector_quantize_pytorch",
     "residual_quantizer_from_encodec",
+    "codebook_from_mimi",
+    "residual_quantizer_from_mimi",
+    "codebook_from_embedding",
     "codebook_prefixes",
     "load_lightly_teacher_",
     "momentum_state_from_lightly",

@@ -63,7 +63,8 @@ class CodebookFormat(NamedTuple):
         if not found:
             raise ValueError(
                 f"state must hold a codebook of {self.library}, names that end in 'embed' and 'cluster_size', got "
-                f"{listed(state)}: {self.cure}; for a plain table of codes (K, D), codebook.set_codes_(codes)"
+                f"{listed(state)}: {self.cure}; for a plain table of codes (K, D), codebook_from_embedding or "
+                "codebook.set_codes_(codes)"
             )
         if prefix is not None:
             under = [name for name in state if name.startswith(prefix)]
@@ -71,7 +72,8 @@ class CodebookFormat(NamedTuple):
                 raise ValueError(
                     f"prefix={prefix!r} must lead to a codebook of {self.library}, 'embed' and 'cluster_size', got "
                     f"{listed(name.removeprefix(prefix) for name in under)} there; codebooks are at {listed(found)}: "
-                    f"give one of these, or write codebook.set_codes_(codes) for a plain table of codes (K, D)"
+                    "give one of these; for a plain table of codes (K, D), write codebook_from_embedding or "
+                    "codebook.set_codes_(codes)"
                 )
         if prefix is not None or len(found) > 1:
             received = "none" if prefix is None else repr(prefix)

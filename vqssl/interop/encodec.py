@@ -18,7 +18,8 @@ FORMAT = CodebookFormat(
     heads=False,
     cure=(
         "give the state of encodec's or transformers' EncodecModel, or of a quantiser in it; "
-        "codebook_from_vector_quantize_pytorch where the flag is 'initted'"
+        "codebook_from_vector_quantize_pytorch where the flag is 'initted', "
+        "codebook_from_mimi where sums are 'embed_sum'"
     ),
 )
 

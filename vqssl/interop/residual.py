@@ -1,4 +1,4 @@
-"""Residual quantisers of encodec and vector-quantize-pytorch: all levels at once."""
+"""Residual quantisers of encodec, Xcodec and vector-quantize-pytorch: all levels at once."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,11 @@ from vqssl.interop.state_dicts import check_state, listed
 from vqssl.interop.vector_quantize_pytorch import codebook_from_vector_quantize_pytorch
 from vqssl.residual import ResidualQuantizer
 
-__all__ = ["residual_quantizer_from_encodec", "residual_quantizer_from_vector_quantize_pytorch"]
+__all__ = [
+    "residual_quantizer_from_encodec",
+    "residual_quantizer_from_vector_quantize_pytorch",
+    "residual_quantizer_of",
+]
 
 
 def residual_quantizer_from_encodec(
@@ -25,7 +29,8 @@ def residual_quantizer_from_encodec(
     way back call :func:`codebook_to_encodec` for each level, with its prefix and ``like=state``.
 
     Args:
-        state: of an encodec model or of a quantiser in it; Meta's, audiocraft's or transformers'.
+        state: of an encodec model or of a quantiser in it; Meta's, audiocraft's or transformers'. Or of Xcodec in
+            transformers, whose codebooks have the same names.
         prefix: in front of the names of all levels, such as ``"quantizer."``; needed where the state has others too.
         seed: level l draws from ``seed + l``.
         level_dropout: as for :class:`~vqssl.ResidualQuantizer`.
@@ -46,7 +51,9 @@ def residual_quantizer_from_encodec(
     >>> residual_quantizer_from_encodec(state).lookup(torch.tensor([5, 5])).equal(2 * layer["embed"][5])
     True
     """
-    return _residual(codebook_from_encodec, state, prefix, seed, level_dropout, options)
+    check_state("state", state)
+    prefixes = codebook_prefixes(state)
+    return residual_quantizer_of(codebook_from_encodec, prefixes, state, prefix, seed, level_dropout, options)
 
 
 def residual_quantizer_from_vector_quantize_pytorch(
@@ -78,22 +85,40 @@ def residual_quantizer_from_vector_quantize_pytorch(
     3
     """
     options = {"estimator": "straight_through", **options}
-    return _residual(codebook_from_vector_quantize_pytorch, state, prefix, seed, level_dropout, options)
+    check_state("state", state)
+    prefixes = codebook_prefixes(state)
+    return residual_quantizer_of(
+        codebook_from_vector_quantize_pytorch, prefixes, state, prefix, seed, level_dropout, options
+    )
 
 
-def _residual(
+def residual_quantizer_of(
     reader: Callable[..., EMACodebook],
+    found: Sequence[str],
     state: Mapping[str, Any],
     prefix: str,
     seed: int,
     level_dropout: float,
     options: Mapping[str, Any],
 ) -> ResidualQuantizer:
-    check_state("state", state)
+    """Return a residual quantiser of the levels under a prefix.
+
+    Args:
+        reader: returns the codebook at a prefix.
+        found: the prefixes of all codebooks in the state.
+        state: a state dict.
+        prefix: in front of the names of all levels.
+        seed: level l draws from ``seed + l``.
+        level_dropout: of the quantiser.
+        options: for the reader.
+
+    Raises:
+        ValueError: there is no level under ``prefix``, they belong to more than one quantiser, or they differ in width.
+    """
     if options.get("metric", "euclidean") != "euclidean":
         raise ValueError(f"metric must be 'euclidean' for residual levels, got {options['metric']!r}: leave it out")
-    prefixes = [each for each in codebook_prefixes(state) if each.startswith(prefix)]
-    _check_one_quantizer(prefixes, prefix, state)
+    prefixes = [each for each in found if each.startswith(prefix)]
+    _check_one_quantizer(prefixes, prefix, found or list(state))
     prefixes.sort(key=_numbers)  # safetensors sorts names as text: 10 before 2
     levels = [reader(state, each, seed=seed + level, **options) for level, each in enumerate(prefixes)]
     first = levels[0]
@@ -124,10 +149,10 @@ def _numbers(prefix: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", prefix)]
 
 
-def _check_one_quantizer(prefixes: Sequence[str], prefix: str, state: Mapping[str, Any]) -> None:
+def _check_one_quantizer(prefixes: Sequence[str], prefix: str, found: Sequence[str]) -> None:
     if not prefixes:
         raise ValueError(
-            f"state must hold codebooks under prefix {prefix!r}, got {listed(codebook_prefixes(state) or state)}: give "
+            f"state must hold codebooks under prefix {prefix!r}, got {listed(found)}: give "
             "the prefix of one residual quantiser in it"
         )
     # The levels of one quantiser differ in the last number alone.
