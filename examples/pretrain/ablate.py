@@ -10,7 +10,6 @@ neither labels nor test images. A run that was killed continues from its last wh
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ import torch
 import tyro
 
 from examples.pretrain.data import ImageSet, Reading, load_images, train_test_split
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.endings import told
 from examples.pretrain.protocols.linear import check_labels, probe_encoder
 from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
@@ -28,6 +27,7 @@ from examples.pretrain.reports.text import any_terminal
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
 from examples.pretrain.untrained import random_encoder
+from examples.pretrain.unwritten import writing
 from examples.pretrain.variants import SMALL, VARIANTS
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
@@ -89,7 +89,8 @@ def sweep(config: Ablation) -> None:
             f"{config.data} must hold labels for the probes, and holds none: see load_images for their place"
         )
     check_labels(train.labels, test.labels, SHARES, config.subsets)
-    config.results.mkdir(parents=True, exist_ok=True)
+    with writing(config.results):
+        config.results.mkdir(parents=True, exist_ok=True)
     # Seeds in the outer loop: an interrupted sweep has all variants with fewer seeds.
     todo = [(name, seed) for seed in config.seeds for name in ("random", *config.variants)]
     for number, (name, seed) in enumerate(todo):
@@ -132,7 +133,6 @@ def command(config: Ablation) -> str:
 
 if __name__ == "__main__":
     any_terminal()
-    try:
-        main(tyro.cli(Ablation))
-    except (ValueError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
+    given = tyro.cli(Ablation)
+    with told():
+        main(given)

@@ -13,7 +13,7 @@ and the same --out.
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +25,10 @@ import tyro
 from tqdm import tqdm
 
 from examples.pretrain import evaluate
+from examples.pretrain.checkpoint import write_whole
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.devices import check_device
+from examples.pretrain.endings import told
 from examples.pretrain.finished_runs import digest, find
 from examples.pretrain.methods import METHODS, title_of
 from examples.pretrain.passes import forward_passes
@@ -38,11 +40,13 @@ from examples.pretrain.protocols.subject import check_settings
 from examples.pretrain.ranges import check_distinct, check_range
 from examples.pretrain.records import kept_record, provenance, rounded, write_record
 from examples.pretrain.reports import comparison as report
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Pretraining, Run
 from examples.pretrain.tuning import Parts, best, try_out, tuned_values, validation_parts, varied
 from examples.pretrain.untrained import encoder_of_file
+from examples.pretrain.unwritten import writing
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ def main(config: Comparison) -> str:
     if not config.report:
         check(config)
         compare(config)
-    text = report.write(config.out)
+    outputs = Outputs()
+    text = report.write(config.out, outputs)
     print(text)
+    outputs.check()
     return text
 
 
@@ -118,6 +124,7 @@ def check(config: Comparison) -> None:
         if value is not None:
             check_range(name, value, least=1)
     check_settings(config.settings)
+    check_device(config.device)
     refuse_among_images(config.data, [config.out])
     if config.data is not None and not config.data.exists():
         raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
@@ -150,8 +157,11 @@ def images_of(config: Comparison) -> tuple[Path, ImageSet]:
             print(f"drawing {preset.phantoms} thorax phantoms", flush=True)
             drawn = make_phantoms(preset.phantoms, preset.image_size)
             arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
-            config.out.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **arrays, mask_kind="bits")  # type: ignore[arg-type]
+            with writing(config.out):
+                config.out.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            np.savez(content, **arrays, mask_kind="bits")  # type: ignore[arg-type]
+            write_whole(path, content.getbuffer())
     data = load_images(path, preset.image_size)
     train, test = (data.subset(index) for index in train_test_split(data))
     if data.labels is None:
@@ -282,9 +292,6 @@ def command(config: Comparison) -> str:
 
 if __name__ == "__main__":
     any_terminal()
-    try:
-        main(tyro.cli(Comparison))
-    except (ValueError, TypeError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command continues from the last whole epoch")
+    given = tyro.cli(Comparison)
+    with told():
+        main(given)

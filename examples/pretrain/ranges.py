@@ -39,7 +39,7 @@ def check_range(
     )
     if outside:
         rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        raise ValueError(f"{name} must be a number {rule}, got {value}")
+        raise ValueError(f"{name} must be a {'number ' + rule if rule else 'finite number'}, got {value}")
 
 
 def check_distinct(name: str, values: Sequence[Hashable]) -> None:

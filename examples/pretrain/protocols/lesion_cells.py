@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 from sklearn.pipeline import Pipeline
 from torch import Tensor
@@ -28,7 +27,7 @@ from examples.pretrain.protocols.subject import (
     plane_names,
     planes,
 )
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption
 
@@ -113,7 +112,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     scale = min(1, len(scales) - 1)
     truth = planes(test.masks, len(names))  # type: ignore[arg-type]
     shown = [(plane, image) for plane in range(len(names)) for image in np.flatnonzero(truth[:, plane].any((1, 2)))[:4]]
-    figure = Figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(1.5 * len(shown) + 0.5, 1.55 * len(subjects) + 0.5), layout="constrained")
     grid = figure.subplots(len(subjects), len(shown), squeeze=False)
     for row, subject in zip(grid, subjects, strict=True):
         found = {lesion.name: (model, asked) for lesion, model, asked in probes(subject) if lesion.scale == scale}

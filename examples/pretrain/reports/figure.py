@@ -1,13 +1,33 @@
-"""How figures are written."""
+"""How figures are made and written. Matplotlib is imported with the first figure: tables do not need it."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from examples.pretrain.checkpoint import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(**options: Any) -> Figure:
+    """Return an empty figure that needs no display; names with a `$` in them are no formulas there.
+
+    Args:
+        options: of matplotlib's ``Figure``.
+
+    Raises:
+        ImportError: matplotlib cannot be imported, for whatever reason.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except Exception as error:  # its extension modules raise other errors where they do not fit, or find no memory
+        raise ImportError(f"matplotlib cannot be imported, so there are no pictures: {error}") from error
+    matplotlib.rcParams["text.parse_math"] = False
+    return Figure(**options)
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: int) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from examples.pretrain.data import ImageSet
 from examples.pretrain.log import Row
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.text import caption
 
 INK = "#333333"
@@ -37,7 +35,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
         for title, prefixes in PANELS.items()
     }
     panels = {title: columns for title, columns in panels.items() if any(columns.values())}
-    figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
+    figure = new_figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
     styles = ("-", "--", ":", "-.")
     for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for color, (method, names) in enumerate(columns.items()):
@@ -62,13 +60,15 @@ def code_maps(data: ImageSet, indices: dict[str, np.ndarray], path: Path, count:
         count: number of images.
     """
     which = _varied(data, count)
-    figure = Figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
+    figure = new_figure(figsize=(1.5 * len(which) + 0.4, 1.55 * (1 + len(indices)) + 0.4), layout="constrained")
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
         show(axes, data.images[image])
         axes.set_title(caption(_label(data, image), 25), fontsize=7, color=INK)
         if data.masks is not None and data.masks[image].any():
             axes.contour(data.masks[image] > 0, levels=[0.5], colors="#ff5533", linewidths=0.8)
+    import matplotlib  # after new_figure, which says so if it cannot be imported
+
     # Shuffled hues: neighbouring code numbers are not related.
     size = 1 + max(int(codes.max()) for codes in indices.values())
     hues = np.random.default_rng(0).permutation(size) / size
@@ -108,7 +108,7 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
             patch = np.pad(data.images[image], padding, mode="edge")[top : top + side, left : left + side]
             at = np.s_[pitch * row : pitch * row + side, pitch * column : pitch * column + side]
             mosaic[at] = patch / np.iinfo(patch.dtype).max
-    figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]

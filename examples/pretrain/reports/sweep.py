@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
 from examples.pretrain.records import read_record
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.pairing import Key, device_note, key_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 from examples.pretrain.variants import VARIANTS
@@ -160,9 +161,8 @@ def draw(records: Records, path: Path) -> None:
     """Draw each variant's AUC with few labels: one dot a run, and their mean."""
     names = ordered(records)
     shares = shares_of(records)[:2]
-    figure, axes = plt.subplots(
-        1, len(shares), figsize=(10, 1.2 + 0.28 * len(names)), sharey=True, constrained_layout=True, squeeze=False
-    )
+    figure = new_figure(figsize=(10, 1.2 + 0.28 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(shares), sharey=True, squeeze=False)
     for ax, share in zip(axes[0], shares, strict=True):
         for row, name in enumerate(names):
             values = [auc(record, share) for record in records[name].values()]
@@ -178,7 +178,6 @@ def draw(records: Records, path: Path) -> None:
     axes[0][0].invert_yaxis()
     axes[0][0].legend(loc="lower left", fontsize=8)
     save_figure(figure, path, dpi=110)
-    plt.close(figure)
 
 
 def write(folder: Path) -> None:
@@ -186,13 +185,16 @@ def write(folder: Path) -> None:
 
     Raises:
         ValueError: there are none.
+        Unwritten: one of the files cannot be written; the others are.
     """
     records = by_variant(load(folder))
     if not records:
         raise ValueError(f"no runs in {folder}: give --data first")
+    outputs = Outputs()
     texts = {"table.md": table(records), "again.md": again(records)}
     for name, text in texts.items():
         if text:
-            write_text(folder / name, text)
             print(text)
-    draw(records, folder / "auc.png")
+            outputs.add(partial(write_text, folder / name, text), folder / name)
+    outputs.add(lambda: draw(records, folder / "auc.png"), folder / "auc.png")
+    outputs.check()

@@ -1,0 +1,138 @@
+"""Which rank says why all of them end: the first with a reason. The others end quietly, soon, with its status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from examples.pretrain.endings import RankGone, status_of
+
+PATIENCE = 1800.0
+"""Seconds after which a rank that does not answer is named."""
+GRACE = 5.0
+"""Seconds that a rank which hears that another has gone waits for its reason."""
+
+KEY = "examples.pretrain/last word"
+
+
+class LastWord:
+    """The end of a run of several ranks, agreed in the store where they met.
+
+    Args:
+        store: of the process group; it must outlive the group.
+        rank: of this process.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        self.store = store
+        self.rank = rank
+        self.world_size = world_size
+
+    def settle(self, error: BaseException) -> BaseException:
+        """Leave the process group, and return what this rank is to raise: the error, or a quiet end.
+
+        Args:
+            error: what ended the work of this rank; perhaps only that another rank has gone.
+        """
+        # torchrun ends the other ranks once one has ended: theirs would be the signal's exit status, not their own.
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            self.store.set_timeout(timedelta(seconds=GRACE))
+            ending = self._echo(error) if is_echo(error) else self._reason(error)
+        except RuntimeError:  # the rank that holds the store has gone
+            ending = RankGone(gone([0], error)) if is_echo(error) else error
+        _leave()
+        return ending
+
+    def _reason(self, error: BaseException) -> BaseException:
+        word = self.store.compare_set(KEY, "", f"{self.rank} {status_of(error)}").decode()
+        speaker, status = map(int, word.split())
+        self._answer("ends")
+        _leave()  # this wakes those that wait for this rank
+        if speaker != self.rank:
+            return SystemExit(status)
+        # The rank that holds the store stays until the others have read it. A signal is often not the reason itself:
+        # torchrun sends one to the rest when a rank was killed.
+        if isinstance(error, KeyboardInterrupt) or (self.rank == 0 and not _agent_holds_store()):
+            silent = self._silent()
+            if isinstance(error, KeyboardInterrupt) and silent:
+                error.add_note(f"{named(silent)} had ended without a word")
+        return error
+
+    def _echo(self, error: BaseException) -> BaseException:
+        self._answer("waited" if _timed_out(error) else "heard")
+        _leave()
+        silent = self._silent()
+        if self.store.check([KEY]):
+            return SystemExit(int(self.store.get(KEY).decode().split()[1]))
+        answers = [self.store.get(_own(rank)) for rank in range(self.world_size) if rank not in silent]
+        if self.rank != min(set(range(self.world_size)) - set(silent)):
+            return SystemExit(1)
+        return RankGone(gone(silent, error, stalled=b"waited" in answers))
+
+    def _answer(self, word: str) -> None:
+        self.store.set(_own(self.rank), word)
+
+    def _silent(self) -> list[int]:
+        """Return the ranks that do not answer, after a while; at once if all do, or a reason is known."""
+        until = time.monotonic() + GRACE
+        while True:
+            silent = [rank for rank in range(self.world_size) if not self.store.check([_own(rank)])]
+            known = self.store.check([KEY]) and not self.store.get(KEY).startswith(f"{self.rank} ".encode())
+            if not silent or known or time.monotonic() > until:
+                return silent
+            time.sleep(0.05)
+
+
+def is_echo(error: BaseException) -> bool:
+    """Return True for the errors of a collective whose other side has gone: the reason is elsewhere."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "ProcessGroup")
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    )
+
+
+def gone(ranks: list[int], error: BaseException, *, stalled: bool | None = None) -> str:
+    """Return the sentence on ranks that ended without a word, or do not answer."""
+    if not ranks:
+        return f"the connection between the ranks broke ({' '.join(str(error).split())[:120]})"
+    if _timed_out(error) if stalled is None else stalled:
+        return (
+            f"{named(ranks)} did not answer for {PATIENCE:g} s, so that the others have ended: look whether it is "
+            "stopped, or waits for a disk"
+        )
+    return f"{named(ranks)} ended without a word, as a killed process does, perhaps for want of memory"
+
+
+def named(ranks: list[int]) -> str:
+    """Return ranks in words.
+
+    >>> named([1]), named([1, 3])
+    ('rank 1', 'ranks 1, 3')
+    """
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _own(rank: int) -> str:
+    return f"{KEY} of {rank}"
+
+
+def _agent_holds_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _timed_out(error: BaseException) -> bool:
+    return "imed out" in str(error) or "imeout" in str(error)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
