@@ -30,7 +30,7 @@ from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.knn import knn_monitor
 from examples.pretrain.protocols.linear import FRACTIONS, check_labels, probe_encoder
-from examples.pretrain.ranges import check_distinct, check_range
+from examples.pretrain.ranges import check_distinct, check_range, check_sizes
 from examples.pretrain.records import provenance, write_record
 from examples.pretrain.reports import pictures
 from examples.pretrain.reports.outputs import Outputs
@@ -162,6 +162,7 @@ def check(config: Experiment) -> None:
     for method in config.methods:
         check_options(method, config.options[method])
     check_range("--subsets", config.subsets, least=1)
+    check_sizes(config.image_size, config.phantoms, drawn=config.data is None)
     check_range("--seed", config.seed, least=0, most=2**32 - 1)
     check_optimization(config.optimization)
     check_augmentation(config.augmentation)

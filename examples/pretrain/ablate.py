@@ -76,6 +76,9 @@ def sweep(config: Ablation) -> None:
     check_distinct("--variants", config.variants)
     check_distinct("--seeds", config.seeds)
     check_range("--subsets", config.subsets, least=1)
+    check_range("--image-size", config.image_size, least=1)
+    for seed in config.seeds:
+        check_range("each of --seeds", seed, least=0, most=2**32 - 1)
     share, shares = share_of(config.part)
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:

@@ -37,7 +37,7 @@ from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols import Settings
 from examples.pretrain.protocols.linear import check_labels
 from examples.pretrain.protocols.subject import check_settings
-from examples.pretrain.ranges import check_distinct, check_range
+from examples.pretrain.ranges import check_distinct, check_range, check_sizes
 from examples.pretrain.records import kept_record, provenance, rounded, write_record
 from examples.pretrain.reports import comparison as report
 from examples.pretrain.reports.outputs import Outputs
@@ -120,9 +120,10 @@ def check(config: Comparison) -> None:
     for seed in config.seeds:
         check_range("each of --seeds", seed, least=0, most=2**32 - 1)
     check_range("--trials", config.trials, least=1)
-    for name, value in (("--epochs", config.epochs), ("--phantoms", config.phantoms)):
-        if value is not None:
-            check_range(name, value, least=1)
+    if config.epochs is not None:
+        check_range("--epochs", config.epochs, least=1)
+    preset = preset_of(config)
+    check_sizes(preset.image_size, preset.phantoms, drawn=config.data is None)
     check_settings(config.settings)
     check_device(config.device)
     refuse_among_images(config.data, [config.out])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +17,7 @@ from examples.pretrain.endings import RankGone, status_of
 
 PATIENCE = 1800.0
 """Seconds after which a rank that does not answer is named."""
-GRACE = 5.0
+GRACE = 10.0
 """Seconds that a rank which hears that another has gone waits for its reason."""
 
 KEY = "examples.pretrain/last word"
@@ -45,49 +47,51 @@ class LastWord:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            self.store.set_timeout(timedelta(seconds=GRACE))
-            ending = self._echo(error) if is_echo(error) else self._reason(error)
+            with _quiet():
+                self.store.set_timeout(timedelta(seconds=GRACE))
+                ending = self._echo(error) if is_echo(error) else self._reason(error)
+                self.store.set(_key(self.rank, "done"), "")
+                if self.rank == 0 and not _agent_holds_store():  # the store ends with this process: others read it
+                    self._wait("done")
         except RuntimeError:  # the rank that holds the store has gone
             ending = RankGone(gone([0], error)) if is_echo(error) else error
         _leave()
+        for note in getattr(error, "__notes__", []) if isinstance(ending, RankGone) else []:
+            ending.add_note(note)
         return ending
 
     def _reason(self, error: BaseException) -> BaseException:
         word = self.store.compare_set(KEY, "", f"{self.rank} {status_of(error)}").decode()
         speaker, status = map(int, word.split())
-        self._answer("ends")
+        self.store.set(_key(self.rank, "here"), "ends")
         _leave()  # this wakes those that wait for this rank
         if speaker != self.rank:
             return SystemExit(status)
-        # The rank that holds the store stays until the others have read it. A signal is often not the reason itself:
-        # torchrun sends one to the rest when a rank was killed.
-        if isinstance(error, KeyboardInterrupt) or (self.rank == 0 and not _agent_holds_store()):
-            silent = self._silent()
-            if isinstance(error, KeyboardInterrupt) and silent:
+        if isinstance(error, KeyboardInterrupt):
+            # Often not the reason itself: torchrun sends a signal to the rest when a rank was killed.
+            silent = self._wait("here")
+            if silent:
                 error.add_note(f"{named(silent)} had ended without a word")
         return error
 
     def _echo(self, error: BaseException) -> BaseException:
-        self._answer("waited" if _timed_out(error) else "heard")
+        self.store.set(_key(self.rank, "here"), "waited" if _timed_out(error) else "heard")
         _leave()
-        silent = self._silent()
+        silent = self._wait("here")
         if self.store.check([KEY]):
             return SystemExit(int(self.store.get(KEY).decode().split()[1]))
-        answers = [self.store.get(_own(rank)) for rank in range(self.world_size) if rank not in silent]
-        if self.rank != min(set(range(self.world_size)) - set(silent)):
+        there = [rank for rank in range(self.world_size) if rank not in silent]
+        if self.rank != there[0]:
             return SystemExit(1)
+        answers = [self.store.get(_key(rank, "here")) for rank in there]
         return RankGone(gone(silent, error, stalled=b"waited" in answers))
 
-    def _answer(self, word: str) -> None:
-        self.store.set(_own(self.rank), word)
-
-    def _silent(self) -> list[int]:
-        """Return the ranks that do not answer, after a while; at once if all do, or a reason is known."""
+    def _wait(self, word: str) -> list[int]:
+        """Return the ranks that have not said a word after a while; at once if all have."""
         until = time.monotonic() + GRACE
         while True:
-            silent = [rank for rank in range(self.world_size) if not self.store.check([_own(rank)])]
-            known = self.store.check([KEY]) and not self.store.get(KEY).startswith(f"{self.rank} ".encode())
-            if not silent or known or time.monotonic() > until:
+            silent = [rank for rank in range(self.world_size) if not self.store.check([_key(rank, word)])]
+            if not silent or time.monotonic() > until:
                 return silent
             time.sleep(0.05)
 
@@ -121,8 +125,22 @@ def named(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _own(rank: int) -> str:
-    return f"{KEY} of {rank}"
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's C++ from printing its stack where the store has gone; it asks neither Python nor a logger."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _key(rank: int, word: str) -> str:
+    return f"{KEY}: {rank} {word}"
 
 
 def _agent_holds_store() -> bool:

@@ -1,5 +1,8 @@
 """Show reports: as a table in a terminal, and as a picture of one page. Imports rich and matplotlib on first use."""
 
+import contextlib
+import io
+import os
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -148,6 +151,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: matplotlib has no format of that ending.
+        OSError: the file cannot be written; what it held before is kept.
 
     >>> import vqssl
     >>> from vqssl.health import examine
@@ -191,7 +195,22 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     for row, (line, colour) in enumerate(lines):
         height = 1 - (row + 0.6) / (len(lines) + 1)
         below.text(0.02, height, line, color=colour, family="monospace", fontsize=9, va="center", parse_math=False)
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix.removeprefix(".").lower())
+    _write_whole(path, content.getvalue())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it holds all of its content, or what it held before."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 Curve = tuple[CodebookHealth, dict[str, Any]]

@@ -25,7 +25,7 @@ def new_figure(**options: Any) -> Figure:
         import matplotlib
         from matplotlib.figure import Figure
     except Exception as error:  # its extension modules raise other errors where they do not fit, or find no memory
-        raise ImportError(f"matplotlib cannot be imported, so there are no pictures: {error}") from error
+        raise ImportError(f"matplotlib cannot be imported ({str(error) or type(error).__name__})") from error
     matplotlib.rcParams["text.parse_math"] = False
     return Figure(**options)
 
