@@ -160,7 +160,12 @@ class Ended(NamedTuple):
     def lines(self) -> list[str]:
         """Lines of the error stream: no warnings of libraries, no bars."""
         there = [line.rpartition("\r")[2].strip() for line in self.errors.splitlines()]
-        return [line for line in there if line and "Warning" not in line and not line.startswith(("[W", "warnings."))]
+        words = ("Warning", "%|", "/s]")
+        return [
+            line
+            for line in there
+            if line and not any(word in line for word in words) and not line.startswith(("[W", "warnings."))
+        ]
 
     @property
     def clean(self) -> bool:
@@ -263,11 +268,19 @@ def memory_limit(size: int) -> Callable[[], None]:
 
 
 def without_rights() -> None:
-    """Let permissions count for root too: the new process loses the rights to read and write everything."""
-    if os.geteuid() == 0:
-        library = ctypes.CDLL(None)
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            library.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    """Let permissions count for root too: this process, and what it starts, lose the right to read and write all."""
+    if os.geteuid():
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    override, search = 1, 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    for capability in (override, search):
+        library.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: for programs that it becomes
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    library.capget(header, sets)
+    for place in (0, 1):  # effective and permitted, of the first 32 capabilities
+        sets[place] &= ~(1 << override | 1 << search)
+    if library.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "the rights of root cannot be given up here")
 
 
 @contextlib.contextmanager
@@ -407,7 +420,7 @@ def started_by_torchrun(
     command = [sys.executable, "-P", *launch, "--log-dir", folder / "logs", folder / "rank.py"]
     environment = {**os.environ, **_variables(folder, codes, more, timeout)}
     process = subprocess.Popen(
-        [*command, *SMALL, "--methods", "byol", *arguments],
+        [*map(str, command), *SMALL, "--methods", "byol", *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,

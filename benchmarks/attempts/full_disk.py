@@ -86,11 +86,6 @@ def full_at_the_log() -> Outcome:
     return _filled(fault, "metrics.csv cannot be written: No space left", "epoch 2 is whole", "--resume")
 
 
-@attempt("full disk at the first log of a new run", right=NAMED)
-def full_at_the_first_log() -> Outcome:
-    return _filled("path.name == 'metrics.csv'", "metrics.csv cannot be written: No space left", "starts again")
-
-
 @attempt("full disk at the safetensors of the finished run", right=NAMED)
 def full_at_the_weights() -> Outcome:
     fault = "path.suffix == '.safetensors'"

@@ -8,12 +8,14 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from examples.pretrain import __main__ as command
 from examples.pretrain import checkpoint, last_word, startup
-from examples.pretrain.data import cache
+from examples.pretrain.data import Reading, cache, cache_of
 from examples.pretrain.devices import check_device
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.endings import RankGone, Stopped, told
@@ -98,9 +100,13 @@ def test_real_allocation_that_fails_is_recognised(capfd):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signal_ends_the_block_and_handlers_come_back(number, capfd):
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as end, told():
+
+    def wait():
         os.kill(os.getpid(), number)
         signal.pause()
+
+    with pytest.raises(SystemExit) as end, told():
+        wait()
     assert end.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
@@ -171,6 +177,17 @@ def test_cache_asks_for_its_room_before_it_writes_to_memory(tmp_path, monkeypatc
     ):
         pytest.fail("the array was given")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_under_a_process_that_decodes_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(make_phantoms(4, 16, seed=0).images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    monkeypatch.setattr(np, "savez", raising(FULL))  # the workers are forked, and have it too
+    found = cache_of(tmp_path / "images", 16, Reading(cache=tmp_path / "cache"))
+    with pytest.raises(Unwritten, match=r"shard-\S+ cannot be written: No space left on device$"):
+        list(found.fill(progress=False, workers=1))
+    assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def test_note_says_which_epoch_is_whole(tmp_path):

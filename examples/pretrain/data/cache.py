@@ -109,6 +109,8 @@ class Cache:
                 total=len(self.catalogue.names), initial=done, desc=self.folder.name, unit="image", disable=not progress
             ) as bar:
                 for finished in loader:
+                    if isinstance(finished, OSError):
+                        raise finished
                     bar.update(finished)
                     yield finished
             self._join(shards)
@@ -235,8 +237,12 @@ class _Shard:
         return len(self.numbers)
 
 
-def _finish(shard: Any) -> int:
-    done: int = shard.finish()
+def _finish(shard: Any) -> int | OSError:
+    """Return how many images are done; or the error, which would come out of a worker as a text of its stack."""
+    try:
+        done: int = shard.finish()
+    except OSError as error:
+        return error
     return done
 
 
