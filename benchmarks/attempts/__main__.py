@@ -61,6 +61,9 @@ def run_in(tree: Path, one: Attempt, patience: float) -> Outcome:
 def run_forked(tree: Path, attempts: list[Attempt], patience: float) -> Iterator[Outcome]:
     """Run attempts one after the other, forked from a process in ``tree`` that has imported what they all need."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["TORCH_CPP_LOG_LEVEL"] = (
+        "ERROR"  # torch reads it once, here; a rank of the example sets it at its start
+    )
     command = [sys.executable, "-P", "-m", "benchmarks.attempts", "--patience", str(patience), "--forked"]
     names = [one.name for one in attempts]
     with subprocess.Popen([*command, *names], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True) as process:

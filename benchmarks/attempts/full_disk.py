@@ -344,7 +344,7 @@ def _without_matplotlib(error: str) -> Outcome:
 @attempt("no memory while the images are read", right="one line that says so")
 def no_memory_for_images() -> Outcome:
     with tempfile.TemporaryDirectory() as name:
-        done = example("--phantoms", "999999999", "--image-size", "224", "--out", f"{name}/run")
+        done = example("--phantoms", "999999999999", "--out", f"{name}/run")
         return one_line(done, "not enough memory", also=not Path(name, "run").exists())
 
 

@@ -65,21 +65,6 @@ def killed_under_torchrun() -> Outcome:
     return _fails(started_by_torchrun, 1, KILLED, "ank 1", "epoch 1 is whole", status=None, gone=1)
 
 
-@attempt("torchrun: rank 0 is killed in the second epoch", right="one line names the rank and the kept epoch")
-def first_killed_under_torchrun() -> Outcome:
-    return _fails(started_by_torchrun, 0, KILLED, "ank 0", "epoch 1 is whole", status=None, gone=0)
-
-
-@attempt("torchrun: bad data on rank 1 in the second epoch", right=ONE_SAYS_WHY)
-def bad_data_under_torchrun() -> Outcome:
-    return _fails(started_by_torchrun, 1, BAD_DATA, "image 7 is damaged")
-
-
-@attempt("torchrun: Ctrl-C on rank 1 alone", right="one line, status 130 on both")
-def one_interrupted_under_torchrun() -> Outcome:
-    return _fails(started_by_torchrun, 1, CTRL_C, "interrupted", "epoch 1 is whole", status=130)
-
-
 @attempt("torchrun: Ctrl-C in the terminal", right="one line, status 130 on both")
 def interrupted_under_torchrun() -> Outcome:
     with tempfile.TemporaryDirectory() as name:
@@ -99,14 +84,6 @@ def other_seed_under_torchrun() -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         ended = started_by_torchrun(Path(name), "--out", f"{name}/run", more=("", "--seed 3"))
         return _agreed(ended, "seed is 0 on rank 0 and 3 on rank 1")
-
-
-@attempt("torchrun: a rank stalls in the second epoch", right="it is named after the stated time")
-def stalled_under_torchrun() -> Outcome:
-    with tempfile.TemporaryDirectory() as name:
-        code = _at_step(STOPPED)
-        ended = started_by_torchrun(Path(name), "--out", f"{name}/run", *LONG, codes=(SHORT, SHORT + code), timeout=100)
-        return _agreed(ended, "rank 1 did not answer for 8 s", gone=1)
 
 
 # ---- processes started one by one, as torch.multiprocessing does ----

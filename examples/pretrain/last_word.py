@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -36,9 +37,25 @@ class LastWord:
         self.store = store
         self.rank = rank
         self.world_size = world_size
+        self.word: str | None = None
+        """Rank and status of the last word, once this rank has heard it."""
+
+    def listen(self) -> None:
+        """Hear the last word while this rank waits in a collective: later, the store may have ended with rank 0."""
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self) -> None:
+        # Any error: the store has gone, or Python ends.
+        with contextlib.suppress(Exception):
+            while not self.store.check([KEY]):
+                time.sleep(0.5)
+            self.word = self.store.get(KEY).decode()
+            self.store.set(_key(self.rank, "done"), "")
 
     def settle(self, error: BaseException) -> BaseException:
         """Leave the process group, and return what this rank is to raise: the error, or a quiet end.
+
+        Those that wait for this rank in a collective only learn of its end when the process ends.
 
         Args:
             error: what ended the work of this rank; perhaps only that another rank has gone.
@@ -55,6 +72,8 @@ class LastWord:
                     self._wait("done")
         except RuntimeError:  # the rank that holds the store has gone
             ending = RankGone(gone([0], error)) if is_echo(error) else error
+        if self.word is not None and isinstance(ending, RankGone):
+            ending = SystemExit(int(self.word.split()[1]))
         _leave()
         for note in getattr(error, "__notes__", []) if isinstance(ending, RankGone) else []:
             ending.add_note(note)
@@ -64,19 +83,18 @@ class LastWord:
         word = self.store.compare_set(KEY, "", f"{self.rank} {status_of(error)}").decode()
         speaker, status = map(int, word.split())
         self.store.set(_key(self.rank, "here"), "ends")
-        _leave()  # this wakes those that wait for this rank
         if speaker != self.rank:
             return SystemExit(status)
         if isinstance(error, KeyboardInterrupt):
             # Often not the reason itself: torchrun sends a signal to the rest when a rank was killed.
-            silent = self._wait("here")
+            self.store.set(_key(self.rank, "done"), "")
+            silent = self._wait("done")
             if silent:
                 error.add_note(f"{named(silent)} had ended without a word")
         return error
 
     def _echo(self, error: BaseException) -> BaseException:
         self.store.set(_key(self.rank, "here"), "waited" if _timed_out(error) else "heard")
-        _leave()
         silent = self._wait("here")
         if self.store.check([KEY]):
             return SystemExit(int(self.store.get(KEY).decode().split()[1]))

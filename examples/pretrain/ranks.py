@@ -70,10 +70,12 @@ def joined(device: str) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     patience = timedelta(seconds=last_word.PATIENCE)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count, timeout=patience)
+    last = LastWord(store, rank, count)
+    last.listen()
     try:
         yield
     except BaseException as error:
-        ending = LastWord(store, rank, count).settle(error)
+        ending = last.settle(error)
         if ending is error:
             raise
         raise ending from error

@@ -262,7 +262,9 @@ def settled(errors, monkeypatch, *, grace=0.6):
     found = {}
 
     def end(rank):
-        found[rank] = LastWord(store, rank, len(errors)).settle(errors[rank])
+        last = LastWord(store, rank, len(errors))
+        last.listen()
+        found[rank] = last.settle(errors[rank])
 
     threads = [threading.Thread(target=end, args=(rank,)) for rank, error in enumerate(errors) if error is not None]
     for thread in threads:
