@@ -129,7 +129,7 @@ def _evaluate(folder: Path, code: str) -> Ended:
     body = text.read_text().replace('if __name__ == "__main__":', f"if True:\n    exec({code!r})\nif True:")
     script.write_text(body.replace("e.write_record = stop", "write_record = stop"))
     options = ("--phantoms", "96", "--subsets", "1", "--steps", "3", "--shares", "0.5", "1.0")
-    return command(script, "linear", "knn", "--runs", folder / "run", "--out", folder / "out", *options)
+    return command(script, "linear", "--runs", folder / "run", "--out", folder / "out", *options)
 
 
 @attempt("Ctrl-C in `python -m vqssl.health`", right="one line or none, status 130")
