@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.attempts.attempt import Outcome, attempt
-from benchmarks.attempts.failing import AT_STEP, Ranks, started_by_hand, started_by_torchrun
+from benchmarks.attempts.failing_ranks import AT_STEP, Ranks, started_by_hand, started_by_torchrun
 
 LONG = ("--optimization.epochs", "300")
 ONE_SAYS_WHY = "one rank says why, the other ends quietly with the same status"

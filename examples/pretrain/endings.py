@@ -156,5 +156,6 @@ def _signals_raised() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: not set by Python
+            # A rank that ends may ignore a signal by now, so that its exit status stays its own. None: not Python's.
+            if handler is not None and signal.getsignal(number) is stop:
                 signal.signal(number, handler)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from examples.pretrain import __main__ as command
 from examples.pretrain import checkpoint, last_word, startup
-from examples.pretrain.data import Reading, cache, cache_of
+from examples.pretrain.data import Reading, cache_of
 from examples.pretrain.devices import check_device
 from examples.pretrain.divergence import Diverged
 from examples.pretrain.endings import RankGone, Stopped, told
@@ -112,6 +112,16 @@ def test_signal_ends_the_block_and_handlers_come_back(number, capfd):
     assert len(capfd.readouterr().err.strip().splitlines()) == 1
 
 
+def test_signal_that_is_ignored_while_the_block_ends_stays_ignored():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with told():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -167,27 +177,28 @@ def test_folder_that_cannot_be_made_is_named(tmp_path, place):
         hold(tmp_path / place)
 
 
-def test_cache_asks_for_its_room_before_it_writes_to_memory(tmp_path, monkeypatch):
-    """Writing to mapped memory without room under it would end the process by SIGBUS."""
-    monkeypatch.setattr(os, "posix_fallocate", raising(FULL))
-    new_array = cache._new_array
-    with (
-        pytest.raises(Unwritten, match=r"images\.npy cannot be written"),
-        new_array(tmp_path / "images.npy", (4,), "u1"),
-    ):
-        pytest.fail("the array was given")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_full_disk_under_a_process_that_decodes_is_one_error(tmp_path, monkeypatch):
+@pytest.fixture
+def decoded(tmp_path):
+    """Return a cache of four pictures that are not decoded yet."""
     (tmp_path / "images").mkdir()
     for number, image in enumerate(make_phantoms(4, 16, seed=0).images):
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    return cache_of(tmp_path / "images", 16, Reading(cache=tmp_path / "cache"))
+
+
+def test_cache_asks_for_its_room_before_it_writes_to_memory(decoded, monkeypatch):
+    """Writing to mapped memory without room under it would end the process by SIGBUS."""
+    monkeypatch.setattr(os, "posix_fallocate", raising(FULL))
+    with pytest.raises(Unwritten, match=r"images\.npy cannot be written"):
+        list(decoded.fill(progress=False, workers=0))
+    assert not list(decoded.place.glob("*.partial"))
+
+
+def test_full_disk_under_a_process_that_decodes_is_one_error(decoded, monkeypatch):
     monkeypatch.setattr(np, "savez", raising(FULL))  # the workers are forked, and have it too
-    found = cache_of(tmp_path / "images", 16, Reading(cache=tmp_path / "cache"))
     with pytest.raises(Unwritten, match=r"shard-\S+ cannot be written: No space left on device$"):
-        list(found.fill(progress=False, workers=1))
-    assert not list((tmp_path / "cache").rglob("*.partial"))
+        list(decoded.fill(progress=False, workers=1))
+    assert not list(decoded.place.glob("*.partial"))
 
 
 def test_note_says_which_epoch_is_whole(tmp_path):
