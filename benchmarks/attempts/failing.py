@@ -120,7 +120,7 @@ class Started:
 
 def _as_python(arguments: Sequence[str]) -> int:
     """Run a module or script as the main program, and return the exit status of a Python that does."""
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     status = 0
     try:
         if arguments[0] == "-m":
