@@ -17,6 +17,9 @@ def test_page_equals_the_records():
         ("long_run", {"steps": 20_000}),
         ("band", {"steps": 500}),
         ("attempts", {"attempts": 190}),
+        ("attempts of full_disk", {"attempts": 33}),
+        ("attempts of odd_options", {"attempts": 24}),
+        ("attempts of signals", {"attempts": 13}),
     ],
 )
 def test_records_are_of_complete_runs(name, least):
