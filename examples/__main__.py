@@ -14,7 +14,10 @@ def main():
     spec = importlib.util.spec_from_file_location("environment", path)
     environment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(environment)
-    environment.run(["examples"], ["-m", "examples.pretrain", *sys.argv[1:]], cwd=None)
+    try:
+        environment.run(["examples"], ["-m", "examples.pretrain", *sys.argv[1:]], cwd=None)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,9 @@ MAY_IMPORT = {
     # Every module by name
     "constructor_options": MATHS | POLICIES | SAVED,
     "saving": MATHS | POLICIES | SAVED | {"atomic_file", "constructor_options"},
-    "health": MATHS | POLICIES | {"codebook", "multiscale", "residual", "product", "random_projection", "saving"},
+    "health": MATHS
+    | POLICIES
+    | {"atomic_file", "codebook", "multiscale", "residual", "product", "random_projection", "saving"},
 }
 MAY_IMPORT["experimental"] = MAY_IMPORT["fitting"] | {"constructor_options"}
 # State dicts of other libraries

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import itertools
 import json
 import os
 import re
@@ -10,16 +13,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks import records
+from benchmarks.attempts import failing
 from benchmarks.attempts.attempt import ATTEMPTS, ROOT, Attempt, Outcome, kinds, load, run_here
 from benchmarks.provenance import command_line, provenance
 
 FOLDER = Path(__file__).resolve().parent
+FORKED = ("full_disk", "lost_ranks", "odd_options", "signals")
+"""Kinds whose attempts each start the example: they are forked from one process that has imported it."""
+MARK = "outcome: "
 
 
 def run_in(tree: Path, one: Attempt, patience: float) -> Outcome:
@@ -49,6 +58,49 @@ def run_in(tree: Path, one: Attempt, patience: float) -> Outcome:
         return Outcome(survived=False, seen=f"exit status {process.returncode}: {last}"[:300])
 
 
+def run_forked(tree: Path, attempts: list[Attempt], patience: float) -> Iterator[Outcome]:
+    """Run attempts one after the other, forked from a process in ``tree`` that has imported what they all need."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["TORCH_CPP_LOG_LEVEL"] = (
+        "ERROR"  # torch reads it once, here; a rank of the example sets it at its start
+    )
+    command = [sys.executable, "-P", "-m", "benchmarks.attempts", "--patience", str(patience), "--forked"]
+    names = [one.name for one in attempts]
+    with subprocess.Popen([*command, *names], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(MARK):
+                yield Outcome(**json.loads(line.removeprefix(MARK)))
+
+
+def fork_all(names: list[str], patience: float) -> None:
+    """Run attempts in forked processes, and print a line of JSON for each."""
+    modules = {one.partition(".")[0] for one in names}
+    load(*modules)
+    importlib.import_module(failing.PRELOADED)
+    for name in names:
+        one = ATTEMPTS[name]
+        with tempfile.TemporaryFile("w+") as result:
+            child = os.fork()
+            if not child:
+                os.setsid()
+                try:
+                    json.dump(run_here(one)._asdict(), result)
+                    result.flush()
+                finally:
+                    os._exit(0)
+            until = time.monotonic() + patience * one.timeout
+            while not os.waitpid(child, os.WNOHANG)[0]:
+                if time.monotonic() > until:
+                    os.killpg(child, 9)
+                time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):  # what it has started dies with it
+                os.killpg(child, 9)
+            result.seek(0)
+            late = Outcome(survived=False, seen=f"no end within {patience * one.timeout:g} s")
+            print(MARK + (result.read() or json.dumps(late._asdict())), flush=True)
+
+
 def without_folders(outcome: Outcome) -> Outcome:
     """Return an outcome that names no temporary folder and no checkout: they say nothing, and differ each time."""
     seen = re.sub(r"tmp\w{8}/?", "", outcome.seen.replace(f"{tempfile.gettempdir()}/", ""))
@@ -57,9 +109,16 @@ def without_folders(outcome: Outcome) -> Outcome:
 
 def run_all(tree: Path, attempts: list[Attempt], workers: int, patience: float, title: str) -> list[Outcome]:
     """Run the attempts in ``tree`` and return their outcomes in the same order."""
-    with ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(lambda one: without_folders(run_in(tree, one, patience)), attempts)
-        return list(tqdm(outcomes, title, len(attempts), leave=False))
+    forked = [one for one in attempts if one.kind in FORKED]
+    alone = [one for one in attempts if one.kind not in FORKED]
+    with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, total=len(attempts), leave=False) as bar:
+        by_name = {}
+        found = pool.map(lambda one: run_in(tree, one, patience), alone)
+        after = run_forked(tree, forked, patience) if forked else ()
+        for one, outcome in zip(alone + forked, itertools.chain(found, after), strict=True):
+            by_name[one.name] = without_folders(outcome)
+            bar.update()
+    return [by_name[one.name] for one in attempts]
 
 
 def main() -> None:
@@ -76,10 +135,14 @@ def main() -> None:
         "--patience", type=float, default=1, metavar="FACTOR", help="longer time-outs, for a machine that is busy"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--forked", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         load(options.one.partition(".")[0])
         print(json.dumps(run_here(ATTEMPTS[options.one])._asdict()))
+        return
+    if options.forked:
+        fork_all(options.forked, options.patience)
         return
 
     attempts = load(*options.kind)
@@ -105,9 +168,10 @@ def main() -> None:
         print(f"  after:  {'' if new.survived else 'LOST '}{new.seen}")
     survived = sum(one.survived for one in after)
     print(f"{len(attempts)} attempts, {survived} survived, {len(attempts) - survived} lost")
-    if options.old and not options.kind:
+    if options.old:
+        of = "-".join(sorted(options.kind))
         record = {
-            "kind": "attempts",
+            "kind": f"attempts of {of}" if of else "attempts",
             **provenance(command_line("benchmarks.attempts")),
             "old": options.old,
             "attempts": len(attempts),
@@ -116,7 +180,7 @@ def main() -> None:
             "survived before": sum(one is not None and one.survived for one in before),
             "rows": rows,
         }
-        records.write_run(records.RUNS / "reliability" / "cpu.attempts.json", record)
+        records.write_run(records.RUNS / "reliability" / f"cpu.attempts{of and '-'}{of}.json", record)
     raise SystemExit(survived < len(attempts))
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ from examples.pretrain import agreement, ranks
 from examples.pretrain.augment import check_augmentation, to_float
 from examples.pretrain.data import ImageSet, cache_of, load_images, train_test_split
 from examples.pretrain.data.cache import Cache
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.devices import check_device
 from examples.pretrain.encoder import check_encoder
+from examples.pretrain.endings import told
+from examples.pretrain.kept import kept
 from examples.pretrain.lock import hold
 from examples.pretrain.methods import METHODS, title_of
+from examples.pretrain.methods.ranges import check_options
 from examples.pretrain.optimization import check_optimization
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.precision import check_device_can
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.knn import knn_monitor
 from examples.pretrain.protocols.linear import FRACTIONS, check_labels, probe_encoder
-from examples.pretrain.ranges import check_distinct, check_range
+from examples.pretrain.ranges import check_distinct, check_range, check_sizes
 from examples.pretrain.records import provenance, write_record
 from examples.pretrain.reports import pictures
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal, write_text
 from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold_new, refuse_among_images
 from examples.pretrain.train import Monitor, Run
@@ -46,13 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments.insert(0, "demo")  # the default preset
     any_terminal()
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python3 examples")
-    try:
-        with ranks.joined(device_of(config)):
-            experiment(config)
-    except (ValueError, TypeError, OSError, Diverged) as error:
-        ranks.end(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command with --resume continues from the last whole epoch")
+    with told(go_on="the same command with --resume continues from there"), ranks.joined(device_of(config)):
+        experiment(config)
 
 
 def device_of(config: Experiment) -> str:
@@ -71,15 +71,29 @@ def experiment(config: Experiment) -> dict:
     agreement.on_all(lambda: check(config))
     agreement.check_equal({"options": options_of(config)})
     out = ranks.decided_by_first(lambda: folder_of(config))
-    device = device_of(config)
-    say = print if ranks.rank() == 0 else lambda *_, **__: None
     fill_cache(config)
     train, test = agreement.on_all(lambda: sides_of(config))
     monitor = monitor_of(train, config)
-    runs = agreement.on_all(lambda: runs_of(train, config, out, device))
+    runs = agreement.on_all(lambda: runs_of(train, config, out, device_of(config)))
     agreement.check_equal({method: run.facts() for method, run in runs.items()})
     # Nothing has been written so far: what is refused leaves no trace.
     ranks.decided_by_first(lambda: hold(out) if config.resume else hold_new(out))
+    with kept(*(run.folder for run in runs.values())):
+        result = pretrain_and_probe(config, runs, monitor, train, test, out)
+    if result:
+        print(f"done in {(time.perf_counter() - start) / 60:.1f} min")
+    return result
+
+
+def pretrain_and_probe(
+    config: Experiment, runs: dict[str, Run], monitor: Monitor | None, train: ImageSet, test: ImageSet, out: Path
+) -> dict:
+    """Train all runs, and write table and pictures into `out`; return the record, on rank 0.
+
+    Raises:
+        Unwritten: a checkpoint cannot be written; or a table or picture, once everything else is.
+    """
+    say = print if ranks.rank() == 0 else lambda *_, **__: None
     say(f"{len(train)} training and {len(test)} test images of {config.image_size} px; results in {out}", flush=True)
     for method, run in runs.items():
         if run.epoch:
@@ -94,7 +108,7 @@ def experiment(config: Experiment) -> dict:
     else:
         table = probes(runs, train, test, config)
     result = {
-        **provenance(command(), device),
+        **provenance(command(), device_of(config)),
         "seed": config.seed,
         "data": None if config.data is None else config.data.name,
         "weights": None if config.weights is None else config.weights.name,
@@ -113,16 +127,17 @@ def experiment(config: Experiment) -> dict:
             for method, run in runs.items()
         },
     }
-    write_record(out / "table.json", result)
+    outputs = Outputs()
+    outputs.add(lambda: write_record(out / "table.json", result), out / "table.json")
     if table:
         markdown = markdown_of(table)
-        write_text(out / "table.md", markdown + "\n")
         print(f"\nmacro AUC (%) of a linear probe on the frozen encoder, by share of labels\n\n{markdown}\n")
-    drawn = draw(runs, test, out)
-    print(f"pictures: {', '.join(map(str, drawn))}")
+        outputs.add(lambda: write_text(out / "table.md", markdown + "\n"), out / "table.md")
+    draw(runs, test, out, outputs)
+    print(f"pictures: {', '.join(str(path) for path in outputs.written if path.suffix == '.png') or 'none'}")
     for run in runs.values():
         run.check_files("checkpoint.pt", "metrics.csv")
-    print(f"done in {(time.perf_counter() - start) / 60:.1f} min")
+    outputs.check()
     return result
 
 
@@ -145,11 +160,15 @@ def check(config: Experiment) -> None:
             f"methods must be one or more of {', '.join(METHODS)}, got {' '.join(config.methods) or 'none'}"
         )
     check_distinct("--methods", config.methods)
+    for method in config.methods:
+        check_options(method, config.options[method])
     check_range("--subsets", config.subsets, least=1)
+    check_sizes(config.image_size, config.phantoms, drawn=config.data is None)
     check_range("--seed", config.seed, least=0, most=2**32 - 1)
     check_optimization(config.optimization)
     check_augmentation(config.augmentation)
     check_encoder(config.encoder)
+    check_device(device_of(config))
     check_device_can(config.optimization, device_of(config))
     if config.weights is not None:
         encoder_of_file(config.weights, 1, config.encoder)  # refused before hours of training
@@ -272,18 +291,17 @@ def markdown_of(table: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(runs: dict[str, Run], test: ImageSet, out: Path) -> list[Path]:
-    """Draw the curves of all runs, and the code maps of each run that has codes; return the files."""
-    files = [out / "curves.png"]
-    pictures.curves({method: run.rows for method, run in runs.items()}, files[0])
+def draw(runs: dict[str, Run], test: ImageSet, out: Path, outputs: Outputs) -> None:
+    """Draw the curves of all runs, and the code maps of each run that has codes."""
+    rows = {method: run.rows for method, run in runs.items()}
+    outputs.add(lambda: pictures.curves(rows, out / "curves.png"), out / "curves.png")
     some = test.subset(slice(0, 512))
     for method, run in runs.items():
         codes = run.codes(to_float(some.images))
         if codes is not None:
-            files += [out / method / "code_maps.png", out / method / "codes.png"]
-            pictures.code_maps(some, codes, files[-2], codes=run.code_vectors())
-            pictures.code_patches(some, next(iter(codes.values())), files[-1])
-    return files
+            maps, patches = out / method / "code_maps.png", out / method / "codes.png"
+            outputs.add(partial(pictures.code_maps, some, codes, maps, codes=run.code_vectors()), maps)
+            outputs.add(partial(pictures.code_patches, some, next(iter(codes.values())), patches), patches)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ neither labels nor test images. A run that was killed continues from its last wh
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from examples.pretrain.data import ImageSet, Reading, load_images, train_test_split
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.endings import told
 from examples.pretrain.phantoms import phantom_file
 from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols.linear import check_labels, probe_encoder
@@ -28,10 +28,12 @@ from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, rounded, write_record
 from examples.pretrain.reports import differences
 from examples.pretrain.reports import sweep as report
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal, write_text
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Run
 from examples.pretrain.untrained import random_encoder
+from examples.pretrain.unwritten import writing
 from examples.pretrain.variants import VARIANTS
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0)
@@ -94,9 +96,15 @@ def sweep(config: Ablation) -> None:
     check_distinct("--variants", config.variants)
     check_distinct("--seeds", config.seeds)
     check_range("--subsets", config.subsets, least=1)
-    for name, value in (("--epochs", config.epochs), ("--phantoms", config.phantoms)):
+    for name, value in (
+        ("--epochs", config.epochs),
+        ("--image-size", config.image_size),
+        ("--phantoms", config.phantoms),
+    ):
         if value is not None:
             check_range(name, value, least=1)
+    for seed in config.seeds:
+        check_range("each of --seeds", seed, least=0, most=2**32 - 1)
     if config.data is not None and config.phantoms is not None:
         raise ValueError(f"--phantoms are drawn instead of --data, got both: leave out --phantoms or {config.data}")
     share, shares = share_of(config.part)
@@ -115,7 +123,8 @@ def sweep(config: Ablation) -> None:
     if train.labels is None or test.labels is None:
         raise ValueError(f"{path} must hold labels for the probes, and holds none: see load_images for their place")
     check_labels(train.labels, test.labels, SHARES, config.subsets)
-    config.results.mkdir(parents=True, exist_ok=True)
+    with writing(config.results):
+        config.results.mkdir(parents=True, exist_ok=True)
     # Seeds in the outer loop: an interrupted sweep has all variants with fewer seeds.
     todo = [(name, seed) for seed in config.seeds for name in ("random", *config.variants)]
     for number, (name, seed) in enumerate(todo):
@@ -156,16 +165,18 @@ def write_report(folder: Path) -> None:
 
     Raises:
         ValueError: there are none.
+        Unwritten: one of the files cannot be written; the others are.
     """
     records = report.by_variant(report.load(folder))
     if not records:
         raise ValueError(f"no runs in {folder}: give --data first")
-    texts = {"table.md": report.table(records), "again.md": report.again(records)}
-    for name, text in texts.items():
+    outputs, picture = Outputs(), folder / "differences.png"
+    for name, text in {"table.md": report.table(records), "again.md": report.again(records)}.items():
         if text:
-            write_text(folder / name, text)
             print(text)
-    differences.draw(records, folder / "differences.png", choosing=report.FIRST)
+            outputs.add(partial(write_text, folder / name, text), folder / name)
+    outputs.add(lambda: differences.draw(records, picture, choosing=report.FIRST), picture)
+    outputs.check()
 
 
 def command(config: Ablation) -> str:
@@ -181,7 +192,6 @@ def command(config: Ablation) -> str:
 
 if __name__ == "__main__":
     any_terminal()
-    try:
-        main(tyro.cli(Ablation, prog="python -m examples.pretrain.ablate"))
-    except (ValueError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
+    given = tyro.cli(Ablation, prog="python -m examples.pretrain.ablate")
+    with told():
+        main(given)

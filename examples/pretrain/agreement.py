@@ -13,6 +13,7 @@ import torch
 import vqssl
 from examples.pretrain import ranks
 from examples.pretrain.checkpoint import differences
+from examples.pretrain.unwritten import Unwritten
 
 T = TypeVar("T")
 SOFTWARE = (vqssl, torch, np, monai, kornia)
@@ -49,10 +50,15 @@ def on_all(function: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     # As text: not every exception can be pickled.
-    texts = ranks.gathered(None if error is None else f"{error}")
+    texts = ranks.gathered(None if error is None else _text(error))
     first = next((rank for rank, text in enumerate(texts) if text is not None), None)
     if first is None:
         return result
     if error is not None and len(set(texts)) == 1:
         raise error
     raise ValueError(f"rank {first}: {texts[first]}") from error
+
+
+def _text(error: Exception) -> str:
+    """Return an error in words, with what helps where that is known."""
+    return f"{error}: {error.cure}" if isinstance(error, Unwritten) else f"{error}"

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils._pytree import tree_leaves
 
+from examples.pretrain.unwritten import writing
+
 FORMAT = 3
 """Version of the checkpoint's layout. Version 2 differs in the fingerprint of the images, and is read too."""
 
@@ -27,14 +29,18 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
     The half-written file has a name of its own, so that two writers never share one. A symbolic link at `path` is
     replaced, not followed.
+
+    Raises:
+        Unwritten: it cannot be written; what it held before is kept, and no half-written file stays.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with writing(path):
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

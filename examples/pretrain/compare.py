@@ -13,7 +13,6 @@ and the same --out.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from tqdm import tqdm
 
 from examples.pretrain import evaluate
 from examples.pretrain.data import ImageSet, load_images, train_test_split
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.devices import check_device
+from examples.pretrain.endings import told
 from examples.pretrain.finished_runs import digest, find
 from examples.pretrain.methods import METHODS, title_of
 from examples.pretrain.passes import forward_passes
@@ -34,9 +34,10 @@ from examples.pretrain.presets import PRESETS, Experiment
 from examples.pretrain.protocols import Settings
 from examples.pretrain.protocols.linear import check_labels
 from examples.pretrain.protocols.subject import check_settings
-from examples.pretrain.ranges import check_distinct, check_range
+from examples.pretrain.ranges import check_distinct, check_range, check_sizes
 from examples.pretrain.records import kept_record, provenance, rounded, write_record
 from examples.pretrain.reports import comparison as report
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal
 from examples.pretrain.run_folder import refuse_among_images
 from examples.pretrain.train import Pretraining, Run
@@ -97,8 +98,10 @@ def main(config: Comparison) -> str:
     if not config.report:
         check(config)
         compare(config)
-    text = report.write(config.out)
+    outputs = Outputs()
+    text = report.write(config.out, outputs)
     print(text)
+    outputs.check()
     return text
 
 
@@ -113,10 +116,12 @@ def check(config: Comparison) -> None:
     for seed in config.seeds:
         check_range("each of --seeds", seed, least=0, most=2**32 - 1)
     check_range("--trials", config.trials, least=1)
-    for name, value in (("--epochs", config.epochs), ("--phantoms", config.phantoms)):
-        if value is not None:
-            check_range(name, value, least=1)
+    if config.epochs is not None:
+        check_range("--epochs", config.epochs, least=1)
+    preset = preset_of(config)
+    check_sizes(preset.image_size, preset.phantoms, drawn=config.data is None)
     check_settings(config.settings)
+    check_device(config.device)
     refuse_among_images(config.data, [config.out])
     if config.data is not None and not config.data.exists():
         raise FileNotFoundError(f"no file or folder at {config.data}: give an .npz file or a folder of images")
@@ -275,9 +280,6 @@ def command(config: Comparison) -> str:
 
 if __name__ == "__main__":
     any_terminal()
-    try:
-        main(tyro.cli(Comparison, prog="python -m examples.pretrain.compare"))
-    except (ValueError, TypeError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command continues from the last whole epoch")
+    given = tyro.cli(Comparison, prog="python -m examples.pretrain.compare")
+    with told():
+        main(given)

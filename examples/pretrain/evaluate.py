@@ -14,9 +14,9 @@ again.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +26,8 @@ from tqdm import tqdm
 from examples.pretrain import finished_runs
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.data import Reading
-from examples.pretrain.divergence import Diverged
+from examples.pretrain.devices import check_device
+from examples.pretrain.endings import told
 from examples.pretrain.finished_runs import Found, Images, digest, find, subject_of
 from examples.pretrain.protocols import PROTOCOLS, Settings, Subject
 from examples.pretrain.protocols.labels import subset_size
@@ -35,13 +36,18 @@ from examples.pretrain.protocols.subject import check_settings, count_planes
 from examples.pretrain.ranges import check_distinct, check_range, share_of
 from examples.pretrain.records import provenance, read_record, write_record
 from examples.pretrain.reports import evaluation as report
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal
 from examples.pretrain.run_folder import refuse_among_images
+from examples.pretrain.unwritten import writing
 
 if TYPE_CHECKING:  # a type checker cannot read the names of the table
     Name = str
 else:
     Name = Literal[tuple(PROTOCOLS)]
+
+GO_ON = "the same command measures what is missing"
+"""What to do after the command was stopped: every result is a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +90,26 @@ class Evaluation:
 def main(config: Evaluation) -> str:
     """Measure what is missing in `config.out`; return the tables as markdown."""
     check_settings(config.settings)
+    check_device(config.device)
     check_range("--phantoms", config.phantoms, least=1)
     for name, values in (("--runs", config.runs), ("protocols", config.protocols), ("--encoders", config.encoders)):
         if values:
             check_distinct(name, values)
     refuse_among_images(config.data, [config.out])
+    outputs = Outputs()
     if not config.report:
         found = find(
             config.runs, config.encoders, device=config.device, unfinished=config.unfinished, weights=config.weights
         )
-        measure(found, config)
-    text = report.write(config.out)
+        outputs = measure(found, config)
+    text = report.write(config.out, outputs)
     print(text)
+    outputs.check()
     return text
 
 
-def measure(found: Sequence[Found], config: Evaluation) -> None:
-    """Run every protocol on every encoder without a result, then draw the pictures of the first seed.
+def measure(found: Sequence[Found], config: Evaluation) -> Outputs:
+    """Run every protocol on every encoder without a result, then draw the pictures of the first seed, and return those.
 
     Raises:
         ValueError: a result in `config.out` is of other runs, images or settings; the images lack what a protocol needs
@@ -108,7 +117,8 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
     """
     work = [(name, each) for each in found for name in (config.protocols or PROTOCOLS)]
     share, shares = share_of(config.part)
-    config.out.mkdir(parents=True, exist_ok=True)
+    with writing(config.out):
+        config.out.mkdir(parents=True, exist_ok=True)
     finished_runs.file.cache_clear()  # a file may have changed since the last call
     # Before hours of measuring: a result with other settings does not belong in the table.
     for path in config.out.glob("*-seed*.json"):
@@ -144,8 +154,7 @@ def measure(found: Sequence[Found], config: Evaluation) -> None:
         }
         write_record(path, record, allow_nan=False)
         new.add(name)
-    if share == 0:
-        pictures(found, new, config)
+    return pictures(found, new, config) if share == 0 else Outputs()
 
 
 def lacking(found: Sequence[Found], config: Evaluation) -> set[tuple[str, str, int]]:
@@ -210,8 +219,9 @@ def refuse_others(path: Path, basis: dict[str, Any]) -> None:
         raise ValueError(f"{path} holds another result: {'; '.join(changed)}. Give another --out")
 
 
-def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
+def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> Outputs:
     """Draw the first seed, for protocols with new results or without pictures; some protocols train again for it."""
+    outputs = Outputs()
     subjects: list[Subject] = []
     for name in config.protocols or PROTOCOLS:
         protocol = PROTOCOLS[name]
@@ -222,7 +232,8 @@ def pictures(found: Sequence[Found], new: set[str], config: Evaluation) -> None:
         ]
         able = [subject for subject in subjects if protocol.unfit(subject, config.settings) is None]
         if able:
-            protocol.draw(able, config.settings, config.out)
+            outputs.add(partial(protocol.draw, able, config.settings, config.out), config.out / name)
+    return outputs
 
 
 def command(config: Evaluation) -> str:
@@ -240,7 +251,6 @@ def command(config: Evaluation) -> str:
 
 if __name__ == "__main__":
     any_terminal()
-    try:
-        main(tyro.cli(Evaluation, prog="python -m examples.pretrain.evaluate"))
-    except (ValueError, OSError, Diverged) as error:
-        sys.exit(f"error: {error}")
+    given = tyro.cli(Evaluation, prog="python -m examples.pretrain.evaluate")
+    with told(go_on=GO_ON, start=GO_ON):
+        main(given)

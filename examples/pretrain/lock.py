@@ -10,6 +10,8 @@ import warnings
 from datetime import datetime
 from pathlib import Path
 
+from examples.pretrain.unwritten import writing
+
 NAME = "run.lock"
 """The file that is locked. It stays behind and says who held the folder last; only the system's lock counts."""
 
@@ -25,22 +27,27 @@ def hold(folder: Path) -> None:
 
     Raises:
         ValueError: another process holds the folder; nothing is changed then.
+        Unwritten: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / NAME
     if _holds(path):
         return
     if path.is_symlink():
         raise ValueError(f"{path} must be a file, got a symbolic link: remove it")
     # The mode of open(); no link is followed even if one appears after the check above.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         _lock(descriptor, folder)
+        holder = f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M}\n"
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, holder.encode())
     except BaseException:
         os.close(descriptor)
         raise
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M}\n".encode())
     _held[os.getpid(), path] = descriptor
     for left in folder.glob("*.partial"):
         left.unlink()

@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from examples.pretrain.checkpoint import write_whole
 from examples.pretrain.chest import Chest, Patient, absorption, draw_patient, ramp
 from examples.pretrain.data.imageset import ImageSet
+from examples.pretrain.unwritten import writing
 
 FINDINGS = ("nodule", "effusion")
 NODULE, EFFUSION = 1, 2  # bits of the masks
@@ -39,7 +40,8 @@ def phantom_file(folder: Path, count: int, image_size: int) -> Path:
         arrays = {"images": drawn.images, "labels": drawn.labels, "groups": drawn.groups, "masks": drawn.masks}
         content = io.BytesIO()
         np.savez(content, **arrays, label_names=np.array(drawn.label_names), mask_kind="bits")  # type: ignore[arg-type]
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getbuffer())
     return path
 

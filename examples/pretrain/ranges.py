@@ -39,7 +39,19 @@ def check_range(
     )
     if outside:
         rule = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        raise ValueError(f"{name} must be a number {rule}, got {value}")
+        raise ValueError(f"{name} must be a {'number ' + rule if rule else 'finite number'}, got {value}")
+
+
+def check_sizes(image_size: int, phantoms: int, *, drawn: bool) -> None:
+    """Raise ValueError unless images of this side, and this number of phantoms, can be made.
+
+    Args:
+        image_size: side in pixels.
+        phantoms: number of phantoms.
+        drawn: whether phantoms are drawn.
+    """
+    check_range("--image-size", image_size, least=16 if drawn else 1)
+    check_range("--phantoms", phantoms, least=1)
 
 
 def check_distinct(name: str, values: Sequence[Hashable]) -> None:

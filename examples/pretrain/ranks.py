@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from examples.pretrain import last_word
+from examples.pretrain.endings import RankGone
+from examples.pretrain.last_word import LastWord, is_echo
+from examples.pretrain.launcher import meet
 
 T = TypeVar("T")
 
@@ -49,20 +53,35 @@ def joined(device: str) -> Iterator[None]:
         ValueError: another launcher started several processes, which know nothing of each other.
     """
     check_launcher()
-    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+    if dist.is_initialized():  # by the caller, who knows where the ranks have met
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_echo(error):
+                raise
+            raise RankGone("another rank has ended, and says why itself") from error
+        return
+    if "LOCAL_RANK" not in os.environ:
         yield
         return
-    if device.startswith("cuda"):
+    store, rank, count = meet()
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    patience = timedelta(seconds=last_word.PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count, timeout=patience)
+    last = LastWord(store, rank, count)
+    last.listen()
     try:
         yield
-    except Exception:
-        # torchrun ends the other ranks once one has ended: theirs would be the signal's exit status, not their own.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise
+    except BaseException as error:
+        ending = last.settle(error)
+        if ending is error:
+            raise
+        raise ending from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def check_launcher() -> None:
@@ -111,14 +130,6 @@ def _number(name: str) -> int:
     """Return an environment variable as a number, 0 if it is not set or not a number."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 0
-
-
-def end(message: str) -> NoReturn:
-    """End the process with status 1 and a line on the terminal that those of other ranks cannot cut in two."""
-    if "LOCAL_RANK" not in os.environ:
-        sys.exit(message)
-    sys.stderr.write(f"{message}\n")  # in one piece; sys.exit writes the end of the line by itself
-    sys.exit(1)
 
 
 def gathered(value: T) -> list[T]:

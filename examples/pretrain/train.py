@@ -26,6 +26,7 @@ from examples.pretrain.data import ImageSet
 from examples.pretrain.data.fingerprint import changes
 from examples.pretrain.divergence import Diverged, check_losses, check_state, finite
 from examples.pretrain.encoder import Encoder, EncoderOptions
+from examples.pretrain.kept import kept
 from examples.pretrain.loader import load_batches
 from examples.pretrain.lock import hold
 from examples.pretrain.log import Log, Row, line_of
@@ -138,6 +139,7 @@ class Run:
             Diverged: the loss, or what an epoch left behind, is not finite. The checkpoint of the epoch before is kept.
             ValueError: the ranks do not agree on what they train, or the device cannot compute as the options say.
             FileNotFoundError: the folder or its log was removed while training.
+            Unwritten: a file cannot be written; a note says which checkpoint is whole.
         """
         agreement.check_equal(self.facts())
         agreement.on_all(lambda: check_device_can(self.config.optimization, self.config.device))
@@ -156,7 +158,7 @@ class Run:
         model = device_model(self.config.device)
         if self.epoch < last and self.devices[-1:] != [model]:
             self.devices.append(model)
-        with contextlib.ExitStack() as stack:
+        with kept(self.folder), contextlib.ExitStack() as stack:
             log = agreement.on_all(lambda: stack.enter_context(Log(self.folder, self.rows)) if first else None)
             while self.epoch < last:
                 start = time.perf_counter()
@@ -171,7 +173,8 @@ class Run:
                 if not quiet:
                     tqdm.write(line_of(self.config.method, row, self.config.optimization.epochs))
         self.method.eval()
-        agreement.on_all(lambda: self._finish() if first else None)
+        with kept(self.folder):
+            agreement.on_all(lambda: self._finish() if first else None)
 
     def check_files(self, *names: str) -> None:
         """Raise FileNotFoundError if a file of the run is gone: to go on would leave half a run that looks whole."""

@@ -19,6 +19,7 @@ from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.presets import PRESETS
 from examples.pretrain.protocols import PROTOCOLS, Settings, anatomy, codes, segment
 from examples.pretrain.reports import evaluation
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.train import Run
 from examples.pretrain.variants import VARIANTS
 from tests.examples.tiny import ENCODER, QUICK, pretraining
@@ -203,9 +204,9 @@ def test_the_report_takes_more_seeds_and_refuses_other_settings(tmp_path):
     other = config.out / "linear-byol-seed1.json"
     other.write_text(json.dumps({**record, "seed": 1, "settings": {**record["settings"], "subsets": 5}}))
     with pytest.raises(ValueError, match=r"seed 0 and linear of byol, seed 1 do not .* settings\.subsets is 2 and 5"):
-        evaluation.write(config.out)
+        evaluation.write(config.out, Outputs())
     other.write_text(json.dumps({**record, "seed": 1}))
-    assert "| byol | 2 |" in evaluation.write(config.out)
+    assert "| byol | 2 |" in evaluation.write(config.out, Outputs())
 
 
 @pytest.mark.thorough

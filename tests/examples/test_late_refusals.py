@@ -225,7 +225,7 @@ def test_folder_that_is_removed_ends_the_run_with_an_error(tmp_path, what):
 
 def test_files_of_a_finished_method_that_are_removed_end_the_run_with_an_error(tmp_path, monkeypatch):
     config = experiment_with(tmp_path, np.arange(96) % 2, subsets=1)
-    monkeypatch.setattr(command, "draw", lambda runs, test, out: [(out / "byol" / "checkpoint.pt").unlink()])
+    monkeypatch.setattr(command, "draw", lambda runs, test, out, outputs: [(out / "byol" / "checkpoint.pt").unlink()])
     with pytest.raises(FileNotFoundError, match=r"byol.checkpoint\.pt is gone"):
         command.experiment(config)
 

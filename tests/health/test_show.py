@@ -1,6 +1,7 @@
 """Table, picture and command show the reports, and load rich and matplotlib only on use."""
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -256,6 +257,31 @@ def test_report_is_printed_if_drawing_fails(checkpoint, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["level"] == "ok"
     assert "write page.png" in err
+
+
+def test_picture_on_a_full_disk_is_named_and_leaves_no_half(checkpoint, tmp_path, capsys, monkeypatch):
+    (tmp_path / "page.png").write_bytes(b"before")
+
+    def full(path, content):
+        path.open("wb").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main([str(checkpoint), "--picture", str(tmp_path / "page.png")]) == 2
+    printed = capsys.readouterr()
+    assert "codes × width" in printed.out
+    assert f"No space left on device: '{tmp_path}/page.png'" in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "page.png"]
+    assert (tmp_path / "page.png").read_bytes() == b"before"
+
+
+def test_ctrl_c_ends_with_the_status_of_shells(checkpoint, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vqssl.health.__main__.examine", interrupted)
+    assert main([str(checkpoint)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_error_is_one_line(tmp_path, checkpoint, capsys):

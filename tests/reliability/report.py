@@ -132,40 +132,59 @@ KINDS = {
     "codebook_state": "states of a codebook",
     "codes": "codes and sums",
     "files": "files of a run",
+    "full_disk": "disks, outputs, memory",
     "health": "files for health",
     "images": "images",
+    "lost_ranks": "ranks that die",
+    "odd_options": "odd options",
     "protocols": "protocols",
     "ranks": "ranks that wait",
     "runs": "runs and options",
     "search": "the search",
+    "signals": "signals",
     "teacher": "the teacher",
 }
 """What the files of `benchmarks/attempts/` try to break."""
 
 
+def attempt_records() -> dict[str, dict]:
+    """Return the newest CPU record that holds attempts of a kind, by kind."""
+    every = [
+        one for one in records.load("reliability") if one["kind"].startswith("attempts") and not records.on_gpu(one)
+    ]
+    return {row["kind"]: one for one in sorted(every, key=lambda one: one["date"]) for row in one["rows"]}
+
+
 def attempts() -> str:
     """Return the section of the page on what was tried in order to break the library and the example."""
-    record = load("attempts")
-    rows = record["rows"]
-    kinds = sorted({row["kind"] for row in rows})
+    found = attempt_records()
+    own = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind, record in sorted(found.items())}
     counted = [
         (
             KINDS[kind],
-            len(own := [row for row in rows if row["kind"] == kind]),
-            sum(row["before"]["survived"] for row in own),
-            sum(row["after"]["survived"] for row in own),
+            len(rows),
+            sum(row["before"]["survived"] for row in rows),
+            sum(row["after"]["survived"] for row in rows),
+            len(rows) - sum(row["after"]["survived"] for row in rows),
         )
-        for kind in kinds
+        for kind, rows in own.items()
     ]
     total = ("all", *(sum(column) for column in list(zip(*counted, strict=True))[1:]))
-    found = [row for row in rows if not (row["before"]["survived"] and row["after"]["survived"])]
-    lost = [
-        (KINDS[row["kind"]], row["attempt"], row["right"], seen(row["before"]), seen(row["after"])) for row in found
+    broke = [
+        row for rows in own.values() for row in rows if not (row["before"]["survived"] and row["after"]["survived"])
     ]
-    return f"""`{record["command"]}` tries to break library and example on purpose, on the commits {record["old"]} (before) and {record["commit"]} (now). An
-attempt survives if the right thing happens: the work is done, or it is refused in a sentence before anything is lost.
+    lost = [
+        (KINDS[row["kind"]], row["attempt"], row["right"], seen(row["before"]), seen(row["after"])) for row in broke
+    ]
+    runs = {one["command"]: one for one in found.values()}
+    made = "\n".join(f"- `{name}`: before is {one['old']}, now is {one['commit']}" for name, one in runs.items())
+    return f"""These commands try to break library and example on purpose, on an older commit (before) and on a newer one (now):
 
-{table(["what is broken", "attempts", "survived before", "survive now"], [*counted, total])}
+{made}
+
+An attempt survives if the right thing happens: the work is done, or it is refused in a sentence before anything is lost.
+
+{table(["what is broken", "attempts", "survived before", "survive now", "lost now"], [*counted, total])}
 <details>
 <summary>The {len(lost)} attempts that did not survive before: what was done, what is right, what was seen</summary>
 

@@ -1,8 +1,11 @@
 """``python -m vqssl.health CHECKPOINT``: print a table, JSON or a picture of the codebooks in a file."""
 
 import argparse
+import contextlib
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ from vqssl.health.sources import printable
 from vqssl.health.verdict import worst
 
 EPILOGUE = """exit codes: 0 a report was made; 1 with --strict, if a finding says act; 2 there is no report (no such
-file, no codebook in it, a missing package) or no picture (the report is printed first)."""
+file, no codebook in it, a missing package) or no picture (the report is printed first); 130 after Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"level": level, "codebooks": codebooks}, indent=2, allow_nan=False))
         else:
             show(reports)
+        sys.stdout.flush()  # what cannot be written is said here, not when Python ends
         if options.picture is not None:  # last, so that the report is printed even if drawing fails
             draw(reports, options.picture, title=printable(f"Codebook health of {options.checkpoint.name}"))
             print(printable(f"wrote {options.picture}"), file=sys.stderr)
@@ -50,8 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expected = isinstance(error, ValueError | TypeError | ImportError | OSError)
         reason = str(error) if expected else f"no report of this file: {type(error).__name__}: {error}"
         print(f"{parser.prog}: {printable(reason)}", file=sys.stderr)
+        _forget_unwritten()
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return int(options.strict and level == "act")
+
+
+def _forget_unwritten() -> None:
+    """Drop what the standard output could not take: Python would complain of it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # replaced by something that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

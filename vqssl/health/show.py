@@ -1,13 +1,14 @@
 """Show reports: as a table in a terminal, and as a picture of one page. Imports rich and matplotlib on first use."""
 
+import io
 import textwrap
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from vqssl.atomic_file import write_atomically
 from vqssl.health.examine import CodebookHealth
 from vqssl.health.measures import tokens_per_code
 from vqssl.health.sources import printable, short_names
@@ -151,6 +152,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: matplotlib has no format of that ending.
+        OSError: the file cannot be written; what it held before is kept.
 
     >>> import vqssl
     >>> from vqssl.health import examine
@@ -209,7 +211,13 @@ def canvas_for(path: str | Path, size: tuple[float, float]) -> tuple[Any, Callab
         raise ValueError(
             f"path must end in a format that matplotlib writes, got {str(path)!r}: write {path.stem}.png, .pdf or .svg"
         )
-    return figure, partial(figure.savefig, path, dpi=150)
+
+    def save() -> None:
+        content = io.BytesIO()
+        figure.savefig(content, dpi=150, format=path.suffix.removeprefix(".").lower())
+        write_atomically(path, content.getvalue())
+
+    return figure, save
 
 
 Curve = tuple[CodebookHealth, dict[str, Any]]

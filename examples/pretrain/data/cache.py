@@ -28,6 +28,7 @@ from examples.pretrain.cores import usable_cores
 from examples.pretrain.data.catalogue import Catalogue, bits, decoded, stack
 from examples.pretrain.data.imageset import ImageSet
 from examples.pretrain.data.stored import StoredImages
+from examples.pretrain.unwritten import writing
 
 FORMAT = 1
 SHARD = 64
@@ -86,7 +87,8 @@ class Cache:
             for left in self.place.glob("shard-*"):  # of a process that was killed after it had joined them
                 left.unlink(missing_ok=True)
             return
-        self.place.mkdir(parents=True, exist_ok=True)
+        with writing(self.place):
+            self.place.mkdir(parents=True, exist_ok=True)
         with _alone(self.place) as waits:
             for _ in waits:
                 yield 0
@@ -108,6 +110,8 @@ class Cache:
                 total=len(self.catalogue.names), initial=done, desc=self.folder.name, unit="image", disable=not progress
             ) as bar:
                 for finished in loader:
+                    if isinstance(finished, OSError):
+                        raise finished
                     bar.update(finished)
                     yield finished
             self._join(shards)
@@ -234,8 +238,12 @@ class _Shard:
         return len(self.numbers)
 
 
-def _finish(shard: Any) -> int:
-    done: int = shard.finish()
+def _finish(shard: Any) -> int | OSError:
+    """Return how many images are done; or the error, which would come out of a worker as a text of its stack."""
+    try:
+        done: int = shard.finish()
+    except OSError as error:
+        return error
     return done
 
 
@@ -248,16 +256,21 @@ def _whole(path: Path) -> Iterator[Path]:
     """Give a path to write to, which takes the place of `path` once it is whole."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with writing(path):
+            yield partial
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
     with _whole(path) as partial:
         array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a write to memory that finds no disk under it would kill the process
+            with partial.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         yield array
         array.flush()
         del array
@@ -266,7 +279,9 @@ def _new_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.nd
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[Iterator[None]]:
     """Let one process fill a cache at a time; give an iterator that ends once it is this one's turn."""
-    with (place / "fill.lock").open("a") as file:
+    with writing(place / "fill.lock"):
+        lock = (place / "fill.lock").open("a")
+    with lock as file:
 
         def turn() -> Iterator[None]:
             if sys.platform == "win32":

@@ -6,13 +6,17 @@ python3 examples paper --data kermany-224
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tyro
+
+from examples.pretrain.endings import told
+from examples.pretrain.unwritten import writing
 
 
 def labelled_folder(
@@ -31,10 +35,11 @@ def labelled_folder(
         `folder`.
 
     Raises:
-        ValueError: the npz lacks one of the three, or they differ in length.
+        ValueError: the npz lacks one of the three, or they differ in length; or one of the files is damaged.
+        Unwritten: the folder cannot be written to.
     """
     columns = ("names", "groups", "labels")
-    with np.load(about) as file:
+    with _whole_zip(about), np.load(about) as file:
         missing = [name for name in columns if name not in file]
         if missing:
             raise ValueError(
@@ -44,17 +49,23 @@ def labelled_folder(
     lengths = [len(row) for row in rows]
     if len(set(lengths)) > 1:
         raise ValueError(f"{about} must hold a name, a group and a label for each image, got {lengths} of them")
-    with zipfile.ZipFile(images) as archive:
+    with _whole_zip(images), zipfile.ZipFile(images) as archive, writing(folder):
         archive.extractall(folder)
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as table:
+    with writing(folder / "labels.csv"), (folder / "labels.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
         writer.writerow(["name", "group", "label"])
         writer.writerows(zip(*rows, strict=True))
     return folder
 
 
-if __name__ == "__main__":
+@contextlib.contextmanager
+def _whole_zip(path: Path) -> Iterator[None]:
     try:
+        yield
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} must be a whole zip, and is not ({error}): fetch it again") from error
+
+
+if __name__ == "__main__":
+    with told():
         print(tyro.cli(labelled_folder))
-    except (ValueError, FileNotFoundError, zipfile.BadZipFile) as error:
-        sys.exit(f"error: {error}")

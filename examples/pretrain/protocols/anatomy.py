@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.linear_model import RidgeCV
 from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
@@ -15,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from examples.pretrain.augment import to_float
 from examples.pretrain.data import ImageSet
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.text import caption
 
 IMAGES = 400
@@ -55,7 +54,7 @@ def measure(subject: Subject, settings: Settings) -> Scores:
 
 def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     """Draw a t-SNE of cells of the finest stage, coloured by place."""
-    figure = Figure(figsize=(3.4 * len(subjects) + 1.6, 3.6), layout="constrained")
+    figure = new_figure(figsize=(3.4 * len(subjects) + 1.6, 3.6), layout="constrained")
     *panels, legend = figure.subplots(1, len(subjects) + 1, width_ratios=[3.4] * len(subjects) + [1.2])
     for axes, subject in zip(panels, subjects, strict=True):
         stage, (features, place) = next(iter(cells(subject, subject.test, 40).items()))

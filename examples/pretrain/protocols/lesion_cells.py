@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 from sklearn.pipeline import Pipeline
 from torch import Tensor
@@ -30,7 +27,7 @@ from examples.pretrain.protocols.subject import (
     plane_names,
     planes,
 )
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import color_scale, new_figure, save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption
 
@@ -115,7 +112,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     scale = min(1, len(scales) - 1)
     truth = planes(test.masks, len(names))  # type: ignore[arg-type]
     shown = [(plane, image) for plane in range(len(names)) for image in np.flatnonzero(truth[:, plane].any((1, 2)))[:3]]
-    figure = Figure(figsize=(1.3 * len(shown) + 1.0, 1.35 * len(subjects) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(1.3 * len(shown) + 1.0, 1.35 * len(subjects) + 0.5), layout="constrained")
     grid = figure.subplots(len(subjects), len(shown), squeeze=False)
     for row, subject in zip(grid, subjects, strict=True):
         found = {lesion.name: (model, asked) for lesion, model, asked in probes(subject) if lesion.scale == scale}
@@ -130,8 +127,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
             axes.contour(truth[image, plane], levels=[0.5], colors="#4cc9f0", linewidths=1)
             axes.set_title(caption(names[plane], 20), fontsize=8)
         row[0].set_ylabel(caption(subject.name))
-    scale_bar = ScalarMappable(Normalize(0, 1), "inferno")
-    figure.colorbar(scale_bar, ax=grid, label="probability", shrink=0.8, aspect=30)
+    figure.colorbar(color_scale("inferno"), ax=grid, label="probability", shrink=0.8, aspect=30)
     figure.suptitle(f"probability of a lesion by cell of {scales[scale]}, lesion outlined")
     save_figure(figure, folder / "lesion-cells.png", dpi=110)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from examples.pretrain.augment import to_float
@@ -16,7 +15,7 @@ from examples.pretrain.encoder import STAGES
 from examples.pretrain.protocols.labels import learnable
 from examples.pretrain.protocols.linear import fit_finding
 from examples.pretrain.protocols.subject import Protocol, Scores, Settings, Subject, plane_names, planes
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption, file_name
 
@@ -102,7 +101,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
     """Draw the maps of layer3 over test images, one picture a finding."""
     drawn: set[Path] = set()
     for finding, name, images, masks in lesions(subjects[0]):
-        figure = Figure(figsize=(1.3 * 6 + 0.5, 1.35 * (1 + len(subjects)) + 0.5), layout="constrained")
+        figure = new_figure(figsize=(1.3 * 6 + 0.5, 1.35 * (1 + len(subjects)) + 0.5), layout="constrained")
         grid = figure.subplots(1 + len(subjects), 6, squeeze=False)
         images, masks = images[:6], masks[:6]
         for axes, image in zip(grid[0], images, strict=False):

@@ -10,7 +10,6 @@ from pathlib import Path
 import kornia.augmentation as K
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from monai.losses.dice import DiceLoss
 from monai.metrics.meandice import DiceMetric
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ from examples.pretrain.protocols.subject import (
     plane_names,
     planes,
 )
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.pictures import show
 from examples.pretrain.reports.text import caption
 
@@ -174,7 +173,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path, *, froze
     some = train.subset(label_subset(presence(train, len(names)), share, settings.seed * 1000))
     shown = test.subset(np.flatnonzero(test.masks.any((1, 2)))[:6])
     assert shown.masks is not None
-    figure = Figure(figsize=(1.3 * len(shown) + 0.5, 1.35 * len(subjects) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(1.3 * len(shown) + 0.5, 1.35 * len(subjects) + 0.5), layout="constrained")
     grid = figure.subplots(len(subjects), len(shown), squeeze=False)
     colors = ["#4cc9f0", "#f9c74f", "#90be6d"]
     for row, subject in zip(grid, subjects, strict=True):

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from examples.pretrain.checkpoint import write_whole
 from examples.pretrain.finished_runs import UNTRAINED
 from examples.pretrain.records import read_record
 from examples.pretrain.reports import evaluation
 from examples.pretrain.reports.evaluation import Table, cell, difference, interval, markdown
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import caption, write_text
 
 Record = dict[str, Any]
@@ -78,7 +78,7 @@ def draw_gap(linear: Table, finetune: Table, called: dict[str, str], path: Path)
     """Draw linear probe, fine-tuning and their gap with the smallest share of labels, one row a system."""
     names = list(linear)
     column = next(iter(next(iter(linear[names[0]].values()))))
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.2 + 0.28 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for row, name in enumerate(names):
         parts = (("linear probe", linear, "C0"), ("fine-tuning", finetune, "C1"))
@@ -117,8 +117,12 @@ def lines(runs: Sequence[Record], results: Sequence[Record]) -> list[Record]:
     return found
 
 
-def write(folder: Path) -> str:
+def write(folder: Path, outputs: Outputs) -> str:
     """Write `table.md`, `runs.jsonl` and pictures from the records of a folder; return the text of the first.
+
+    Args:
+        folder: of the records.
+        outputs: collects what cannot be written.
 
     Raises:
         ValueError: there are no finished runs, or no results.
@@ -132,11 +136,11 @@ def write(folder: Path) -> str:
     if linear:
         about = "Macro AUC (%) by share of the labels: fine-tuning (FT), linear probe (LP), and LP-FT (points)"
         parts.append(f"**{about}**\n\n{papers_table(linear, finetune, called)}")
-        draw_gap(linear, finetune, called, folder / "gap.png")
+        outputs.add(lambda: draw_gap(linear, finetune, called, folder / "gap.png"), folder / "gap.png")
     parts.append(evaluation.tables(results))
-    evaluation.draw_shares(results, folder / "shares.png")
+    outputs.add(lambda: evaluation.draw_shares(results, folder / "shares.png"), folder / "shares.png")
     text = "\n".join(parts)
-    write_text(folder / "table.md", text)
+    outputs.add(lambda: write_text(folder / "table.md", text), folder / "table.md")
     jsonl = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines(runs, results))
-    write_whole(folder / "runs.jsonl", jsonl.encode())
+    outputs.add(lambda: write_whole(folder / "runs.jsonl", jsonl.encode()), folder / "runs.jsonl")
     return text

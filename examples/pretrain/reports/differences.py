@@ -6,16 +6,17 @@ Each stroke has the number of its seed, so that a seed can be followed from vari
 from __future__ import annotations
 
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from examples.pretrain.reports.evaluation import interval
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.judged import parts_of
 from examples.pretrain.reports.pairing import pairs
 from examples.pretrain.reports.sweep import Records, auc, ordered, shares_of
 from examples.pretrain.reports.text import caption
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLES = (("C1", "o", "seeds that chose"), ("C0", "s", "seeds that judge"))
 """Color, marker and label of the two kinds of seeds."""
@@ -31,7 +32,7 @@ def draw(records: Records, path: Path, *, choosing: int = 0) -> None:
     """
     names = [name for name in ordered(records) if name not in ("byol", "random")]
     shares = shares_of(records)[:2]
-    figure = Figure(figsize=(8, 1.4 + 0.4 * len(names)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.4 + 0.4 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     kinds = [part for part in zip(parts_of(records, choosing), STYLES, strict=True) if any(part[0].values())]
     for axes, share in zip(panels, shares, strict=True):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from examples.pretrain.checkpoint import differences
 from examples.pretrain.protocols import PROTOCOLS, Scores
 from examples.pretrain.records import read_record
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
+from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.pairing import Key, device_note, key_of, order_of, pairs
 from examples.pretrain.reports.text import caption, table_cell, write_text
 
@@ -197,7 +197,7 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
     if not panels:
         return
     lines, across = -(-len(panels) // 2), min(len(panels), 2)
-    figure = Figure(figsize=(4.2 * across, 3.4 * lines), layout="constrained")
+    figure = new_figure(figsize=(4.2 * across, 3.4 * lines), layout="constrained")
     grid = figure.subplots(lines, across, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -233,10 +233,15 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path, dpi=110)
 
 
-def write(folder: Path) -> str:
-    """Write `table.md` and `shares.png` from the records of a folder; return the text of the former."""
+def write(folder: Path, outputs: Outputs) -> str:
+    """Write `table.md` and `shares.png` from the records of a folder; return the text of the former.
+
+    Args:
+        folder: of the records.
+        outputs: collects what cannot be written.
+    """
     records = load(folder)
     text = tables(records)
-    write_text(folder / "table.md", text)
-    draw_shares(records, folder / "shares.png")
+    outputs.add(lambda: write_text(folder / "table.md", text), folder / "table.md")
+    outputs.add(lambda: draw_shares(records, folder / "shares.png"), folder / "shares.png")
     return text

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from examples.pretrain.data import ImageSet
 from examples.pretrain.log import Row
 from examples.pretrain.reports.code_colors import code_colors
-from examples.pretrain.reports.figure import save_figure
+from examples.pretrain.reports.figure import new_figure, save_figure
 from examples.pretrain.reports.text import caption
 
 INK = "#333333"
@@ -41,7 +39,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
     panels = {title: columns for title, columns in panels.items() if any(columns.values())}
     # Two panels beside each other: in a wider picture, text is too small on a page.
     rows, columns_of_panels = -(-len(panels) // 2), min(len(panels), 2)
-    figure = Figure(figsize=(4.4 * columns_of_panels, 3.4 * rows), layout="constrained")
+    figure = new_figure(figsize=(4.4 * columns_of_panels, 3.4 * rows), layout="constrained")
     styles = ("-", "--", ":", "-.")
     grid = figure.subplots(rows, columns_of_panels, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
@@ -53,7 +51,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
                 label = f"{method}: {name}" if len(names) > 1 else method
                 axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         axes.legend(fontsize=8)
     save_figure(figure, path, dpi=120)
 
@@ -76,7 +74,7 @@ def code_maps(
             say only which codes are equal.
     """
     which = _varied(data, count)
-    figure = Figure(figsize=(1.3 * len(which) + 0.5, 1.35 * (1 + len(indices)) + 0.3), layout="constrained")
+    figure = new_figure(figsize=(1.3 * len(which) + 0.5, 1.35 * (1 + len(indices)) + 0.3), layout="constrained")
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
         show(axes, data.images[image])
@@ -132,7 +130,7 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
             patch = np.pad(data.images[image], padding, mode="edge")[top : top + side, left : left + side]
             at = np.s_[pitch * row : pitch * row + side, pitch * column : pitch * column + side]
             mosaic[at] = patch / np.iinfo(patch.dtype).max
-    figure = Figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(0.62 * patches + 1, 0.62 * len(used) + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]
