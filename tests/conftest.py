@@ -5,7 +5,9 @@ Two profiles: by default, tests marked `thorough` are left out, and hypothesis t
 `-m "not slow"` leaves them out.
 """
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -36,7 +38,25 @@ def is_thorough(config):
     return config.getoption("thorough") or bool(os.environ.get("CI"))
 
 
+def heed_signals():
+    """Take the signals that end a program as a terminal has them, for this process and those that it starts.
+
+    Shells start what runs in the background with Ctrl-C ignored, and nohup ignores SIGHUP: a test that waits for one
+    would wait for ever.
+    """
+    for name, usual in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, usual)
+
+
 def pytest_configure(config):
+    heed_signals()
     # Before the test modules are imported: `@settings` there takes what it does not name from the loaded profile.
     hypothesis.settings.load_profile("ci" if is_thorough(config) else "default")
 

@@ -56,6 +56,7 @@ def evaluation_tables(records: list[Record], picture: Path) -> str:
 Maker = Callable[[list[Record], Path], str]
 """Return the markdown of runs of one CPU or GPU model, and may draw a picture."""
 PAGES: dict[str, tuple[Maker, str, str]] = {
+    "codes-phantoms-32": (codes_table, "sweep-phantoms-32", "AUC over BYOL with 1% and 5% of the labels, by seed"),
     "sweep-kermany-32": (sweep_table, "sweep-kermany-32", "AUC over BYOL with 1% and 5% of the labels, by seed"),
     "again-kermany-32": (again_table, "sweep-kermany-32", ""),
     "sweep-kermany-64": (sweep_table, "sweep-kermany-64", "AUC over BYOL with 1% and 5% of the labels, by seed"),

@@ -116,7 +116,9 @@ def test_module_wrapper_state_and_file_give_one_report():
     for source in (nn.Sequential(model), model.state_dict(), {"model": through_file(model.state_dict())}):
         found = [health.as_dict() for health in examine(source, decay=0.9).values()]
         unsaid = {"revives": True, "metric": "euclidean", "initialization": "SampleInit"}
-        assert [{**health, **unsaid} for health in found] == list(expected.values())
+        parts = [{"part": f"scale {scale} of 2"} for scale in range(2)]
+        said = [{**health, **unsaid, **part} for health, part in zip(found, parts, strict=True)]
+        assert said == list(expected.values())
 
 
 def test_report_does_not_change_with_the_codebook():
