@@ -295,7 +295,13 @@ def test_folder_with_other_files_is_refused(model, tmp_path):
         ),
         (None, [(images(2), 3)], {}, TypeError, "names of batch 0 must be strings or integers"),
         (None, [(images(2), ["a"])], {}, ValueError, r"one entry for each of the 1 names.*\(2, 4, 4\)"),
-        (lambda x: x, [(images(2), ["a", "b"])], {}, TypeError, "codes must be an integer tensor"),
+        (
+            lambda x: x,
+            [(images(2), ["a", "b"])],
+            {},
+            TypeError,
+            r"codes must be an integer tensor.*such as the \.indices",
+        ),
         (lambda x: x.long() + 2**31, [(images(1), ["a"])], {}, ValueError, "must fit 32 bits"),
         (None, [], {"file_format": "csv"}, ValueError, "file_format must be one of 'npz', 'parquet', got 'csv'"),
         (None, [], {"shard_size": 0}, ValueError, "shard_size must be at least 1"),
@@ -304,6 +310,13 @@ def test_folder_with_other_files_is_refused(model, tmp_path):
 def test_refusals_say_what_to_write(model, loader, options, error, words, tmp_path):
     with pytest.raises(error, match=words):
         tokens(Encoder() if model is None else model, loader, tmp_path, **options)
+
+
+def test_call_that_failed_before_its_first_shard_leaves_the_folder_to_another(model, whole, tmp_path):
+    with pytest.raises(TypeError, match="pair of input and names"):
+        tokens(Encoder(seed=1), [images(2)], tmp_path, shard_size=3)
+    tokens(model, loader_of(images()), tmp_path, shard_size=SIZE)
+    assert bytes_of(tmp_path) == whole
 
 
 def test_empty_loader_gives_no_shard(model, tmp_path):

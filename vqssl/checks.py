@@ -144,8 +144,14 @@ def check_indices(
     if not integer:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         given: Any = indices
-        is_result = isinstance(given, tuple) and hasattr(given, "indices")
-        cure = "give its .indices" if is_result else f"write torch.as_tensor({name}).long()"
+        if isinstance(given, tuple) and hasattr(given, "indices"):
+            cure = "give its .indices"
+        elif isinstance(given, Tensor):  # rounding features to integers would be no error, and no codes
+            cure = "give code numbers, such as the .indices that a quantiser returned"
+        elif isinstance(given, list | tuple) and given and isinstance(given[0], Tensor):
+            cure = f"give one tensor, such as {name}[0]"
+        else:
+            cure = f"write torch.as_tensor({name}).long()"
         raise TypeError(f"{name} must be an integer tensor of code numbers, got {found}: {cure}")
     if shape is not None and indices.shape != shape:
         raise ValueError(

@@ -84,7 +84,7 @@ class TokenFolder:
             raise ValueError(
                 f"{str(self.path / LIST)!r} must be a list that vqssl.tokens wrote: remove the folder"
             ) from error
-        for name, value in self.options.items():
+        for name, value in self.options.items() if self.shards or self.finished else ():  # without a shard, of no call
             if options[name] != value:
                 what = "another model" if name == "model" else f"{name} {options[name]!r}, not {value!r}"
                 raise ValueError(

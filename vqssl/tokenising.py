@@ -64,7 +64,7 @@ def tokens(
     Args:
         model: called with the first entry of each batch; returns integer codes ``(B, *shape)``, a sequence of such
             tensors, or a result of vqssl with ``indices``. A module is in eval mode meanwhile, and a batch that is a
-            tensor is moved to its device.
+            tensor is moved to its device. Of a function nothing is known: call ``eval()`` on its modules before.
         loader: of pairs of input and names, B strings or integers; the same batches in the same order at each call, so
             without shuffling and random augmentation.
         out: the folder, new, empty or unfinished.
