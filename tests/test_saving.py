@@ -314,6 +314,21 @@ def test_what_no_file_can_hold_is_refused(build, error, words, file):
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda q, file: vqssl.save(q.state_dict(), file), "module must be a module of vqssl, got OrderedDict"),
+        (lambda q, file: vqssl.save(file, q), "module must be a module of vqssl, got PosixPath"),
+        (lambda q, file: vqssl.save(q, 3), "file must be a path, got int"),
+        (lambda q, file: vqssl.load(q), "file must be a path, got EMACodebook"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(call, words, file):
+    with pytest.raises(TypeError, match=words):
+        call(EMACodebook(codebook_size=8, dim=4), file)
+    assert not file.exists()
+
+
 def written(file, metadata):
     safetensors.torch.save_file(EMACodebook(codebook_size=8, dim=4).state_dict(), file, metadata)
 
@@ -343,9 +358,11 @@ def test_files_that_save_did_not_write_are_refused(description, words, file):
 def test_missing_unreadable_and_damaged_files_are_refused(file, tmp_path):
     with pytest.raises(ValueError, match="does not exist: check the path"):
         vqssl.load(file)
-    with pytest.raises(ValueError, match=r"must end in \.safetensors, got 'codes.pt': write codes.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"must end in \.safetensors, got 'codes.pt': .*or read another with torch.load"
+    ):
         vqssl.load("codes.pt")
-    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+    with pytest.raises(ValueError, match=r"must end in \.safetensors, got 'codes.pt': give it that ending"):
         vqssl.save(EMACodebook(codebook_size=8, dim=4), "codes.pt")
     codebook = EMACodebook(codebook_size=8, dim=4)
     vqssl.save(codebook, file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,12 @@ def save(module: nn.Module, file: str | Path) -> None:
     >>> vqssl.load(file)
     EMACodebook(codebook_size=8, dim=4, decay=0.9, ...)
     """
-    file = _path(file)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a module of vqssl, got {type(module).__name__}: write save(module, file), with the module "
+            "itself and not its state dict"
+        )
+    file = _path(file, "give it that ending")
     description = json.dumps({"format": FORMAT, **_described(module), **_modes(module)})
     state = module.state_dict()
     for name, tensor in state.items():
@@ -118,7 +124,7 @@ def load(file: str | Path, *, map_location: torch.device | str | None = None, **
     >>> quantizer.codebook(1).frozen, quantizer.training
     (True, False)
     """
-    file = _path(file)
+    file = _path(file, "give a file that vqssl.save wrote, or read another with torch.load and vqssl.interop")
     description, state = _read(file, torch.device("cpu" if map_location is None else map_location))
     # Without values: nothing is drawn, and torch's generators stay as they are.
     with torch.device("meta"):
@@ -231,10 +237,12 @@ def _listed(file: Path, description: Mapping[str, Any], key: str) -> list[str]:
     return names
 
 
-def _path(file: str | Path) -> Path:
+def _path(file: str | Path, cure: str) -> Path:
+    if not isinstance(file, str | os.PathLike):
+        raise TypeError(f"file must be a path, got {type(file).__name__}: write save(module, file) or load(file)")
     file = Path(file)
     if file.suffix != ".safetensors":
-        raise ValueError(f"file must end in .safetensors, got {str(file)!r}: write {file.stem}.safetensors")
+        raise ValueError(f"file must end in .safetensors, got {str(file)!r}: {cure}")
     return file
 
 
