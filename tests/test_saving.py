@@ -319,7 +319,7 @@ def test_what_no_file_can_hold_is_refused(build, error, words, file):
     [
         (lambda q, file: vqssl.save(q.state_dict(), file), "module must be a module of vqssl, got OrderedDict"),
         (lambda q, file: vqssl.save(file, q), "module must be a module of vqssl, got PosixPath"),
-        (lambda q, file: vqssl.save(q, 3), "file must be a path, got int"),
+        (lambda q, file: vqssl.save(q, q.dim), "file must be a path, got int"),
         (lambda q, file: vqssl.load(q), "file must be a path, got EMACodebook"),
     ],
 )
