@@ -94,6 +94,15 @@ TRACKERS = Libraries(
         "typing-inspection==0.4.5",
         "uvicorn==0.54.0",
         "xxhash==4.1.0",
+        "certifi==2026.10.19.post1",
+        "charset-normalizer==3.5.3",
+        "importlib-metadata==10.2.0",
+        "lazy-importer==0.1.0",
+        "zipp==4.1.2",
+        "idna==3.20",
+        "PyYAML==6.0.4",
+        "requests==2.34.2",
+        "urllib3==2.8.0",
     ),
 )
 

@@ -30,6 +30,7 @@ BESIDE = "needs torchvision, so tests/foreign_libraries.py fetches it into a fol
 TRACKER = "brings dozens of packages, so tests/foreign_libraries.py fetches it into a folder outside the environment"
 OPTIONAL = {
     "flash_kmeans": "a GPU library that benchmarks.search compares itself with where it is installed",
+    "accelerate": BESIDE,
     "encodec": BESIDE,
     "mlflow": TRACKER,
     "lightly": BESIDE,

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import data, published_sets
 from benchmarks.lightly_loader import EPOCHS, lightly_rates
-from tests.foreign_libraries import fetched
+from tests.foreign_libraries import NEIGHBOURS, fetched
 
 
 @pytest.mark.thorough
@@ -30,7 +30,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 @pytest.mark.thorough
 def test_loader_of_lightly_is_measured_beside(tmp_path, request):
     data.generate(tmp_path / "pictures", 6, side=64)
-    rates = lightly_rates(fetched(request.config.cache), tmp_path / "pictures", 32, 2, 0)
+    rates = lightly_rates(fetched(request.config.cache, NEIGHBOURS), tmp_path / "pictures", 32, 2, 0)
     assert list(rates) == list(EPOCHS)
     assert all(rate > 0 for rate in rates.values())
 

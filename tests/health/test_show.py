@@ -262,11 +262,10 @@ def test_report_is_printed_if_drawing_fails(checkpoint, tmp_path, capsys):
 def test_picture_on_a_full_disk_is_named_and_leaves_no_half(checkpoint, tmp_path, capsys, monkeypatch):
     (tmp_path / "page.png").write_bytes(b"before")
 
-    def full(path, content):
-        path.open("wb").close()
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert main([str(checkpoint), "--picture", str(tmp_path / "page.png")]) == 2
     printed = capsys.readouterr()
     assert "codes × width" in printed.out
