@@ -17,7 +17,7 @@ INK = "#333333"
 
 PANELS = {
     "loss and its parts": ("loss", "alignment_", "refinement"),
-    "loss of code prediction": ("code_",),
+    "loss of code prediction": ("code_layer",),
     "spread of the target, 0 (collapsed) to 1": ("target_spread",),
     "perplexity of the codes": ("perplexity_",),
     "AUC of the kNN probe": ("knn_auc",),
