@@ -128,10 +128,7 @@ def about() -> dict[str, Any]:
             "capability": capability,
             "multiprocessors": properties.multi_processor_count,
             "GiB": round(properties.total_memory / 2**30, 1),
-            "configurations": {
-                f"D = {dim}": [tuning.choose(capability, dim, product) for product in ("half", "split")]
-                for dim in (64, 128, 256)
-            },
+            "configurations": {f"D = {dim}": tuning.choose(capability, dim, "half") for dim in (64, 128, 256)},
         }
     found["tuning file"] = f"{tuning.tuning_file().name}: {'there' if tuning.tuning_file().exists() else 'none'}"
     found["tools"] = {tool: bool(shutil.which(tool)) for tool in ("gcc", "compute-sanitizer", "ncu", "nvidia-smi")}

@@ -72,7 +72,7 @@ def exactness(sizes: list[tuple[int, int, int]]) -> None:
 
 
 def large() -> None:
-    """Check large sizes, and report which share of the rows each look left open."""
+    """Check large sizes, and report which shares of the rows were close calls and still open."""
     for n, k, d in [
         (100352, 2048, 128),
         (25088, 2048, 128),
@@ -82,8 +82,28 @@ def large() -> None:
     ]:
         x, codes = torch.randn(n, d, device=DEVICE), torch.randn(k, d, device=DEVICE)
         found, left_open = search_triton.search_triton(x, codes, "euclidean")
-        shares = [count / n for count in left_open.tolist()]
-        report(f"{n} x {k} x {d}", wrong_rows(x, codes, "euclidean", found), left_open=shares)
+        close, still_open = (count / n for count in left_open.tolist())
+        report(f"{n} x {k} x {d}", wrong_rows(x, codes, "euclidean", found), close=close, still_open=still_open)
+
+
+def ties_and_far_codes() -> None:
+    """Check equal codes, of which the first has to win, and codes far beyond the others."""
+    x, codes = torch.randn(20000, 128, device=DEVICE), torch.randn(2048, 128, device=DEVICE)
+    far = codes.clone()
+    far[7], far[1001] = far[7] * 1e4, far[1001] * 1e20
+    cases = {"codes twice": codes[:1024].repeat(2, 1), "codes drawn from 700": codes[torch.arange(2048) * 37 % 700]}
+    for name, these in (cases | {"far codes": far}).items():
+        tokens = torch.cat([x, far[[7, 7, 1001]] * torch.tensor([[1.0], [0.4], [0.7]], device=DEVICE)])
+        found, left_open = search_triton.search_triton(tokens, these, "euclidean")
+        later = int((first_of_equals(these)[found] != found).sum())
+        report(name, wrong_rows(tokens, these, "euclidean", found) + later, left_open=left_open.tolist())
+
+
+def first_of_equals(codes: Tensor) -> Tensor:
+    """Return for each code the index of the first that equals it."""
+    inverse = torch.unique(codes, dim=0, return_inverse=True)[1]
+    places = torch.arange(len(codes), device=codes.device)
+    return places.scatter_reduce(0, inverse, places, "amin", include_self=False)[inverse]
 
 
 def graph() -> None:
@@ -203,6 +223,7 @@ def main() -> None:
         training()
         whole_steps()
         far_offsets()
+        ties_and_far_codes()
         large()
     kernels_of = ("vqssl.kernels.nearest.search_triton", "vqssl.kernels.code_sums_triton")
     unused = sorted(set(kernels_of) - backends.used_modules() | backends.unusable_modules())

@@ -22,7 +22,8 @@ TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump
 ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 POINTERS = {
     "codes": "*fp32", "constant": "*fp32", "centre": "*fp32", "bounds": "*fp32", "indices": "*i64", "rows": "*i64",
-    "open_rows": "*i64", "open_count": "*i64", "count": "*i64", "x": "*fp32", "high": "*fp16", "low": "*fp16",
+    "open_rows": "*i64", "open_count": "*i64", "close_rows": "*i64", "close_count": "*i64", "rivals": "*i32",
+    "count": "*i64", "x": "*fp32", "rounded": "*fp16",
     "sums": "*fp32", "counts": "*i64", "order": "*i64", "first": "*i64",
 }  # fmt: skip
 
@@ -68,26 +69,25 @@ def compile_for(kernel, capability, constants, config=None, **types):
     return Report(int(used[1]), max(int(used[2]), int(used[3])), compiled.metadata.shared, sass)
 
 
-def looks(capability, dim):
-    """Compile the first and the closer look for 2048 codes, in the configurations that `dim` gets there."""
-    found = {}
-    for name, kernel, product in (
-        ("first", looks_triton.first_look, "half"),
-        ("closer", looks_triton.closer_look, "split"),
-    ):
-        config = tuning.choose(capability, dim, product)
-        constants = {"COSINE": False, "CHUNKS": -(-dim // config.block_d), **config.blocks()}
-        constants |= {"EXACT": True, "BITS": search_triton.block_bits(2048, config)}
-        found[name] = compile_for(kernel, capability, constants, config), config
-    return found
+def first_look(capability, dim, config=None, bits=None):
+    """Compile the first look for 2048 codes, in the configuration that `dim` gets there or another one."""
+    config = config or tuning.choose(capability, dim, "half")
+    constants = {"COSINE": False, "CHUNKS": -(-dim // config.block_d), "ASSEMBLY": True, **config.blocks()}
+    constants["BITS"] = search_triton.place_bits(2048, config) if bits is None else bits
+    return compile_for(looks_triton.first_look, capability, constants, config), config
+
+
+LAST = {"BLOCK_K": 128, "BLOCK_D": 128, "EXACT_D": 32}
 
 
 def others(capability):
     """Compile the other kernels."""
-    rounding = {"COSINE": False, "SPLIT": True, "CHUNKS": 1, "BLOCK_K": 16, "BLOCK_D": 128}
+    rounding = {"COSINE": False, "CHUNKS": 1, "BLOCK_K": 16, "BLOCK_D": 128}
     sums = {"BLOCK_N": 16, "BLOCK_D": 128}
     kernels = {
-        "last": (looks_triton.last_look, {"COSINE": False, "BLOCK_K": 32, "BLOCK_D": 64}),
+        "close": (looks_triton.close_calls, {"COSINE": False, "BLOCK_N": 16, "BLOCK_D": 64}),
+        "last": (looks_triton.last_look, {"COSINE": False, **LAST}),
+        "last, cosine": (looks_triton.last_look, {"COSINE": True, **LAST}),
         "centre": (prepare_triton.sample_centre, {"COSINE": False, "SAMPLE": 256, "BLOCK_D": 32}),
         "round": (prepare_triton.round_codes, rounding),
         "add tokens": (code_sums_triton.add_tokens, sums),
@@ -101,10 +101,10 @@ def others(capability):
 if __name__ == "__main__":
     for capability in ARCHITECTURES:
         for dim in map(int, sys.argv[1:] or ("64", "128", "256", "512")):
-            for name, (report, config) in looks(capability, dim).items():
-                tensor = {key: n for key, n in report.instructions().items() if "MMA" in key}
-                print(
-                    f"sm_{capability[0]}{capability[1]} D={dim} {name:6} {tuple(config)} "
-                    f"registers {report.registers} spilled {report.spilled} shared {report.shared} {tensor}",
-                    flush=True,
-                )
+            report, config = first_look(capability, dim)
+            tensor = {key: n for key, n in report.instructions().items() if "MMA" in key}
+            print(
+                f"sm_{capability[0]}{capability[1]} D={dim} {tuple(config)} "
+                f"registers {report.registers} spilled {report.spilled} shared {report.shared} {tensor}",
+                flush=True,
+            )

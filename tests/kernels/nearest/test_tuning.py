@@ -29,7 +29,7 @@ def test_measured_configuration_wins(user_file):
     user_file("measured.json", '{"sm_90/128/half": [64, 32, 128, 4, 2]}')
     assert tuning.choose((9, 0), 128, "half") == (64, 32, 128, 4, 2)
     assert tuning.choose((9, 0), 64, "half") == tuning.candidates((9, 0), 64, "half")[0]
-    assert tuning.choose((9, 0), 128, "split") == tuning.candidates((9, 0), 128, "split")[0]
+    assert tuning.choose((9, 0), 128, "wide") == tuning.candidates((9, 0), 128, "wide")[0]
 
 
 def test_broken_file_is_ignored(user_file):

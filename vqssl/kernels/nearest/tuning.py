@@ -12,15 +12,19 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Config", "Product", "candidates", "choose", "key", "shared_memory", "tuning_file"]
 
-Product = Literal["half", "split", "wide"]
+Product = Literal["half", "wide"]
 """What the tensor cores multiply.
 
-``"half"``: tokens and codes rounded to 16 bits. ``"split"``: each as a sum of two 16-bit numbers, for the closer look.
-``"wide"``: float32, for the precision ``"tf32"``.
+``"half"``: tokens and codes rounded to 16 bits. ``"wide"``: float32, for the precision ``"tf32"``.
 """
 
 # KiB of shared memory that one block may have (CUDA C++ programming guide, technical specifications).
 _SHARED = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (10, 3): 227, (12, 0): 99}
+
+
+# First of the candidates, by major capability and width that is multiplied at once: the fastest of 26 on an H200, where
+# two blocks share a multiprocessor and one computes products while the other compares scores.
+_MEASURED = {(9, 128): (64, 128, 4, 2), (9, 256): (128, 128, 8, 1)}
 
 
 class Config(NamedTuple):
@@ -56,7 +60,7 @@ def shared_memory(capability: tuple[int, int]) -> int:
 def choose(capability: tuple[int, int], dim: int, product: Product, rows_each: int | None = None) -> Config:
     """Return the configuration for tokens of width ``dim``: the one in the user's file, or else the rule's.
 
-    Remembered, because a search on a GPU chooses twice, and its kernels wait for that.
+    Remembered, because the kernels of a search wait for it.
 
     Args:
         capability: of the device.
@@ -92,22 +96,33 @@ def _chosen(
 def candidates(capability: tuple[int, int], dim: int, product: Product) -> list[Config]:
     """Return all configurations that fit the architecture's shared memory, the rule's choice first."""
     block_d = _block_d(capability, dim, product)
-    # Tokens, scores, best and second of 128 x 64 take about 170 registers a thread of 8 warps.
-    blocks = [(128, 64, 8), (64, 64, 4), (64, 64, 8), (128, 128, 8), (64, 128, 8), (64, 32, 4), (32, 32, 4)]
+    # Tokens, scores, best and second of 128 x 64 take 128 registers a thread of 8 warps: two blocks a multiprocessor.
+    blocks = [
+        (128, 64, 8),
+        (64, 64, 4),
+        (64, 128, 4),
+        (64, 64, 8),
+        (128, 128, 8),
+        (64, 128, 8),
+        (64, 32, 4),
+        (32, 32, 4),
+    ]
     if block_d < dim:  # tokens are loaded and rounded inside the loop, which takes registers too
-        blocks = [(64, 64, 8), (128, 32, 8), (32, 32, 4)]
+        blocks = [(64, 64, 4), (64, 32, 8), (128, 32, 8), (32, 32, 4)]
     elif capability[0] == 10:  # beside Blackwell's tensor memory the compiler leaves 128 registers to 8 warps
         blocks = [(64, 64, 4), (128, 128, 8), (128, 64, 4)]
-    if product == "split":  # the closer look has few rows, and needs twice the memory
-        blocks = [(64, 32, 8), (32, 32, 4)]
-    size = {"half": 2, "split": 4, "wide": 4}[product]
+    size = {"half": 2, "wide": 4}[product]
     found = []
+    if product == "half" and block_d >= dim and (capability[0], block_d) in _MEASURED:
+        block_n, block_k, warps, stages = _MEASURED[capability[0], block_d]
+        found.append(Config(block_n, block_k, block_d, warps, stages))
     for block_n, block_k, warps in blocks:
         for stages in (3, 2, 4, 1):
             # The tokens, and the codes of all stages.
             entries = (block_n + block_k * stages) * block_d
-            if entries * size <= shared_memory(capability):
-                found.append(Config(block_n, block_k, block_d, warps, stages))
+            config = Config(block_n, block_k, block_d, warps, stages)
+            if entries * size <= shared_memory(capability) and config not in found:
+                found.append(config)
     return found
 
 
@@ -115,10 +130,10 @@ def _block_d(capability: tuple[int, int], dim: int, product: Product) -> int:
     """Return the width to multiply at once: all of it if the chip has room and at most a third is padding.
 
     Except on Hopper and data-centre Blackwell, tensor cores take the tokens from registers, which hold at most a width
-    of 128. The two parts of split tokens fit only up to 128 on any architecture.
+    of 128.
     """
     whole = max(16, 1 << (dim - 1).bit_length())
-    most = 256 if capability[0] in (9, 10) and product != "split" else 128
+    most = 256 if capability[0] in (9, 10) else 128
     if whole <= most and 3 * dim >= 2 * whole:
         return whole
     return min(whole, 64)
