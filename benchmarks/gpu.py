@@ -105,7 +105,7 @@ PARTS: dict[str, Part] = {
     "memcheck": _sanitized("memcheck"),
     "racecheck": _sanitized("racecheck"),
     "band": _module("tests.reliability.band", "cuda", limit=180),
-    "tune": _module("benchmarks.tune", limit=400),
+    "tune": _module("benchmarks.tune", limit=200),
     "codebook_usage": _module("benchmarks.codebook_usage", "--device", "cuda", limit=400),
     "ncu": Part(
         120,
