@@ -77,7 +77,7 @@ def first_look(capability, dim, config=None, bits=None):
     return compile_for(looks_triton.first_look, capability, constants, config), config
 
 
-LAST = {"BLOCK_K": 128, "BLOCK_D": 128, "EXACT_D": 32}
+LAST = {"BLOCK_K": 128, "BLOCK_D": 64, "EXACT_D": 32}
 
 
 def others(capability):
@@ -93,7 +93,11 @@ def others(capability):
         "add tokens": (code_sums_triton.add_tokens, sums),
         "sum runs": (code_sums_triton.sum_runs, sums),
     }
-    found = {name: compile_for(kernel, capability, constants) for name, (kernel, constants) in kernels.items()}
+    warps = {name: tuning.Config(1, 1, 1, 8, 3) for name in kernels if name.startswith("last")}
+    found = {
+        name: compile_for(kernel, capability, constants, warps.get(name))
+        for name, (kernel, constants) in kernels.items()
+    }
     found["add many tokens"] = compile_for(code_sums_triton.add_tokens, capability, sums, sums="*fp64")
     return found
 

@@ -120,7 +120,7 @@ def place_bits(codes: int, config: Config) -> int:
 
 def _last_width(width: int) -> int:
     """Return how many entries the last look compares at once."""
-    return min(128, max(16, triton.next_power_of_2(width)))
+    return min(64, max(16, triton.next_power_of_2(width)))
 
 
 def _interpreted() -> bool:

@@ -111,13 +111,15 @@ def candidates(capability: tuple[int, int], dim: int, product: Product) -> list[
         blocks = [(64, 64, 4), (64, 32, 8), (128, 32, 8), (32, 32, 4)]
     elif capability[0] == 10:  # beside Blackwell's tensor memory the compiler leaves 128 registers to 8 warps
         blocks = [(64, 64, 4), (128, 128, 8), (128, 64, 4)]
+    elif shared_memory(capability) < 128 * 1024:  # three small blocks share a multiprocessor, of large ones only one
+        blocks.insert(0, blocks.pop(1))
     size = {"half": 2, "wide": 4}[product]
     found = []
     if product == "half" and block_d >= dim and (capability[0], block_d) in _MEASURED:
         block_n, block_k, warps, stages = _MEASURED[capability[0], block_d]
         found.append(Config(block_n, block_k, block_d, warps, stages))
     for block_n, block_k, warps in blocks:
-        for stages in (3, 2, 4, 1):
+        for stages in (2, 3, 4, 1) if shared_memory(capability) < 128 * 1024 else (3, 2, 4, 1):
             # The tokens, and the codes of all stages.
             entries = (block_n + block_k * stages) * block_d
             config = Config(block_n, block_k, block_d, warps, stages)
