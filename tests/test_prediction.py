@@ -553,6 +553,18 @@ def test_maps_of_another_size_need_places():
         module([m[:, :, :2, :2] for m in maps(5, 6)], codes())
 
 
+@pytest.mark.parametrize("target", ["anchor", "bag"])
+def test_codes_of_a_larger_codebook_are_refused(target):
+    module = CodePrediction(C, quantizer(), target=target, centring="running")
+    larger = MultiScaleQuantizer(CHANNELS, codebook_size=(8, 64), dim=D)(maps(0, 6))
+    assert larger.indices[1].max() >= 12  # else nothing says so
+    before = copy.deepcopy(module.state_dict())
+    for call in (lambda: module(features(), larger), lambda: module.targets(larger)):
+        with pytest.raises(ValueError, match=r"quantized.indices\[1\] must be from -1 \(masked\) to 11 "):
+            call()
+    assert_same_bits(dict(module.state_dict()), dict(before))
+
+
 def test_codes_of_other_scales_are_refused():
     with pytest.raises(ValueError, match="one entry for each of the 1 scales"):
         CodePrediction(C, [8], target="bag")(features(), codes())

@@ -118,7 +118,8 @@ class RandomProjectionQuantizer(nn.Module):
 
     Shape:
         Input ``(*batch, C)``, a mask ``(*batch,)``; output one tensor ``(*batch, num_codebooks)`` int64. For a single
-        codebook ``quantizer(x)[..., 0]`` are the targets ``(*batch,)``.
+        codebook ``quantizer(x)[..., 0]`` are the targets ``(*batch,)``. Unlike the other quantisers it returns no named
+        tuple: there is no quantised output to train through, and no loss.
 
     State (buffers): ``projection`` ``(num_codebooks, D, C)`` and ``codes`` ``(num_codebooks, K, D)``.
 
