@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.laws import GraphLaws, MaskLaws, assert_differs, assert_same_bits, state_of
+from tests.laws import GraphLaws, MaskLaws, Material, assert_differs, assert_same_bits, state_of
 from vqssl import ChannelsFirst, EMACodebook, ProductQuantizer, RandomProjectionQuantizer, ResidualQuantizer
 
 QUANTIZERS = {
@@ -16,8 +16,8 @@ QUANTIZERS = {
 }
 
 
-class TestLaws(MaskLaws, GraphLaws):
-    """Of tokens (B, N, D) as maps (B, D, N)."""
+class MapMaterial(Material):
+    """Tokens (B, N, D) as maps (B, D, N)."""
 
     def make(self, **options):
         return ChannelsFirst(EMACodebook(codebook_size=self.codebook_size, dim=self.dim, **{"decay": 0.7, **options}))
@@ -31,6 +31,15 @@ class TestLaws(MaskLaws, GraphLaws):
 
     def to_tokens(self, tree):
         return [tree.mT if tree.ndim > 2 else tree]
+
+
+class TestLaws(MapMaterial, MaskLaws):
+    """Of masks."""
+
+
+@pytest.mark.thorough
+class TestGraphs(MapMaterial, GraphLaws):
+    """Compiled and exported."""
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

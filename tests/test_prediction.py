@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
 from tests.laws import assert_same_bits, through_file
+from tests.profiles import few
+from tests.rank_processes import run_ranks
 from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, EMACodebook, MultiScaleQuantizer
 from vqssl.code_heads import GeneratedHead, HeadSizes
 from vqssl.functional import anchor_loss, bag_of_codes, code_anchor, code_cross_entropy
@@ -334,7 +335,7 @@ def train_bags_on_rank(rank, address, folder):
 
 
 def test_two_ranks_start_the_same_rows_again(tmp_path):
-    mp.spawn(train_bags_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    run_ranks(train_bags_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)))
     (restarted, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert restarted > 0
     assert_same_bits(dict(first), dict(second))
@@ -372,7 +373,7 @@ def test_eval_and_prediction_change_nothing_and_copies_agree(name):
     assert_same_bits(dict(module.state_dict()), dict(before))
 
 
-@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("name", few(POOLED))
 def test_compiles_to_one_graph_and_exports(name):
     module = make(name)
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
@@ -437,7 +438,7 @@ def run(batches, rank=None):
 
 
 def test_two_ranks_centre_on_the_mean_of_both(tmp_path):
-    mp.spawn(train_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    run_ranks(train_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)))
     (first, centre), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     losses, expected = run([codes(step) for step in range(4)])
     assert_same_bits(centre, other)

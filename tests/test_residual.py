@@ -33,7 +33,7 @@ class ResidualMaterial(Material):
         return list(module.codebooks)
 
 
-class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws, GraphLaws):
+class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws):
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_output_has_the_dtype_of_the_input(self, dtype):
         module = self.trained()
@@ -43,6 +43,11 @@ class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws, GraphLaws):
         assert all(codebook.embed.dtype == torch.float32 for codebook in module.codebooks)
         assert all(codebook.embed.isfinite().all() for codebook in module.codebooks)
         assert out.commitment_loss.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.thorough
+class TestGraphs(ResidualMaterial, GraphLaws):
+    pass
 
 
 class TestStateWithDropout(ResidualMaterial, StateLaws):

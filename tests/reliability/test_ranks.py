@@ -1,4 +1,4 @@
-"""Two ranks, and four with --thorough, over gloo equal each other bit for bit, and one process up to rounding.
+"""Two ranks, and with --thorough four, over gloo equal each other bit for bit, and one process up to rounding.
 
 These are whole training loops and FSDP2; test_distributed.py compares every step of a codebook and of a multi-scale
 quantiser.
@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from tests.laws import assert_differs
+from tests.profiles import thorough
 from tests.reliability import ranks
 from tests.test_distributed import BATCHES, make_codebook
 
 pytestmark = pytest.mark.slow
-STEPS = 200
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.fixture(scope="module", params=[(2, 20), *map(thorough, ([2, 200], [4, 200]))], ids=str)
 def found(request, tmp_path_factory):
-    return ranks.run(request.param, tmp_path_factory.mktemp("ranks"), STEPS)
+    """Return what each rank saw: so many ranks, in so many steps."""
+    world, steps = request.param
+    return ranks.run(world, tmp_path_factory.mktemp("ranks"), steps)
 
 
 @functools.cache
@@ -106,7 +108,7 @@ def test_uneven_empty_masked_and_nonfinite_batches_equal_one_process(found, case
     dtype = torch.float64 if case == "codebook" else torch.float32
     alone = make_codebook("k-means", str(dtype).removeprefix("torch."))
     kinds = list(BATCHES.values())
-    for step in range(STEPS if case == "codebook" else 20):
+    for step in range(found[0]["steps"] if case == "codebook" else 20):
         batch_of = kinds[step // 5 % len(kinds)] if case == "codebook" else kinds[0]
         parts = [batch_of(rank, step, dtype) for rank in range(len(found))]
         masks = [torch.ones(len(x), dtype=torch.bool) if mask is None else mask for x, mask in parts]
