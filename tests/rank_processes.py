@@ -16,7 +16,9 @@ def run_ranks(work: Callable[..., None], arguments: Sequence[Any], count: int = 
     If one raises, so does this; if they are not done in time, it fails. No process is left behind.
     """
     mp.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    context = mp.start_processes(work, tuple(arguments), count, join=False, start_method="forkserver")
+    context = mp.start_processes(  # type: ignore[attr-defined]
+        work, tuple(arguments), count, join=False, start_method="forkserver"
+    )
     try:
         deadline = time.monotonic() + seconds
         while not context.join(timeout=5):
