@@ -35,6 +35,7 @@ def initialized_net(**options):
 # ---- compile ----
 
 
+@pytest.mark.thorough
 def test_training_step_compiles_once_to_one_graph():
     """The step is forward, backward, optimizer, teacher and codebooks."""
     net = initialized_net()
@@ -150,9 +151,10 @@ def test_exported_program_equals_the_module():
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
-@pytest.mark.parametrize("metric", few(["euclidean", "cosine"]))
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_onnx_equals_the_module(metric, tmp_path):
     model = trained_indices(metric)
     path = tmp_path / "indices.onnx"
