@@ -108,6 +108,12 @@ def _seed():
 
 
 @pytest.fixture(scope="session")
+def thorough_profile(pytestconfig) -> bool:
+    """Return True if all tests run: for one that has more steps then."""
+    return is_thorough(pytestconfig)
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of real radiographs: $VQSSL_DATA, or `shared/data` beside the repository."""
     named = os.environ.get("VQSSL_DATA")

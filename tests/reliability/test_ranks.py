@@ -1,4 +1,4 @@
-"""Two ranks, and with --thorough four, over gloo equal each other bit for bit, and one process up to rounding.
+"""Two ranks, and four with --thorough, over gloo equal each other bit for bit, and one process up to rounding.
 
 These are whole training loops and FSDP2; test_distributed.py compares every step of a codebook and of a multi-scale
 quantiser.
@@ -10,18 +10,15 @@ import pytest
 import torch
 
 from tests.laws import assert_differs
-from tests.profiles import thorough
 from tests.reliability import ranks
 from tests.test_distributed import BATCHES, make_codebook
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[(2, 20), *map(thorough, ([2, 200], [4, 200]))], ids=str)
-def found(request, tmp_path_factory):
-    """Return what each rank saw: so many ranks, in so many steps."""
-    world, steps = request.param
-    return ranks.run(world, tmp_path_factory.mktemp("ranks"), steps)
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.thorough)])
+def found(request, tmp_path_factory, thorough_profile):
+    return ranks.run(request.param, tmp_path_factory.mktemp("ranks"), 200 if thorough_profile else 20)
 
 
 @functools.cache
