@@ -1,6 +1,6 @@
 """Options, profiles and fixtures of all tests.
 
-Two profiles: by default, tests marked `thorough` are left out, and hypothesis tries 25 examples a property. With
+Two profiles: by default, tests marked `thorough` are left out, and hypothesis tries 10 examples a property. With
 `--thorough`, or where CI=true as in `.ci/run`, all tests run, with 150 examples. Tests marked `slow` run in both;
 `-m "not slow"` leaves them out.
 """
@@ -24,7 +24,7 @@ if not os.environ.get("VQSSL_SITE"):  # the built documentation; `.ci/run docs` 
     collect_ignore.append("site")
 pytest.register_assert_rewrite("tests.laws")
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=10)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=150, derandomize=True, print_blob=True)
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -105,6 +105,12 @@ hypothesis.register_random(torch_random)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def thorough_profile(pytestconfig) -> bool:
+    """Return True if all tests run: for one that has more steps then."""
+    return is_thorough(pytestconfig)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
 from tests.laws import assert_same_bits, correlation, state_of
+from tests.rank_processes import run_ranks
 from vqssl import agreement
 from vqssl.agreement import Agreement, checksum, difference, option_text
 from vqssl.functional import batch_mean_ema
@@ -220,16 +220,7 @@ def find_who_is_missing(rank, folder, found):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
-    # A server imports what the first forward pass needs, once; the ranks are its forks.
-    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", __name__])
-    context = mp.start_processes(work, args=(str(folder),), nprocs=RANKS, join=False, start_method="forkserver")
-    try:
-        deadline = time.monotonic() + 240
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the ranks hang"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.laws import GraphLaws, MaskLaws, assert_same_bits, state_of
+from tests.laws import GraphLaws, MaskLaws, Material, assert_differs, assert_same_bits, state_of
 from vqssl import ChannelsFirst, EMACodebook, ProductQuantizer, RandomProjectionQuantizer, ResidualQuantizer
 
 QUANTIZERS = {
@@ -16,8 +16,8 @@ QUANTIZERS = {
 }
 
 
-class TestLaws(MaskLaws, GraphLaws):
-    """Of tokens (B, N, D) as maps (B, D, N)."""
+class MapMaterial(Material):
+    """Tokens (B, N, D) as maps (B, D, N)."""
 
     def make(self, **options):
         return ChannelsFirst(EMACodebook(codebook_size=self.codebook_size, dim=self.dim, **{"decay": 0.7, **options}))
@@ -31,6 +31,15 @@ class TestLaws(MaskLaws, GraphLaws):
 
     def to_tokens(self, tree):
         return [tree.mT if tree.ndim > 2 else tree]
+
+
+class TestLaws(MapMaterial, MaskLaws):
+    """Of masks."""
+
+
+@pytest.mark.thorough
+class TestGraphs(MapMaterial, GraphLaws):
+    """Compiled and exported."""
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -53,6 +62,21 @@ def test_equals_the_quantiser_on_tokens(name, spatial):
             (out.quantized.square().sum() + out.commitment_loss).backward()
         torch.testing.assert_close(x1.grad, x2.grad)
     assert_same_bits(state_of(maps.quantizer), state_of(tokens))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_freeze_and_usage_are_the_quantisers(name):
+    maps = ChannelsFirst(QUANTIZERS[name]())
+    maps(torch.randn(6, 4, 9))
+    assert_same_bits(maps.usage(0.5), maps.quantizer.usage(0.5))
+    assert type(maps.usage()) is type(maps.quantizer.usage())
+    before = state_of(maps)
+    assert maps.freeze() is maps
+    maps(torch.randn(6, 4, 9))
+    assert_same_bits(state_of(maps), before)
+    assert maps.freeze(False) is maps
+    maps(torch.randn(6, 4, 9))
+    assert_differs(state_of(maps), before)
 
 
 def test_refusals_name_the_layout():

@@ -636,6 +636,7 @@ def test_functional_call_changes_the_given_state_alone():
     assert_same_bits(state_of(codebook), before)
 
 
+@pytest.mark.thorough
 def test_loaded_codebook_compiles_to_one_graph_without_a_step_before():
     source, x = trained(), torch.randn(40, 4)
     codebook = EMACodebook(codebook_size=8, dim=4)

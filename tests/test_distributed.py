@@ -11,9 +11,9 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.laws import assert_differs, assert_same_bits, correlation, state_of
+from tests.rank_processes import run_ranks
 from vqssl import (
     BatchRevival,
     EMACodebook,
@@ -353,16 +353,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    # A server imports what the first forward pass needs, once; the ranks are its forks.
-    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", __name__])
-    context = mp.start_processes(work, args=(str(folder),), nprocs=RANKS, join=False, start_method="forkserver")
-    try:
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=240)
-        while not context.join(timeout=5):
-            assert datetime.datetime.now() < deadline, "the ranks hang"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -1,5 +1,6 @@
 """The code on the pages runs, and the files, modules and tests that the pages name exist."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -10,6 +11,7 @@ import torch
 import torch._dynamo
 
 import vqssl
+from tests.profiles import thorough
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,11 +30,13 @@ PAGES = {
     "resume.md": 1,
 }
 """Page to its least number of blocks: without it, a page that lost its code would pass."""
+SLOW = {"get-started.md", "training.md"}
+"""Pages with a thousand steps, or a compiled step."""
 EXAMPLE_NAMES = {"test_tie_goes_to_lowest_index"}
 """Tests that a page names as an example of a good name."""
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [thorough(page) if page in SLOW else page for page in PAGES])
 def test_code_of_page_runs(page):
     blocks = re.findall(r"```python\n(.*?)```", TEXTS[f"docs/{page}"], flags=re.DOTALL)
     assert len(blocks) >= PAGES[page]
@@ -57,11 +61,16 @@ def test_modules_of_commands_exist(page):
 @pytest.mark.parametrize("page", TEXTS)
 def test_tests_on_page_exist(page):
     """`test_only_the_classifier_is_missing` on a page is a test or a file of tests."""
+    named = set(re.findall(r"(?<![\w.-])test_\w+", TEXTS[page]))
+    assert named <= names_of_tests() | EXAMPLE_NAMES
+
+
+@functools.cache
+def names_of_tests():
+    """Return the names of all tests and of their files."""
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
     defined = {name for source in sources for name in re.findall(r"^def (test_\w+)", source, flags=re.MULTILINE)}
-    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
-    named = set(re.findall(r"(?<![\w.-])test_\w+", TEXTS[page]))
-    assert named <= defined | files | EXAMPLE_NAMES
+    return defined | {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 @pytest.mark.parametrize("page", TEXTS)

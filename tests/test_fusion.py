@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from tests.laws import assert_same_bits, state_of
+from tests.profiles import few
 from vqssl import SERFFusion
 from vqssl.functional import OPERATORS, SERFOperator, pooled_codes, spatial_attention, spatial_attention_weights
 from vqssl.functional.serf_operators import OperatorName
@@ -464,7 +465,7 @@ def test_anchor_refuses_maps_of_different_batches():
         SERFFusion(4, 2).anchor([z(3, 4, 2), z(2, 4, 2)])
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", few(OPERATORS))
 def test_compiles_to_one_graph_and_exports(name):
     fusion = make(operator=name, hidden_dim=6).eval()
     inputs = (query(), maps(GRIDS["2-D"]), random_masks(GRIDS["2-D"]))

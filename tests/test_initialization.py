@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.laws import IGNORE_RANDOM_CODES, assert_same_bits, correlation, state_of
+from tests.profiles import few
 from vqssl import EMACodebook, KMeansInit, RandomInit, SampleInit
 from vqssl.distributed import gather_pool
 from vqssl.functional import METRICS
@@ -75,16 +76,17 @@ def test_tokens_that_are_all_equal_give_equal_codes():
     assert torch.equal(first_codes(x, 4), torch.ones(4, 3))
 
 
-def test_each_token_is_drawn_equally_often_for_any_code():
+@pytest.mark.parametrize("times", few([500, 2000]))
+def test_each_token_is_drawn_equally_often_for_any_code(times):
     drawn, first = torch.zeros(20), torch.zeros(20)
     pool = gather_pool(torch.arange(20.0)[:, None], torch.ones(20, dtype=torch.bool))
-    for seed in range(2000):
+    for seed in range(times):
         codes = SampleInit()(pool, 5, torch.tensor([seed, 1]), "euclidean").flatten().long()
         drawn[codes] += 1
         first[codes[0]] += 1
-    # 500 and 100 expected; five standard deviations of a binomial count.
-    assert (drawn - 500).abs().max() < 5 * (2000 * 0.25 * 0.75) ** 0.5
-    assert (first - 100).abs().max() < 5 * (2000 * 0.05 * 0.95) ** 0.5
+    # A quarter and a twentieth of the times expected; five standard deviations of a binomial count.
+    assert (drawn - 0.25 * times).abs().max() < 5 * (times * 0.25 * 0.75) ** 0.5
+    assert (first - 0.05 * times).abs().max() < 5 * (times * 0.05 * 0.95) ** 0.5
 
 
 def test_draws_depend_on_the_seed():

@@ -12,6 +12,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import vqssl
 from tests.laws import assert_same_bits, correlation, state_of
+from tests.profiles import few
 from vqssl.functional import codebook_usage
 
 NAN, INF = float("nan"), float("inf")
@@ -224,7 +225,7 @@ def test_no_code_counts_as_alive_where_a_live_count_is_nan():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("scales", [0, 2])
+@pytest.mark.parametrize("scales", few([0, 2]))
 def test_assigned_state_trains_as_a_copied_one(dtype, training, scales):
     def build():
         if scales:

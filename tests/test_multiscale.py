@@ -9,7 +9,6 @@ from tests.laws import (
     GraphLaws,
     MaskLaws,
     Material,
-    QuantizerLaws,
     StateLaws,
     ValueLaws,
     assert_differs,
@@ -101,8 +100,13 @@ class ProjectedMaterial(PyramidMaterial):
         return module.to(dtype)
 
 
-class TestProjected(ProjectedMaterial, QuantizerLaws):
+class TestProjected(ProjectedMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
     pass
+
+
+@pytest.mark.thorough
+class TestGraphsOfProjected(ProjectedMaterial, GraphLaws):
+    """Graphs of the default projections."""
 
 
 class LearnedMaterial(ProjectedMaterial):
@@ -119,7 +123,7 @@ class TestLearned(LearnedMaterial, ValueLaws, StateLaws, MaskLaws, DtypeLaws):
 
 @pytest.mark.thorough
 class TestGraphsOfLearned(LearnedMaterial, GraphLaws):
-    """Graphs of learned projections and a shared codebook. TestProjected has the default graphs."""
+    """Graphs of learned projections and a shared codebook."""
 
 
 # ---- equality with codebooks called by hand ----

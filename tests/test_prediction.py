@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
 from tests.laws import assert_same_bits, through_file
+from tests.profiles import few
+from tests.rank_processes import run_ranks
 from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, EMACodebook, MultiScaleQuantizer
 from vqssl.code_heads import GeneratedHead, HeadSizes
 from vqssl.functional import anchor_loss, bag_of_codes, code_anchor, code_cross_entropy
@@ -334,7 +335,7 @@ def train_bags_on_rank(rank, address, folder):
 
 
 def test_two_ranks_start_the_same_rows_again(tmp_path):
-    mp.spawn(train_bags_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    run_ranks(train_bags_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)))
     (restarted, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert restarted > 0
     assert_same_bits(dict(first), dict(second))
@@ -372,7 +373,7 @@ def test_eval_and_prediction_change_nothing_and_copies_agree(name):
     assert_same_bits(dict(module.state_dict()), dict(before))
 
 
-@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("name", few(POOLED))
 def test_compiles_to_one_graph_and_exports(name):
     module = make(name)
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
@@ -437,7 +438,7 @@ def run(batches, rank=None):
 
 
 def test_two_ranks_centre_on_the_mean_of_both(tmp_path):
-    mp.spawn(train_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2)
+    run_ranks(train_on_rank, (f"file://{tmp_path}/meet", str(tmp_path)))
     (first, centre), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     losses, expected = run([codes(step) for step in range(4)])
     assert_same_bits(centre, other)
@@ -551,6 +552,18 @@ def test_maps_of_another_size_need_places():
     module = CodePrediction(CHANNELS, quantizer(), target="place")
     with pytest.raises(ValueError, match=r"give places from vqssl\.functional\.matched_cells"):
         module([m[:, :, :2, :2] for m in maps(5, 6)], codes())
+
+
+@pytest.mark.parametrize("target", ["anchor", "bag"])
+def test_codes_of_a_larger_codebook_are_refused(target):
+    module = CodePrediction(C, quantizer(), target=target, centring="running")
+    larger = MultiScaleQuantizer(CHANNELS, codebook_size=(8, 64), dim=D)(maps(0, 6))
+    assert larger.indices[1].max() >= 12  # else nothing says so
+    before = copy.deepcopy(module.state_dict())
+    for call in (lambda: module(features(), larger), lambda: module.targets(larger)):
+        with pytest.raises(ValueError, match=r"quantized.indices\[1\] must be from -1 \(masked\) to 11 "):
+            call()
+    assert_same_bits(dict(module.state_dict()), dict(before))
 
 
 def test_codes_of_other_scales_are_refused():

@@ -41,8 +41,13 @@ class ProductMaterial(Material):
         assert out.commitment_loss.dtype == torch.promote_types(dtype, torch.float32)
 
 
-class TestGroups(ProductMaterial, StateLaws, MaskLaws, DtypeLaws, GraphLaws):
+class TestGroups(ProductMaterial, StateLaws, MaskLaws, DtypeLaws):
     test_output_has_the_dtype_of_the_input = ProductMaterial.test_output_has_the_dtype_of_the_input
+
+
+@pytest.mark.thorough
+class TestGraphs(ProductMaterial, GraphLaws):
+    pass
 
 
 class TestShared(ProductMaterial, StateLaws, MaskLaws):

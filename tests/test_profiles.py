@@ -40,7 +40,7 @@ def run(pytester, monkeypatch):
 
 
 def test_thorough_tests_are_left_out_in_one_visible_line(run):
-    result = run(examples=25)
+    result = run(examples=10)
     result.assert_outcomes(passed=1, deselected=2)
     result.stdout.fnmatch_lines(["2 thorough tests were not run: `python3 tests --thorough` and `.ci/run` run them"])
 

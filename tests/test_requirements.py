@@ -1,6 +1,7 @@
 """Every third-party import is declared where it is used, and every declared package is used."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -115,6 +116,7 @@ GROUPS = ("health", *sorted(path.stem for path in REQUIREMENTS.glob("*.txt")))
 # ---- what is imported ----
 
 
+@functools.cache
 def imported(source):
     """Third-party modules that `source` imports anywhere, by statement or by a call with a literal name."""
     modules = set()

@@ -18,6 +18,7 @@ from tests.laws import (
     state_of,
     through_file,
 )
+from tests.profiles import few
 from vqssl import BatchRevival, EMACodebook, KMeansInit, RandomInit, ResidualQuantizer, SampleInit
 from vqssl.functional import rotation_trick
 
@@ -33,7 +34,7 @@ class ResidualMaterial(Material):
         return list(module.codebooks)
 
 
-class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws, GraphLaws):
+class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws):
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_output_has_the_dtype_of_the_input(self, dtype):
         module = self.trained()
@@ -43,6 +44,11 @@ class TestLaws(ResidualMaterial, StateLaws, MaskLaws, DtypeLaws, GraphLaws):
         assert all(codebook.embed.dtype == torch.float32 for codebook in module.codebooks)
         assert all(codebook.embed.isfinite().all() for codebook in module.codebooks)
         assert out.commitment_loss.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.thorough
+class TestGraphs(ResidualMaterial, GraphLaws):
+    pass
 
 
 class TestStateWithDropout(ResidualMaterial, StateLaws):
@@ -271,6 +277,7 @@ def test_initialisation_that_refuses_a_level_changes_none():
     assert_same_bits(state_of(quantizer), before)
 
 
+@pytest.mark.thorough
 def test_error_is_no_worse_than_of_levels_trained_one_after_another():
     """All levels at once, from one batch on: after 200 steps within 10% of levels that were each trained to the end."""
     quantizer = ResidualQuantizer(codebook_size=16, dim=4, num_levels=3, decay=0.9)
@@ -300,18 +307,19 @@ def levels_used(indices):
     return used
 
 
-def test_dropout_keeps_the_first_levels_with_the_given_probability():
+@pytest.mark.parametrize("steps", few([100, 400]))
+def test_dropout_keeps_the_first_levels_with_the_given_probability(steps):
     quantizer = ResidualQuantizer(codebook_size=4, dim=4, num_levels=4, level_dropout=0.5, min_levels=2)
     drawn = []
-    for step in range(400):
+    for step in range(steps):
         out = quantizer(batch(step))
         drawn.append(levels_used(out.indices))
         assert (out.indices[:, : drawn[-1]] >= 0).all()
         if drawn[-1] < 4:
             assert all(loss == 0 for loss in out.commitment_losses[drawn[-1] :])
-    # A half uses all, the other half 2, 3 or 4 alike; 400 draws are within three standard deviations.
+    # A half uses all, the other half 2, 3 or 4 alike; the draws are within three standard deviations.
     for levels, share in ((2, 1 / 6), (3, 1 / 6), (4, 4 / 6)):
-        assert abs(drawn.count(levels) / 400 - share) < 3 * math.sqrt(share * (1 - share) / 400)
+        assert abs(drawn.count(levels) / steps - share) < 3 * math.sqrt(share * (1 - share) / steps)
 
 
 def test_dropped_levels_are_not_updated_and_the_code_is_that_of_the_others():

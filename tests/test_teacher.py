@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import vqssl.teacher
+from tests.profiles import few
 from vqssl import EMACodebook, MomentumTeacher
 from vqssl.functional import BUFFER_POLICIES, cosine_momentum, ema_buffers
 from vqssl.functional.teacher_buffers import BufferPolicyName
@@ -242,7 +243,7 @@ def followed(teacher, student, steps=500):
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
-@pytest.mark.parametrize("total_steps", [None, 500])
+@pytest.mark.parametrize("total_steps", few([500, None]))
 def test_teacher_closes_the_same_share_of_the_gap_in_every_dtype(dtype, total_steps):
     student = Student().to(dtype)
     teacher = MomentumTeacher(student, momentum=0.996, total_steps=total_steps)
@@ -508,7 +509,7 @@ def test_means_are_averaged_over_ranks_and_what_is_copied_is_not(policy, average
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
-@pytest.mark.parametrize("buffers", ["ema", ema_buffers()])
+@pytest.mark.parametrize("buffers", few(["ema", ema_buffers()]))
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_spectral_norm_of_the_teacher_is_that_of_its_weights(norm, buffers):
     """Averaged power-iteration vectors are no unit vectors: the norm of a layer was 1.1 to 1.9 then."""
@@ -527,7 +528,7 @@ def test_spectral_norm_of_the_teacher_is_that_of_its_weights(norm, buffers):
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
-@pytest.mark.parametrize("layer", [nn.Linear(5, 3), nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 2)], ids=repr)
+@pytest.mark.parametrize("layer", few([nn.ConvTranspose2d(4, 3, 2), nn.Conv2d(3, 4, 3), nn.Linear(5, 3)]), ids=repr)
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_power_iteration_equals_that_of_a_forward_pass_in_training(norm, layer):
     student = norm(copy.deepcopy(layer))

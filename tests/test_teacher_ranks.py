@@ -8,12 +8,12 @@ import datetime
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.rank_processes import run_ranks
 from vqssl import MomentumTeacher
 from vqssl.functional import ema_buffers
 
@@ -128,7 +128,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(work, (str(folder),), RANKS, join=True, start_method="spawn")
+    run_ranks(work, (str(folder),), RANKS)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

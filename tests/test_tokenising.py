@@ -221,6 +221,7 @@ tokens(model, loader_of(images()), sys.argv[1], shard_size=SIZE)
 """
 
 
+@pytest.mark.thorough
 def test_killed_process_resumes_to_the_same_bytes(model, whole, tmp_path):
     root = Path(__file__).parent.parent
     answer = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, capture_output=True, text=True)

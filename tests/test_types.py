@@ -1,5 +1,6 @@
 """Results can be unpacked, read by name, mapped over and exported; the lines of typed_use.py run or raise."""
 
+import inspect
 import io
 
 import pytest
@@ -8,6 +9,7 @@ from torch.utils import _pytree
 
 from tests.typed_use import ACCEPTED, REFUSED
 from vqssl import (
+    ChannelsFirst,
     CodebookUsage,
     CodePredictionLoss,
     DiSSECTLoss,
@@ -15,7 +17,10 @@ from vqssl import (
     MultiCodeQuantized,
     MultiScaleQuantized,
     MultiScaleQuantizer,
+    ProductQuantizer,
     Quantized,
+    RandomProjectionQuantizer,
+    ResidualQuantizer,
 )
 
 TYPES = {
@@ -41,6 +46,28 @@ def test_codebook_result_unpacks_as_in_vector_quantize_pytorch():
     assert quantized.shape == (2, 5, 3)
     assert indices.shape == (2, 5)
     assert loss.shape == ()
+
+
+TOKENS, MAPS = torch.randn(6, 4), torch.randn(2, 4, 3)
+QUANTIZERS = {
+    EMACodebook(codebook_size=4, dim=4): (Quantized, TOKENS),
+    ResidualQuantizer(codebook_size=4, dim=4, num_levels=2): (MultiCodeQuantized, TOKENS),
+    ProductQuantizer(codebook_size=4, dim=4, num_groups=2): (MultiCodeQuantized, TOKENS),
+    MultiScaleQuantizer([4, 4], codebook_size=4, dim=4): (MultiScaleQuantized, [MAPS, MAPS]),
+    RandomProjectionQuantizer(in_dim=4, codebook_size=4, dim=2): (torch.Tensor, TOKENS),
+}
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda quantizer: type(quantizer).__name__)
+def test_quantiser_returns_the_type_that_it_states(quantizer):
+    stated, x = QUANTIZERS[quantizer]
+    for training in (True, False):
+        assert type(quantizer.train(training)(x)) is stated
+    for name in {"forward", "quantize"} & set(dir(quantizer)):
+        assert inspect.signature(getattr(quantizer, name)).return_annotation is stated
+    if hasattr(quantizer, "quantize"):
+        assert type(quantizer.quantize(x)) is stated
+        assert type(ChannelsFirst(quantizer)(MAPS)) is stated
 
 
 @pytest.mark.parametrize("cls", TYPES)

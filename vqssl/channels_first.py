@@ -1,11 +1,11 @@
 """ChannelsFirst: a quantiser of tokens, for maps with channels first."""
 
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from vqssl.checks import check_floating, check_mask
-from vqssl.types import MultiCodeQuantized, Quantized
+from vqssl.types import CodebookUsage, MultiCodeQuantized, Quantized
 
 __all__ = ["ChannelsFirst", "TokenQuantizer"]
 
@@ -41,8 +41,8 @@ class ChannelsFirst(nn.Module, Generic[Result]):
     """A quantiser for maps ``(B, D, *spatial)``: each position is a token.
 
     Moves the channels to the last axis, calls the quantiser, and moves them back. Nothing else happens: no projection
-    and no normalisation. For both, or for several maps, see :class:`vqssl.MultiScaleQuantizer`. All other methods are
-    those of ``.quantizer``: write ``maps.quantizer.usage()`` or ``maps.quantizer.freeze()``.
+    and no normalisation. For both, or for several maps, see :class:`vqssl.MultiScaleQuantizer`. :meth:`usage` and
+    :meth:`freeze` are passed on. All other methods are those of ``.quantizer``.
 
     Args:
         quantizer: an :class:`vqssl.EMACodebook`, :class:`vqssl.ResidualQuantizer` or :class:`vqssl.ProductQuantizer`,
@@ -112,6 +112,25 @@ class ChannelsFirst(nn.Module, Generic[Result]):
         torch.Size([2, 4, 5, 5])
         """
         return self.quantizer.lookup(indices).movedim(-1, 1)
+
+    def usage(self, dead_below: float = 0.1) -> CodebookUsage | tuple[CodebookUsage, ...]:
+        """Return the quantiser's ``usage``: of an :class:`vqssl.EMACodebook` one, of other quantisers one a codebook.
+
+        >>> import vqssl
+        >>> ChannelsFirst(vqssl.EMACodebook(codebook_size=8, dim=4)).usage().dead.item()
+        0
+        """
+        return cast(Any, self.quantizer).usage(dead_below)
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Freeze the quantiser, see :meth:`vqssl.EMACodebook.freeze`; ``freeze(False)`` resumes its updates.
+
+        >>> import vqssl
+        >>> ChannelsFirst(vqssl.EMACodebook(codebook_size=8, dim=4)).freeze().quantizer.frozen
+        True
+        """
+        cast(Any, self.quantizer).freeze(frozen)
+        return self
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         check_floating("x", x)

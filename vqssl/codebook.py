@@ -1,6 +1,5 @@
 """EMACodebook: vector quantisation whose codes follow the data by exponential moving averages."""
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ from vqssl.checks import (
     can_read_without_sync,
     check_code_range,
     check_device,
-    check_floating,
     check_floating_dtype,
     check_indices,
     check_mask,
@@ -30,19 +28,30 @@ from vqssl.checks import (
     check_tokens,
     policy_name,
 )
-from vqssl.codebook_state import STATE_RULES, STATE_VERSION, add_missing_entries
-from vqssl.distributed import Grouped, gather_pool
+from vqssl.codebook_state import (
+    STATE_VERSION,
+    add_missing_entries,
+    cast_entries_to_assign,
+    check_codebook_state,
+    check_codes,
+    check_comparable,
+    in_one_dtype,
+)
+from vqssl.distributed import Grouped
+from vqssl.first_codes import draw_first_codes
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARule
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
-from vqssl.functional.metrics import METRICS, Metric, MetricName, search_metric
+from vqssl.functional.masking import zero_where_masked
+from vqssl.functional.metrics import METRICS, Metric, MetricName, compared_form, search_metric
 from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
 from vqssl.initialization import Initialization, SampleInit
-from vqssl.loading import check_entry, count_of, reader_of_foreign_state
+from vqssl.loading import count_of, reader_of_foreign_state
 from vqssl.revival import BatchRevival, NoRevival, Revival
+from vqssl.state_dtype import keeping_float32, state_dtype
 from vqssl.types import CodebookUsage, Quantized
 from vqssl.update import update_codebooks
 
@@ -172,7 +181,7 @@ class EMACodebook(Grouped, nn.Module):
         self.process_group = process_group
         self.frozen = False
 
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        dtype = state_dtype(dtype)
         self.register_buffer("embed", torch.empty(codebook_size, dim, device=device, dtype=dtype))
         self.register_buffer("cluster_size", torch.empty(codebook_size, device=device, dtype=dtype))
         self.register_buffer("embed_avg", torch.empty(codebook_size, dim, device=device, dtype=dtype))
@@ -208,7 +217,7 @@ class EMACodebook(Grouped, nn.Module):
         self._check(x, mask)
         if self.training:
             self.check_ranks()
-        tokens = self.as_compared(_zero_where_masked(x, mask))
+        tokens = self.as_compared(zero_where_masked(x, mask))
         if self.training and self.needs_codes:
             self._initialize(tokens, mask)
         warn_of_random_codes(self, [self])
@@ -234,7 +243,7 @@ class EMACodebook(Grouped, nn.Module):
         -1
         """
         self._check(x, mask)
-        return self._quantize(self.as_compared(_zero_where_masked(x, mask)), mask)
+        return self._quantize(self.as_compared(zero_where_masked(x, mask)), mask)
 
     def _quantize(self, tokens: Tensor, mask: Tensor | None) -> Quantized:
         indices = nearest_codeword(tokens, self.embed, search_metric(self.metric), precision=self.precision)
@@ -246,7 +255,7 @@ class EMACodebook(Grouped, nn.Module):
         else:
             quantized = self.estimator(tokens, self._codes_or_zeros(indices))
             check_shape_of_result("estimator", quantized, tokens)
-            quantized = _zero_where_masked(quantized.to(tokens.dtype), mask)
+            quantized = zero_where_masked(quantized.to(tokens.dtype), mask)
         # Computed last, so that backward runs it first: autograd then adds the estimator's gradient to it in place.
         loss = commitment_loss(tokens, self.embed, mask, self.commitment_weight, indices=indices)
         return Quantized(quantized, indices, loss)
@@ -283,11 +292,7 @@ class EMACodebook(Grouped, nn.Module):
         >>> EMACodebook(codebook_size=8, dim=2, metric="cosine").as_compared(torch.tensor([3.0, 4.0])).tolist()
         [0.6000000238418579, 0.800000011920929]
         """
-        if isinstance(self.metric, str):
-            return METRICS[self.metric](x)
-        form = self.metric(x)
-        check_shape_of_result("metric", form, x)
-        return form.to(x.dtype)
+        return compared_form(x, self.metric)
 
     # ---- updates ----
 
@@ -372,7 +377,7 @@ class EMACodebook(Grouped, nn.Module):
         if not self.frozen:
             self.check_ranks()
         if self.needs_codes:
-            self._initialize(self.as_compared(_zero_where_masked(x, mask)), mask)
+            self._initialize(self.as_compared(zero_where_masked(x, mask)), mask)
 
     @torch.no_grad()
     def first_codes(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
@@ -388,7 +393,7 @@ class EMACodebook(Grouped, nn.Module):
         self._check(x, mask)
         if not self.frozen:
             self.check_ranks()
-        return self._first_codes(self.as_compared(_zero_where_masked(x, mask)), mask) if self.needs_codes else None
+        return self._first_codes(self.as_compared(zero_where_masked(x, mask)), mask) if self.needs_codes else None
 
     @torch.no_grad()
     def _initialize(self, tokens: Tensor, mask: Tensor | None) -> None:
@@ -408,24 +413,15 @@ class EMACodebook(Grouped, nn.Module):
         if self.initialized:
             self._known_initialized = self.initialized
             return None
-        tokens = tokens.detach().reshape(-1, self.dim).to(self.embed.dtype)
-        valid = kernels.finite_rows(tokens) & self._comparable(tokens)
-        if mask is not None:
-            valid &= mask.reshape(-1)
-        pool = gather_pool(tokens, valid, self.process_group)
-        if pool.total == 0:
-            return None
-        codes = self.initialization(pool, self.codebook_size, self.rng, self.metric)
-        if codes is None:
-            return self.embed
-        self._check_codes(codes)
-        # A mean of tokens that cancel out has no direction: that code keeps its place.
-        return torch.where(self._comparable(codes)[:, None], codes.to(self.embed.dtype), self.embed)
-
-    def _comparable(self, x: Tensor) -> Tensor:
-        """Return which tokens or codes ``(N, D)`` the metric can compare: by all but the euclidean, not zeros."""
-        form = self.as_compared(x)
-        return x.new_ones(len(x), dtype=torch.bool) if form is x else (form != 0).any(-1)
+        return draw_first_codes(
+            tokens,
+            mask,
+            self.embed,
+            initialization=self.initialization,
+            metric=self.metric,
+            rng=self.rng,
+            group=self.process_group,
+        )
 
     # ---- ranks ----
 
@@ -519,11 +515,11 @@ class EMACodebook(Grouped, nn.Module):
         >>> codebook.quantize(torch.tensor([0.1, 0.8])).indices.item()
         1
         """
-        self._check_codes(codes)
+        check_codes(codes, self.embed)
         codes = codes.to(self.embed)  # first: what is finite in float64 may not be finite here
         if not codes.is_meta and not torch.isfinite(codes).all():
             raise ValueError("codes must be finite, got NaN or infinite values: drop or replace those rows")
-        self._check_comparable("codes", codes)
+        check_comparable("codes", codes, self.metric)
         self._start_from(codes)
         self.initialized.fill_(True)
         self._known_initialized = self.initialized
@@ -605,11 +601,7 @@ class EMACodebook(Grouped, nn.Module):
         # Files without versions, such as safetensors, count as version 1.
         add_missing_entries(state_dict, prefix, local_metadata.get("version", 1), self.seed, self.rng)
         if assign:  # the tensors themselves become the state
-            for name, ours in self.named_buffers(recurse=False):
-                value = state_dict.get(prefix + name)
-                if isinstance(value, Tensor) and not (ours.is_floating_point() and value.itemsize >= 4):
-                    dtype = torch.float32 if ours.is_floating_point() else ours.dtype
-                    state_dict[prefix + name] = value.to(dtype)
+            cast_entries_to_assign(state_dict, prefix, dict(self.named_buffers(recurse=False)))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
@@ -628,41 +620,13 @@ class EMACodebook(Grouped, nn.Module):
         >>> codebook = EMACodebook(codebook_size=8, dim=4)
         >>> codebook.check_state(codebook.state_dict())
         """
-        for name, ours in self.named_buffers(recurse=False):
-            check_entry(state_dict, prefix + name, ours, STATE_RULES[name], assign)
-        codes, initialized = state_dict.get(prefix + "embed"), state_dict.get(prefix + "initialized")
-        # Codes that the first batch is going to replace may be anything.
-        if codes is not None and (initialized is None or count_of(initialized)):
-            self._check_comparable(prefix + "embed", codes.to(self.embed.dtype))
-
-    def _check_codes(self, codes: Tensor) -> None:
-        check_floating("codes", codes)
-        if codes.shape != self.embed.shape:
-            raise ValueError(
-                f"codes must be (codebook_size, dim) = {tuple(self.embed.shape)}, got shape {tuple(codes.shape)}"
-            )
-        if codes.is_meta != self.embed.is_meta:
-            check_device("codes", codes, self.embed.device)
-
-    def _check_comparable(self, name: str, codes: Tensor) -> None:
-        count = count_of(~self._comparable(codes))
-        if count:
-            raise ValueError(
-                f"{name} must have a direction in each row, by which metric {policy_name(self.metric)!r} compares, "
-                f"got {count} of {len(codes)} rows whose form is all zeros: replace those rows"
-            )
+        buffers = dict(self.named_buffers(recurse=False))
+        check_codebook_state(state_dict, prefix, buffers, self.metric, assign=assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         known = self._known_initialized is self.initialized  # also on another device
-
         # .half() and .bfloat16() cast the rest of a model; statistics that add a hundredth a step need float32.
-        def at_least_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.is_floating_point() and applied.itemsize < 4:
-                return tensor.to(applied.device)
-            return applied
-
-        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_float32(fn), recurse)  # type: ignore[no-untyped-call]
         self._known_initialized = self.initialized if known else None
         return self
 
@@ -693,16 +657,9 @@ def warn_of_random_codes(owner: nn.Module, codebooks: Sequence[EMACodebook]) -> 
         codebook._warned_of_random_codes = True
 
 
-def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    # A gradient of zero times a NaN under the mask would still be NaN.
-    return x if mask is None else torch.where(mask[..., None], x, 0.0)
-
-
 def _settle_loaded(module: nn.Module, incompatible_keys: Any) -> None:
     assert isinstance(module, EMACodebook)
-    # Assigned tensors may differ in dtype among themselves, or from those that were left out.
-    dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in module.state()])
-    for name, tensor in module.state()._asdict().items():
-        setattr(module, name, tensor.to(dtype))
+    for name, tensor in zip(module.state()._fields, in_one_dtype(module.state()), strict=True):
+        setattr(module, name, tensor)
     # Read here, since a compiled training step cannot.
     module._known_initialized = module.initialized if count_of(module.initialized) else None

@@ -1,13 +1,26 @@
-"""The state of a codebook: what each entry may hold, and what older versions lack."""
+"""The state of a codebook: what each entry may hold, what older versions lack, and its dtype after a load."""
 
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule
+from vqssl.checks import check_device, check_floating, policy_name
+from vqssl.functional.metrics import Metric, MetricName, is_comparable
+from vqssl.loading import COUNTS, FINITE, FLAG, MOST, Rule, check_entry, count_of
 
-__all__ = ["STATE_RULES", "STATE_VERSION", "add_missing_entries"]
+__all__ = [
+    "STATE_RULES",
+    "STATE_VERSION",
+    "add_missing_entries",
+    "cast_entries_to_assign",
+    "check_codebook_state",
+    "check_codes",
+    "check_comparable",
+    "in_one_dtype",
+]
 
 # 2: `initialized` and `rng` belong to the state; 3: `num_updates` does; 4: `births` does.
 STATE_VERSION = 4
@@ -64,3 +77,88 @@ def add_missing_entries(state_dict: dict[str, Any], prefix: str, version: int, s
     if version < 4 and isinstance(state_dict[prefix + "embed"], Tensor):
         codes = state_dict[prefix + "embed"]
         state_dict.setdefault(prefix + "births", codes.new_zeros(len(codes), dtype=torch.int64))
+
+
+def cast_entries_to_assign(state_dict: dict[str, Any], prefix: str, buffers: Mapping[str, Tensor]) -> None:
+    """Cast entries that become the buffers themselves: halves to float32, counters to the dtype of the counter.
+
+    Args:
+        state_dict: of a codebook or of a module around it; changes in place.
+        prefix: in front of the codebook's names, dot included.
+        buffers: of the codebook, by name.
+
+    >>> state = {"embed": torch.zeros(3, 2).half(), "num_updates": torch.tensor(7, dtype=torch.int16)}
+    >>> cast_entries_to_assign(state, "", {"embed": torch.zeros(3, 2), "num_updates": torch.tensor(0)})
+    >>> state["embed"].dtype, state["num_updates"].dtype
+    (torch.float32, torch.int64)
+    """
+    for name, ours in buffers.items():
+        value = state_dict.get(prefix + name)
+        if isinstance(value, Tensor) and not (ours.is_floating_point() and value.itemsize >= 4):
+            dtype = torch.float32 if ours.is_floating_point() else ours.dtype
+            state_dict[prefix + name] = value.to(dtype)
+
+
+def in_one_dtype(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors in the widest dtype among them: assigned ones may differ from those that were left out.
+
+    >>> [tensor.dtype for tensor in in_one_dtype([torch.zeros(1), torch.zeros(1).double()])]
+    [torch.float64, torch.float64]
+    """
+    tensors = list(tensors)
+    dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def check_codebook_state(
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    buffers: Mapping[str, Tensor],
+    metric: MetricName | Metric,
+    *,
+    assign: bool,
+) -> None:
+    """Raise if the state of a codebook holds values that no training gives.
+
+    Args:
+        state_dict: of a codebook or of a module around it; entries may be missing.
+        prefix: in front of the codebook's names, dot included.
+        buffers: of the codebook, by name.
+        metric: the codebook's.
+        assign: True if the entries are going to replace the buffers, False if they are copied into them.
+
+    Raises:
+        TypeError: an entry is not a tensor, or a counter is not an integer.
+        ValueError: a value is NaN or infinite, a count is negative, a counter is out of its range, or the metric cannot
+            compare a code.
+
+    >>> check_codebook_state({"births": torch.tensor([-1])}, "", {"births": torch.tensor([0])}, "cosine", assign=False)
+    Traceback (most recent call last):
+    ValueError: births must be counts, got 1 of 1 entries that are not, such as -1: this state is damaged, load an
+    earlier one
+    """
+    for name, ours in buffers.items():
+        check_entry(state_dict, prefix + name, ours, STATE_RULES[name], assign)
+    codes, initialized = state_dict.get(prefix + "embed"), state_dict.get(prefix + "initialized")
+    # Codes that the first batch is going to replace may be anything.
+    if codes is not None and (initialized is None or count_of(initialized)):
+        check_comparable(prefix + "embed", codes.to(buffers["embed"].dtype), metric)
+
+
+def check_codes(codes: Tensor, embed: Tensor) -> None:
+    """Raise unless ``codes`` is a floating tensor of the shape of the codes that it replaces, both or none meta."""
+    check_floating("codes", codes)
+    if codes.shape != embed.shape:
+        raise ValueError(f"codes must be (codebook_size, dim) = {tuple(embed.shape)}, got shape {tuple(codes.shape)}")
+    if codes.is_meta != embed.is_meta:
+        check_device("codes", codes, embed.device)
+
+
+def check_comparable(name: str, codes: Tensor, metric: MetricName | Metric) -> None:
+    """Raise unless the metric can compare all codes ``(K, D)``: by all but the euclidean, none may be zeros."""
+    count = count_of(~is_comparable(codes, metric))
+    if count:
+        raise ValueError(
+            f"{name} must have a direction in each row, by which metric {policy_name(metric)!r} compares, "
+            f"got {count} of {len(codes)} rows whose form is all zeros: replace those rows"
+        )

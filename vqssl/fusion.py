@@ -16,9 +16,9 @@ from vqssl.checks import (
     check_mask,
     check_one_a_scale,
     check_positive_int,
-    check_state_fits,
 )
 from vqssl.foreign_keywords import names_foreign_keywords
+from vqssl.functional.masking import zero_where_masked
 from vqssl.functional.serf_operators import (
     OPERATORS,
     OperatorName,
@@ -26,7 +26,7 @@ from vqssl.functional.serf_operators import (
     masked_mean,
     spatial_attention_weights,
 )
-from vqssl.loading import check_finite_state, check_parts
+from vqssl.loading import check_before_loading, check_finite_state
 from vqssl.types import MultiScaleQuantized
 
 __all__ = ["SERFFusion"]
@@ -105,8 +105,7 @@ class SERFFusion(nn.Module):
         self.residual = same_width if residual is None else residual
         self.hidden_dim = hidden_dim
         self.channels_last = channels_last
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
         self.psi = nn.ModuleList(nn.Linear(dim, dim, device=device, dtype=dtype) for _ in range(num_scales))
         self.alpha = nn.Parameter(torch.full((num_scales,), 1 / num_scales, device=device, dtype=dtype))
         self.mlp: nn.Module = nn.Identity()
@@ -235,9 +234,7 @@ class SERFFusion(nn.Module):
 
     def _projected_tokens(self, tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor:
         # Masked tokens are zeroed before psi: a NaN there would make the gradient of psi's weight NaN.
-        tokens = [
-            z if mask is None else torch.where(mask[..., None], z, 0.0) for z, mask in zip(tokens, masks, strict=True)
-        ]
+        tokens = [zero_where_masked(z, mask) for z, mask in zip(tokens, masks, strict=True)]
         # alpha scales psi, which is small, and not its output, which has the size of the tokens.
         return torch.cat(
             [linear(z, a * psi.weight, a * psi.bias) for a, psi, z in zip(self.alpha, self.psi, tokens, strict=True)],

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vqssl.checks import check_state_fits
 from vqssl.distributed import is_sharded
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MOST",
     "ChecksState",
     "Rule",
+    "check_before_loading",
     "check_entry",
     "check_finite_state",
     "check_parts",
@@ -61,6 +63,20 @@ class ChecksState(Protocol):
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
         """Raise if an entry under ``prefix`` has a value that no training gives; entries may be missing."""
         ...
+
+
+def check_before_loading(module: nn.Module) -> None:
+    """Let ``load_state_dict`` refuse a state of other shapes or with damaged parts before anything is loaded.
+
+    >>> linear = nn.Linear(2, 3)
+    >>> check_before_loading(linear)
+    >>> linear.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)})
+    Traceback (most recent call last):
+    ValueError: state_dict must have the shapes of this Linear: weight (3, 2), got (2, 2): build the module with the
+    sizes that the checkpoint was written with
+    """
+    for check in (check_state_fits, check_parts):
+        module.register_load_state_dict_pre_hook(check)
 
 
 def check_parts(

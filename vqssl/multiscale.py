@@ -15,12 +15,12 @@ from vqssl.checks import (
     check_one_a_scale,
     check_positive_int,
     check_seed,
-    check_state_fits,
 )
 from vqssl.codebook import EMACodebook, warn_of_random_codes
 from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
-from vqssl.loading import check_parts
+from vqssl.functional.masking import zero_where_masked
+from vqssl.loading import check_before_loading
 from vqssl.projection import Projection, ProjectionName, projection_of
 from vqssl.several_codebooks import (
     codebook_at,
@@ -135,8 +135,7 @@ class MultiScaleQuantizer(nn.Module):
             EMACodebook(codebook_size=size, dim=dim, seed=seed + scale, device=device, dtype=dtype, **codebook_options)
             for scale, size in enumerate(sizes)
         )
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
 
     @property
     def num_scales(self) -> int:
@@ -248,7 +247,7 @@ class MultiScaleQuantizer(nn.Module):
     def _channels_last(self, feature: Tensor, mask: Tensor | None) -> Tensor:
         tokens = feature if self.channels_last else rearrange(feature, "b c ... -> b ... c")
         # A NaN under the mask must not reach the projection: it would make the gradient of its weights NaN.
-        return tokens if mask is None else torch.where(mask[..., None], tokens, 0.0)
+        return zero_where_masked(tokens, mask)
 
     def _layout_of_input(self, quantized: Tensor) -> Tensor:
         return quantized if self.channels_last else rearrange(quantized, "b ... c -> b c ...")

@@ -1,25 +1,14 @@
 """CodePrediction: a student predicts the codes that a quantiser gives another view."""
 
 from collections.abc import Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from vqssl.centring import CentringName, TargetCentring
-from vqssl.checks import (
-    by_name,
-    check_device,
-    check_floating,
-    check_indices,
-    check_object,
-    check_one_a_scale,
-    check_positive_int,
-    policy_name,
-)
+from vqssl.checks import by_name, check_object, check_positive_int, policy_name
 from vqssl.code_heads import (
     CODE_HEADS,
     CodeHead,
@@ -30,8 +19,19 @@ from vqssl.code_heads import (
     restart_rows_,
 )
 from vqssl.code_targets import CODE_TARGETS, CodeTarget, CodeTargetName
+from vqssl.functional.cross_view import mean_over_pairs
+from vqssl.functional.places import entries_at
 from vqssl.multiscale import MultiScaleQuantizer
-from vqssl.types import CodePredictionLoss, MultiCodeQuantized, MultiScaleQuantized, Quantized
+from vqssl.prediction_inputs import (
+    CodesOfScale,
+    check_places,
+    check_views,
+    codes_of_scales,
+    features_of_scales,
+    sizes_in,
+    widths_in,
+)
+from vqssl.types import CodePredictionLoss, MultiScaleQuantized
 
 __all__ = ["CodePrediction"]
 
@@ -110,12 +110,12 @@ class CodePrediction(nn.Module):
             sizes = [quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales)]
             dim, channels_last = quantizer.dim, quantizer.channels_last
         else:
-            sizes = _sizes(quantizer)
+            sizes = sizes_in(quantizer)
         self.target = _target(target)
         self.target_name = policy_name(target)
         self.codebook_sizes = tuple(sizes)
         self.takes_maps = not isinstance(in_dim, int)
-        self.in_dims = _in_dims(in_dim, len(sizes))
+        self.in_dims = widths_in(in_dim, len(sizes))
         if self.target.per_place and not self.takes_maps:
             raise ValueError(
                 f"in_dim must be one width a scale for a target of places, got {in_dim}: write the channels of the "
@@ -184,12 +184,15 @@ class CodePrediction(nn.Module):
                 do not fit each other.
         """
         rows, codes = self._features(features), self._codes(quantized)
-        self._check_places(rows, codes, places)
+        if self.target.per_place:
+            check_places(rows, codes, places)
+        elif places is not None:
+            raise ValueError(f"places are only for a target of places, got target={self.target_name!r}")
         for each, (_, indices) in zip(rows, codes, strict=True):
-            _check_batch(each, indices, views)
+            check_views(each, indices, views)
         targets = self._targets(codes)
         if places is not None:
-            targets = [_at_places(target, each) for target, each in zip(targets, places, strict=True)]
+            targets = [entries_at(target, each) for target, each in zip(targets, places, strict=True)]
         losses = tuple(
             self._over_pairs(prediction, target, views)
             for prediction, target in zip(self._predict(rows), targets, strict=True)
@@ -273,7 +276,7 @@ class CodePrediction(nn.Module):
         ]
 
     @torch.no_grad()
-    def _targets(self, codes: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def _targets(self, codes: list[CodesOfScale]) -> list[Tensor]:
         found = [
             self.target.of_scale(quantized, indices, size)
             for (quantized, indices), size in zip(codes, self.codebook_sizes, strict=True)
@@ -284,83 +287,27 @@ class CodePrediction(nn.Module):
         if views == 1 or len(target) == 0:  # a rank without images still takes part in what all ranks do
             return self.target.loss(prediction[: len(target)], target)
         batch = len(target) // views
-        pairs = product(enumerate(prediction.split(batch)), enumerate(target.split(batch)))
-        return torch.stack([self.target.loss(p, t) for (v, p), (w, t) in pairs if v != w]).mean()
+        return mean_over_pairs(self.target.loss, prediction.split(batch), target.split(batch))
 
-    # ---- checks of the input ----
+    # ---- the input ----
 
     def _features(self, features: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Return one tensor a scale, channels last."""
-        if not self.takes_maps:
-            several = "give the pooled features; of an encoder that returns (features, maps), the first"
-            check_floating("features", features, several)  # type: ignore[arg-type]
-            assert isinstance(features, Tensor)
-            if features.ndim != 2 or features.shape[1] != self.in_dims[0]:
-                raise ValueError(
-                    f"features must be (N, C) with C = {self.in_dims[0]}, got shape {tuple(features.shape)}: pool maps "
-                    "first, or write CodePrediction([...], ...) with the channels of the maps"
-                )
-            return [features] * self.num_scales
-        check_one_a_scale("features", features, self.num_scales)
-        found = []
-        for scale, (feature, channels) in enumerate(zip(features, self.in_dims, strict=True)):
-            check_floating(f"features[{scale}]", feature)
-            axis = -1 if self.channels_last else 1
-            if feature.ndim < 3 or feature.shape[axis] != channels:
-                layout = "(N, ..., C)" if self.channels_last else "(N, C, *spatial)"
-                raise ValueError(
-                    f"features[{scale}] must be {layout} with C = {channels}, got shape {tuple(feature.shape)}: give "
-                    f"one map a scale, with channels {list(self.in_dims)}"
-                )
-            last = feature if self.channels_last else rearrange(feature, "b c ... -> b ... c")
-            found.append(last if self.target.per_place else last.flatten(1, -2).mean(1))
-        return found
+        return features_of_scales(
+            features,
+            self.in_dims,
+            maps=self.takes_maps,
+            channels_last=self.channels_last,
+            per_place=self.target.per_place,
+        )
 
-    def _codes(self, quantized: MultiScaleQuantized | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return codes, channels last, and indices of each scale."""
-        if isinstance(quantized, Quantized | MultiCodeQuantized):
-            raise TypeError(
-                "quantized must be what a MultiScaleQuantizer returned, or a list of indices, one tensor a scale, got "
-                f"{type(quantized).__name__} of a single quantiser"
-            )
-        if isinstance(quantized, MultiScaleQuantized):
-            check_one_a_scale("quantized", quantized.indices, self.num_scales)
-            codes = [
-                each if self.channels_last else rearrange(each, "b d ... -> b ... d") for each in quantized.quantized
-            ]
-            return list(zip(codes, quantized.indices, strict=True))
-        check_one_a_scale("quantized", quantized, self.num_scales)
-        for scale, indices in enumerate(quantized):
-            check_indices(f"quantized[{scale}]", indices)
-        if self.target.width(0, 1) == 0:
+    def _codes(self, quantized: MultiScaleQuantized | Sequence[Tensor]) -> list[CodesOfScale]:
+        codes = codes_of_scales(quantized, self.codebook_sizes, channels_last=self.channels_last)
+        if self.target.width(0, 1) == 0 and not isinstance(quantized, MultiScaleQuantized):
             raise TypeError(
                 f"quantized must hold the codes for target={self.target_name!r}, got indices alone: give what the "
                 "quantiser returned"
             )
-        return [(indices.new_zeros(*indices.shape, 0, dtype=torch.float32), indices) for indices in quantized]
-
-    def _check_places(
-        self, rows: list[Tensor], codes: list[tuple[Tensor, Tensor]], places: Sequence[Tensor] | None
-    ) -> None:
-        """Raise unless each cell of a student's map has one place to predict, where the target is one a place."""
-        if places is not None:
-            if not self.target.per_place:
-                raise ValueError(f"places are only for a target of places, got target={self.target_name!r}")
-            check_one_a_scale("places", places, self.num_scales)
-        if not self.target.per_place:
-            return
-        for scale, (each, (_, indices)) in enumerate(zip(rows, codes, strict=True)):
-            name, of_cells = f"quantized.indices[{scale}]", indices
-            if places is not None:
-                name, of_cells = f"places[{scale}]", places[scale]
-                check_indices(name, of_cells)
-                check_device(name, of_cells, each.device, "features")
-            if of_cells.shape[1:] != each.shape[1:-1] or len(of_cells) != len(indices):
-                raise ValueError(
-                    f"{name} must have one entry for each cell of features[{scale}], {tuple(each.shape[:-1])}, got "
-                    f"{tuple(of_cells.shape)}: for views of other places or sizes, give places from "
-                    "vqssl.functional.matched_cells"
-                )
+        return codes
 
     def extra_repr(self) -> str:
         """Return sizes and options, for ``repr``."""
@@ -393,56 +340,3 @@ def _target(target: CodeTargetName | CodeTarget) -> CodeTarget:
 def _births(quantizer: MultiScaleQuantizer) -> Tensor:
     """Return how often each code of each scale has been replaced, one after another."""
     return torch.cat([quantizer.codebook(scale).births for scale in range(quantizer.num_scales)])
-
-
-def _sizes(sizes: Sequence[int]) -> list[int]:
-    if isinstance(sizes, int | nn.Module):
-        found = sizes if isinstance(sizes, int) else type(sizes).__name__
-        raise TypeError(
-            f"quantizer must be a MultiScaleQuantizer, or the size of each scale's codebook, got {found}: write [K]"
-        )
-    if not sizes:
-        raise ValueError("quantizer must have at least one scale, got none: give the size of each codebook")
-    for size in sizes:
-        check_positive_int("each codebook size", size)
-    return list(sizes)
-
-
-def _in_dims(in_dim: int | Sequence[int], scales: int) -> tuple[int, ...]:
-    dims = (in_dim,) * scales if isinstance(in_dim, int) else tuple(in_dim)
-    for dim in dims:
-        check_positive_int("in_dim", dim)
-    if len(dims) != scales:
-        raise ValueError(
-            f"in_dim must be one width for all, or one for each of the quantiser's {scales} scales, got {list(dims)}"
-        )
-    return dims
-
-
-def _check_batch(features: Tensor, indices: Tensor, views: int) -> None:
-    """Raise unless the codes are of ``views`` views, and the features of the same images in at least as many views."""
-    check_device("quantized", indices, features.device, "features")
-    check_positive_int("views", views)
-    rows, predicted = len(features), len(indices)
-    if predicted % views:
-        raise ValueError(f"quantized must hold {views} views of equally many images, got {predicted} rows")
-    batch = predicted // views
-    same = rows == predicted if views == 1 or batch == 0 else rows >= predicted and rows % batch == 0
-    if not same:
-        more = "" if views == 1 else f", or for more than {views} views of the same images"
-        raise ValueError(
-            f"features must have one row for each row of the codes, {predicted}{more}, got {rows}: join the views "
-            "along the batch, those that are predicted first"
-        )
-
-
-def _at_places(target: Tensor, places: Tensor) -> Tensor:
-    """Return the targets at given cells, ``(N, *spatial, ...)``; -1, or zeros, where there is none."""
-    width = target.shape[places.ndim :] if target.is_floating_point() else ()
-    cells = target.reshape(len(target), -1, *width)
-    flat = places.flatten(1).long()
-    chosen = cells[torch.arange(len(cells), device=cells.device)[:, None], flat.clamp_min(0)]
-    there = flat >= 0
-    if width:
-        return torch.where(there[..., None], chosen, 0.0).unflatten(1, places.shape[1:])
-    return torch.where(there, chosen, -1).unflatten(1, places.shape[1:])

@@ -13,13 +13,13 @@ from vqssl.checks import (
     check_mask,
     check_positive_int,
     check_seed,
-    check_state_fits,
     check_tokens,
 )
 from vqssl.codebook import EMACodebook, warn_of_random_codes
 from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
-from vqssl.loading import check_parts
+from vqssl.functional.masking import zero_where_masked
+from vqssl.loading import check_before_loading
 from vqssl.several_codebooks import (
     codebook_at,
     codebooks_in,
@@ -124,8 +124,7 @@ class ProductQuantizer(nn.Module):
             )
             for group, size in enumerate(sizes)
         )
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
 
     # ---- forward ----
 
@@ -286,7 +285,7 @@ class ProductQuantizer(nn.Module):
         """Return tokens as ``(*batch, G, D / G)``: zeros where masked, NaN in all groups of a token that has one."""
         counts = self._finite(x)
         if mask is not None:
-            x, counts = torch.where(mask[..., None], x, 0.0), counts | ~mask
+            x, counts = zero_where_masked(x, mask), counts | ~mask
         return torch.where(counts[..., None], x, torch.nan).unflatten(-1, (self.num_groups, -1))
 
     def _initialize(self, parts: Tensor, mask: Tensor | None) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, check_seed, check_state_fits
+from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, check_seed
 from vqssl.functional.random import random_normal
-from vqssl.loading import check_finite_state, check_parts
+from vqssl.loading import check_before_loading, check_finite_state
 
 __all__ = ["LearnedProjection", "OrthogonalProjection", "Projection", "ProjectionName", "projection_of"]
 
@@ -66,8 +66,7 @@ class OrthogonalProjection(nn.Module):
         self.dim = dim
         self.seed = seed
         self.register_buffer("weight", torch.empty(dim, in_channels, device=device, dtype=dtype))
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
         self.reset_parameters()
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
@@ -124,8 +123,7 @@ class LearnedProjection(nn.Sequential):
         check_positive_int("dim", dim)
         check_floating_dtype(factory.get("dtype"))
         super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:
         """Raise if a state holds NaN or infinities, as :meth:`vqssl.EMACodebook.check_state` does."""

@@ -17,7 +17,6 @@ from vqssl.checks import (
     check_positive_int,
     check_seed,
     check_shape_of_result,
-    check_state_fits,
     check_tokens,
     policy_name,
 )
@@ -26,7 +25,8 @@ from vqssl.functional.autocast import without_autocast
 from vqssl.functional.random import random_normal
 from vqssl.functional.search import nearest_codeword
 from vqssl.functional.vectors import unit
-from vqssl.loading import check_finite_state, check_parts
+from vqssl.loading import check_before_loading, check_finite_state
+from vqssl.state_dtype import keeping_float32, state_dtype
 
 __all__ = ["INPUT_NORMS", "InputNorm", "InputNormName", "RandomProjectionQuantizer", "sequence_norm", "token_norm"]
 
@@ -118,7 +118,8 @@ class RandomProjectionQuantizer(nn.Module):
 
     Shape:
         Input ``(*batch, C)``, a mask ``(*batch,)``; output one tensor ``(*batch, num_codebooks)`` int64. For a single
-        codebook ``quantizer(x)[..., 0]`` are the targets ``(*batch,)``.
+        codebook ``quantizer(x)[..., 0]`` are the targets ``(*batch,)``. Unlike the other quantisers it returns no named
+        tuple: there is no quantised output to train through, and no loss.
 
     State (buffers): ``projection`` ``(num_codebooks, D, C)`` and ``codes`` ``(num_codebooks, K, D)``.
 
@@ -162,11 +163,10 @@ class RandomProjectionQuantizer(nn.Module):
         self.norm_input = by_name("norm_input", norm_input, INPUT_NORMS)
         self.norm_input_name = policy_name(norm_input)
         self.seed = seed
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        dtype = state_dtype(dtype)
         self.register_buffer("projection", torch.empty(num_codebooks, dim, in_dim, device=device, dtype=dtype))
         self.register_buffer("codes", torch.empty(num_codebooks, codebook_size, dim, device=device, dtype=dtype))
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -255,11 +255,7 @@ class RandomProjectionQuantizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .half() casts the rest of a model; here it would change the targets.
-        def at_least_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return tensor.to(applied.device) if applied.itemsize < 4 else applied
-
-        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_float32(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     if TYPE_CHECKING:  # nn.Module's __call__ is Any to type checkers

@@ -17,7 +17,6 @@ from vqssl.checks import (
     check_range,
     check_seed,
     check_shape_of_result,
-    check_state_fits,
     check_tokens,
     policy_name,
 )
@@ -26,10 +25,11 @@ from vqssl.codebook_options import CodebookOptions
 from vqssl.codebook_state import STATE_RULES
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
 from vqssl.functional.estimators import ESTIMATORS
+from vqssl.functional.masking import zero_where_masked
 from vqssl.functional.random import random_bits
 from vqssl.functional.search import nearest_codeword
 from vqssl.initialization import KMeansInit
-from vqssl.loading import check_entry, check_parts
+from vqssl.loading import check_before_loading, check_entry
 from vqssl.several_codebooks import (
     codebook_at,
     codebooks_in,
@@ -154,8 +154,7 @@ class ResidualQuantizer(nn.Module):
         )
         self.register_buffer("rng", torch.empty(2, device=device, dtype=torch.int64))
         self._agreement = Agreement()
-        self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
+        check_before_loading(self)
         self.reset_parameters()
 
     # ---- forward ----
@@ -382,7 +381,7 @@ class ResidualQuantizer(nn.Module):
         if not any(codebook.needs_codes for codebook in codebooks):
             return
         # All are drawn before any is set: an initialisation that refuses one level leaves the others as they were.
-        rest, first = self._in_dtype_of_residuals(_zero_where_masked(x, mask)), []
+        rest, first = self._in_dtype_of_residuals(zero_where_masked(x, mask)), []
         for codebook in codebooks:
             codes = codebook.first_codes(rest, mask) if codebook.needs_codes else None
             first.append(codes)
@@ -404,7 +403,7 @@ class ResidualQuantizer(nn.Module):
         self, x: Tensor, mask: Tensor | None, used: Tensor | None = None
     ) -> tuple[list[Tensor], list[Quantized]]:
         """Return what each level was given, and what it made of it."""
-        rest = self._in_dtype_of_residuals(_zero_where_masked(x, mask))
+        rest = self._in_dtype_of_residuals(zero_where_masked(x, mask))
         residuals, results = [], []
         for level, codebook in enumerate(self._own_codebooks()):
             result = codebook.quantize(rest, mask if used is None else _mask_of(x, mask, used > level))
@@ -417,12 +416,12 @@ class ResidualQuantizer(nn.Module):
     def _joined(self, x: Tensor, mask: Tensor | None, results: Sequence[Quantized]) -> MultiCodeQuantized:
         state = self.codebook(0).embed.dtype
         codes = _sum([result.quantized.detach().to(state) for result in results])
-        tokens = _zero_where_masked(x, mask)
+        tokens = zero_where_masked(x, mask)
         quantized = self.estimator(tokens, codes)
         check_shape_of_result("estimator", quantized, tokens)
         losses = tuple(result.commitment_loss for result in results)
         return MultiCodeQuantized(
-            quantized=_zero_where_masked(quantized.to(x.dtype), mask),
+            quantized=zero_where_masked(quantized.to(x.dtype), mask),
             indices=torch.stack([result.indices for result in results], -1),
             commitment_loss=torch.stack(losses).sum(),
             commitment_losses=losses,
@@ -464,8 +463,3 @@ def _sum(codes: Sequence[Tensor]) -> Tensor:
     for each in codes[1:]:
         total = total + each
     return total
-
-
-def _zero_where_masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    # A gradient of zero times a NaN under the mask would still be NaN.
-    return x if mask is None else torch.where(mask[..., None], x, 0.0)

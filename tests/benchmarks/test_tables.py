@@ -19,6 +19,7 @@ def tables():
     return module
 
 
+@pytest.mark.thorough
 def test_pages_include_what_is_made_and_nothing_else(tables, tmp_path):
     made = {path.name for path in tables.write(tmp_path)}
     text = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md") if "_generated" not in path.parts)

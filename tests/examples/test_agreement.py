@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from examples.pretrain import ranks
 from examples.pretrain.agreement import check_equal, on_all
@@ -17,6 +16,7 @@ from examples.pretrain.endings import told
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Run
 from tests.examples.tiny import pretraining
+from tests.rank_processes import run_ranks
 
 RANKS = 2
 
@@ -112,15 +112,7 @@ def stored_images_train_alike(images, place):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
-    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", __name__])
-    context = mp.start_processes(work, args=(folder,), nprocs=RANKS, join=False, start_method="forkserver")
-    try:
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=120)
-        while not context.join(timeout=5):
-            assert datetime.datetime.now() < deadline, "the ranks hang"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(work, (folder,), RANKS, seconds=120)
     written = sorted(path.name for path in folder.iterdir() if path.is_dir())
     return written, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import tyro
 from torch.nn import functional as F
 
@@ -22,6 +21,8 @@ from examples.pretrain.presets import PRESETS
 from examples.pretrain.train import Run
 from tests.examples.tiny import ENCODER, OPTIONS, pretraining, tiny_method
 from tests.laws import assert_same_bits
+from tests.profiles import few
+from tests.rank_processes import run_ranks
 
 BASELINES = ["coboom", "dino", "pcrlv2", "dira", "transvw", "mlvicx", "adamv2", "otcxr"]
 TEACHERS = ["coboom", "dino", "dira", "adamv2"]
@@ -54,7 +55,7 @@ def phantoms():
     return make_phantoms(64, 32, seed=0)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", few(BASELINES))
 def test_the_loss_falls_on_64_phantoms(name, phantoms, tmp_path):
     short = Optimization("adamw", lr=3e-3, weight_decay=1e-4, batch_size=32, epochs=4, warmup_epochs=1)
     run = Run(phantoms, pretraining(name, short), tmp_path)
@@ -91,7 +92,7 @@ def train_on_rank(rank, address, folder):
 @pytest.mark.thorough
 def test_two_ranks_train_the_same_method(tmp_path):
     """Weights, teachers, codes, running means and queues are equal after two steps."""
-    mp.spawn(train_on_rank, (f"file://{tmp_path}/meet", tmp_path), nprocs=2)
+    run_ranks(train_on_rank, (f"file://{tmp_path}/meet", tmp_path))
     for name in BASELINES:
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2))
         assert_same_bits(dict(first), dict(second))
@@ -100,7 +101,7 @@ def test_two_ranks_train_the_same_method(tmp_path):
 @pytest.mark.parametrize("name", BASELINES)
 def test_gradient_reaches_all_of_the_student_and_nothing_else(name):
     method = tiny_method(name, total_steps=20)
-    for _ in range(12):  # PCRLv2 draws one scale a step
+    for _ in range(12 if name == "pcrlv2" else 3):  # PCRLv2 draws one scale a step
         method(views_for(method)).loss.backward()
         method.after_step()
     trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}

@@ -13,6 +13,7 @@ from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols.knn import knn_monitor
 from examples.pretrain.train import Run
 from tests.examples.tiny import QUICK, pretraining
+from tests.profiles import few
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -43,7 +44,7 @@ def poison_optimizer(run):
 
 
 @pytest.mark.parametrize(
-    "poison", [poison_weight, poison_teacher, poison_running_statistics, poison_codebook, poison_optimizer]
+    "poison", few([poison_codebook, poison_weight, poison_teacher, poison_running_statistics, poison_optimizer])
 )
 def test_diverged_run_keeps_its_last_finite_checkpoint(tmp_path, phantoms, poison):
     run = Run(phantoms, pretraining(), tmp_path)

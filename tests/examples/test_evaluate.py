@@ -120,6 +120,7 @@ def small(
     return run, replace(config, protocols=("linear",))
 
 
+@pytest.mark.thorough
 def test_a_result_is_kept_for_the_same_checkpoint_and_images_only(tmp_path):
     run, config = small(tmp_path)
     text = evaluate.main(config)
@@ -141,6 +142,7 @@ def test_a_result_is_kept_for_the_same_checkpoint_and_images_only(tmp_path):
     assert evaluate.main(replace(config, encoders=("random",))) == text  # it has no checkpoint
 
 
+@pytest.mark.thorough
 def test_masks_may_be_added_later(tmp_path):
     """A protocol without masks is not measured again, and shares the report with one that needs them."""
     masked = make_phantoms(64, 32, seed=1)
@@ -186,6 +188,7 @@ def test_runs_with_different_augmentations_are_refused(tmp_path):
         evaluate.main(config)
 
 
+@pytest.mark.thorough
 def test_an_unfinished_run_is_only_evaluated_on_request(tmp_path):
     _, config = small(tmp_path, epochs=1)
     with pytest.raises(ValueError, match=r"finished run, got one after epoch 1 of 2: let it go on .* --unfinished"):
@@ -295,6 +298,7 @@ def test_own_codes_are_those_of_the_teacher(finished):
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_method_without_teacher_or_codes_is_evaluated_by_its_own_maps(tmp_path):
     _, config = small(tmp_path, method="simsiam", groups=np.arange(64))
     images = make_phantoms(64, 32, seed=1)

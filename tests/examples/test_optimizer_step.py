@@ -18,6 +18,7 @@ from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Pretraining, Run
 from tests.examples.tiny import ENCODER, QUICK, pretraining
 from tests.laws import assert_differs, assert_same_bits
+from tests.profiles import few
 
 SLOW = pytest.mark.thorough
 
@@ -106,7 +107,7 @@ def test_checkpoints_and_records_from_before_the_options_continue(tmp_path, phan
     ("method", "changes"),
     [
         ("dissect", {"accumulate": 2}),
-        ("dissect", {"channels_last": True, "optimizer": "lars", "lr": 0.3}),
+        pytest.param("dissect", {"channels_last": True, "optimizer": "lars", "lr": 0.3}, marks=SLOW),
         pytest.param("dissect", {"precision": "bf16"}, marks=SLOW),
         pytest.param("dissect", {"precision": "fp16"}, marks=SLOW),
         pytest.param("dira", {"precision": "fp16"}, marks=SLOW),
@@ -175,7 +176,7 @@ def test_first_step_that_overflows_leaves_no_trace(tmp_path, phantoms):
     assert_same_bits(everything_of(run), everything_of(other))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", few([2, 1]))
 def test_step_that_overflows_in_fp16_leaves_everything_as_it_was(tmp_path, phantoms, accumulate):
     run = fp16_run(phantoms, tmp_path, accumulate)
     images = torch.rand(2, 16, 1, 32, 32)
@@ -188,6 +189,7 @@ def test_step_that_overflows_in_fp16_leaves_everything_as_it_was(tmp_path, phant
     assert [book.num_updates.item() for book in run.method.quantizer.codebooks] == [1, 1, 1]
 
 
+@pytest.mark.thorough
 def test_run_that_skipped_steps_resumes_and_impossible_scales_are_refused(tmp_path, phantoms):
     run = fp16_run(phantoms, tmp_path)
     images = torch.rand(2, 16, 1, 32, 32)
@@ -220,7 +222,7 @@ def test_run_that_skipped_steps_resumes_and_impossible_scales_are_refused(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("byol", {}), ("dissect", {}), ("dissect", {"shared_codebook": True}), ("coboom", {})]
+    ("method", "options"), few([("dissect", {}), ("byol", {}), ("dissect", {"shared_codebook": True}), ("coboom", {})])
 )
 def test_parts_without_batchnorm_equal_the_whole_batch(tmp_path, phantoms, method, options):
     runs = []

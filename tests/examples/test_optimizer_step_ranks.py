@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
@@ -16,6 +15,7 @@ from examples.pretrain.train import Run
 from tests.examples.test_optimizer_step import everything_of, make_exact, tensors_of
 from tests.examples.tiny import QUICK, pretraining
 from tests.laws import assert_same_bits
+from tests.rank_processes import run_ranks
 
 RANKS = 2
 
@@ -60,15 +60,7 @@ def work(rank, folder):
 
 @pytest.mark.thorough
 def test_two_ranks_resume_to_the_bit_and_equal_one_process(tmp_path):
-    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", __name__])
-    context = mp.start_processes(work, args=(tmp_path,), nprocs=RANKS, join=False, start_method="forkserver")
-    try:
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=600)
-        while not context.join(timeout=5):
-            assert datetime.datetime.now() < deadline, "the ranks hang"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(work, (tmp_path,), RANKS)
     both = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
     for found in both:
         assert_same_bits(found["unbroken"], found["resumed"])

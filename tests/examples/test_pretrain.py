@@ -39,7 +39,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-FIRST = ("byol", "simsiam", "dissect", "dissect_codes")
+FIRST = ("byol", "simsiam", "dissect")
 
 
 @pytest.mark.parametrize("methods", [FIRST, pytest.param(tuple(METHODS), marks=pytest.mark.thorough)])
@@ -96,6 +96,7 @@ def test_images_without_labels_give_pictures_only(tmp_path, phantoms, capsys):
     assert (tmp_path / "out" / "dissect" / "codes.png").exists()
 
 
+@pytest.mark.thorough
 def test_cached_images_give_the_same_table_and_what_is_left_out_is_listed(tmp_path, phantoms, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -119,6 +120,7 @@ def test_cached_images_give_the_same_table_and_what_is_left_out_is_listed(tmp_pa
     assert str(tmp_path) not in (tmp_path / "file" / "table.json").read_text()
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_not_overwritten(tmp_path):
     arguments = ["--phantoms", "48", "--encoder.width", "8", "--optimization.epochs", "1", "--optimization.batch-size",
                  "16", "--methods", "byol", "--subsets", "1", "--out", str(tmp_path)]  # fmt: skip

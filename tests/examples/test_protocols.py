@@ -34,6 +34,7 @@ from examples.pretrain.protocols.linear import fit, linear_probe
 from examples.pretrain.protocols.subject import check_settings
 from examples.pretrain.train import Run
 from tests.examples.tiny import ENCODER, pretraining
+from tests.profiles import few
 
 SETTINGS = Settings(shares=(0.3, 1.0), mask_shares=(0.4, 1.0), subsets=2, steps=3, clusters=16)
 
@@ -65,6 +66,7 @@ def unchanged(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_fine_tuning_learns_and_does_not_change_the_encoder(tmp_path):
     """Bright on the left or on the right: two classes that a few steps tell apart."""
     rng = np.random.default_rng(0)
@@ -88,7 +90,7 @@ def test_batches_hold_every_image_once_before_any_twice():
     assert [len(batch) for batch in finetune.batches(3, replace(SETTINGS, steps=2))] == [3, 3]
 
 
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("frozen", few([True, False]))
 def test_segmentation_finds_the_blob_and_does_not_change_the_encoder(frozen, tmp_path):
     subject = subject_on(toy(), tmp_path)
     before = state(subject.encoder)
@@ -104,6 +106,7 @@ def test_segmentation_finds_the_blob_and_does_not_change_the_encoder(frozen, tmp
     assert "to test on" in segment.lacking_masks(replace(subject, masked=(subject.train, empty)))
 
 
+@pytest.mark.thorough
 def test_segmentation_finds_rare_masks(tmp_path):
     """Three pixels by three in every fourth image are two thousandths of all pixels, yet most of them are found."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from examples.pretrain.data.stored import StoredImages
 from examples.pretrain.protocols import PROTOCOLS, segment
 from examples.pretrain.protocols.subject import areas, planes
 from tests.examples.test_protocols import SETTINGS, subject_on, toy
+from tests.profiles import few
 
 FEW = replace(SETTINGS, batch_size=8)
 
@@ -28,7 +29,7 @@ class Watched(StoredImages):
         return Watched(self.path, self.index[where])
 
 
-@pytest.mark.parametrize("name", ["finetune", "segment-frozen", "segment-tuned"])
+@pytest.mark.parametrize("name", few(["finetune", "segment-frozen", "segment-tuned"]))
 def test_images_in_a_file_give_the_same_scores_and_are_read_by_batches(name, tmp_path, monkeypatch):
     data = toy(count=400)
     np.save(tmp_path / "images.npy", data.images)

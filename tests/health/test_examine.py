@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 
@@ -20,10 +21,17 @@ from vqssl.interop import codebook_from_vector_quantize_pytorch
 
 
 def trained(tokens, *, steps=120, **options):
-    """Return a codebook trained on `tokens(step)` for six memory lengths."""
-    codebook = EMACodebook(**{"codebook_size": 64, "dim": 8, "decay": 0.95, **options})
-    for step in range(steps):
-        codebook(tokens(step))
+    """Return a codebook trained on `tokens(step)` for six memory lengths. Equal calls train once."""
+    return copy.deepcopy(trained_once(tokens, steps, tuple(options.items())))
+
+
+@functools.cache
+def trained_once(tokens, steps, options):
+    codebook = EMACodebook(**{"codebook_size": 64, "dim": 8, "decay": 0.95, **dict(options)})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for step in range(steps):
+            codebook(tokens(step))
     return codebook
 
 

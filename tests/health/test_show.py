@@ -1,7 +1,9 @@
 """Table, picture and command show the reports, and load rich and matplotlib only on use."""
 
 import argparse
+import copy
 import errno
+import functools
 import io
 import json
 import os
@@ -28,11 +30,19 @@ def quantizer(tokens=lambda: torch.randn(256, 4), scales=2, **options):
 
 
 def healthy():
-    return torch.nn.ModuleDict({"quantizer": quantizer()})
+    return copy.deepcopy(trained_once()[0])
 
 
 def collapsed():
-    return quantizer(lambda: torch.ones(256, 4))
+    return copy.deepcopy(trained_once()[1])
+
+
+@functools.cache
+def trained_once():
+    """Return a healthy model and a collapsed quantiser."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return torch.nn.ModuleDict({"quantizer": quantizer()}), quantizer(lambda: torch.ones(256, 4))
 
 
 @pytest.fixture

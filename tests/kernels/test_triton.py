@@ -30,8 +30,8 @@ ROUNDED = "every_kind or certif or nonfinite or below_fp16s"
     ("select", "least", "tensor_cores"),
     [
         (SMALL, 20, None),
-        ("below_fp16s", 1, "A100"),
-        ("below_fp16s", 1, "H100"),
+        pytest.param("below_fp16s", 1, "A100", marks=pytest.mark.thorough),
+        pytest.param("below_fp16s", 1, "H100", marks=pytest.mark.thorough),
         pytest.param("", 126, None, marks=pytest.mark.thorough),
         pytest.param(ROUNDED, 40, "A100", marks=pytest.mark.thorough),
         pytest.param(ROUNDED, 40, "H100", marks=pytest.mark.thorough),

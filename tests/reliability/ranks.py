@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import vqssl
 from examples.pretrain.ranks import buffers_stay
+from tests.rank_processes import run_ranks
 from tests.reliability.material import Net, gradients, images
 from tests.reliability.record import write
 from tests.test_distributed import BATCHES, make_codebook
@@ -78,7 +78,7 @@ def work(rank, world, folder, steps):
     torch.set_num_threads(1)
     early = make_codebook("k-means", "float32")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=TIMEOUT)
-    found = {}
+    found = {"steps": steps}
 
     # DDP with BatchNorm, k-means and revival; batch sizes differ between ranks and steps.
     net = Net(initialization=vqssl.KMeansInit(5))
@@ -195,14 +195,7 @@ def work(rank, world, folder, steps):
 
 def run(world, folder, steps):
     """Start the ranks, and return the results of each."""
-    context = mp.start_processes(work, (world, str(folder), steps), world, join=False, start_method="spawn")
-    try:
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=500)
-        while not context.join(timeout=5):
-            assert datetime.datetime.now() < deadline, "the ranks did not end in time"
-    finally:
-        for process in context.processes:
-            process.kill()
+    run_ranks(work, (world, str(folder), steps), world, seconds=500)
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vqssl
 from tests.laws import assert_differs, assert_same_bits, state_of
+from tests.profiles import few
 from tests.reliability.material import Net, Student, gradients, images
 
 
@@ -34,6 +35,7 @@ def initialized_net(**options):
 # ---- compile ----
 
 
+@pytest.mark.thorough
 def test_training_step_compiles_once_to_one_graph():
     """The step is forward, backward, optimizer, teacher and codebooks."""
     net = initialized_net()
@@ -60,7 +62,7 @@ def test_training_step_compiles_once_to_one_graph():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", few([True, False]))
 def test_batch_size_does_not_recompile(training):
     net = initialized_net().train(training)
     counter = torch._dynamo.testing.CompileCounter()
@@ -74,7 +76,7 @@ def test_batch_size_does_not_recompile(training):
     assert frames == frames[:1] * 5
 
 
-@pytest.mark.parametrize("schedule", [None, 1000])
+@pytest.mark.parametrize("schedule", few([None, 1000]))
 def test_teacher_step_does_not_recompile(schedule):
     student = Student()
     teacher = vqssl.MomentumTeacher(student, momentum=0.9, total_steps=schedule)
@@ -149,6 +151,7 @@ def test_exported_program_equals_the_module():
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

@@ -23,7 +23,7 @@ from vqssl.functional import nearest_codeword
 # ---- wrong inputs ----
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3 * settings().max_examples, suppress_health_check=[HealthCheck.too_slow])
 @given(st.randoms(use_true_random=False))
 def test_any_input_works_or_is_refused(rng):
     attempt(rng)

@@ -5,6 +5,7 @@ import torch
 
 import vqssl
 from tests.laws import assert_same_bits
+from tests.profiles import few
 from tests.reliability import long_run
 from tests.reliability.material import Net, gradients, images
 
@@ -34,8 +35,8 @@ def deterministic():
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"shared": True}, {"ema": "batch_mean"}])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("options", few([{}, {"metric": "cosine"}, {"shared": True}, {"ema": "batch_mean"}]))
+@pytest.mark.parametrize("threads", few([2, 1]))
 def test_two_deterministic_runs_are_bitwise_equal(options, threads):
     """Under torch.use_deterministic_algorithms, which raises where an operation is not; with k-means and revival."""
 

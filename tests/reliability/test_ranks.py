@@ -14,12 +14,11 @@ from tests.reliability import ranks
 from tests.test_distributed import BATCHES, make_codebook
 
 pytestmark = pytest.mark.slow
-STEPS = 200
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.thorough)])
-def found(request, tmp_path_factory):
-    return ranks.run(request.param, tmp_path_factory.mktemp("ranks"), STEPS)
+def found(request, tmp_path_factory, thorough_profile):
+    return ranks.run(request.param, tmp_path_factory.mktemp("ranks"), 200 if thorough_profile else 20)
 
 
 @functools.cache
@@ -106,7 +105,7 @@ def test_uneven_empty_masked_and_nonfinite_batches_equal_one_process(found, case
     dtype = torch.float64 if case == "codebook" else torch.float32
     alone = make_codebook("k-means", str(dtype).removeprefix("torch."))
     kinds = list(BATCHES.values())
-    for step in range(STEPS if case == "codebook" else 20):
+    for step in range(found[0]["steps"] if case == "codebook" else 20):
         batch_of = kinds[step // 5 % len(kinds)] if case == "codebook" else kinds[0]
         parts = [batch_of(rank, step, dtype) for rank in range(len(found))]
         masks = [torch.ones(len(x), dtype=torch.bool) if mask is None else mask for x, mask in parts]

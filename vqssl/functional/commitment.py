@@ -9,6 +9,7 @@ from torch import Tensor
 from vqssl import kernels
 from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import rows_of_table
+from vqssl.functional.masking import zero_where_masked
 
 __all__ = ["commitment_loss"]
 
@@ -50,7 +51,7 @@ def commitment_loss(
     dtype = torch.promote_types(x.dtype, torch.float32)
     if indices is None:
         difference = x.to(dtype) - quantized.detach().to(dtype)
-        squared = (difference if mask is None else torch.where(mask[..., None], difference, 0.0)).square().sum()
+        squared = zero_where_masked(difference, mask).square().sum()
     else:
         table, rows = rows_of_table(quantized, indices, None, dtype)
         squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)

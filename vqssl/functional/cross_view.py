@@ -1,13 +1,13 @@
-"""Averages of the regression loss over the views of a batch."""
+"""Averages of a loss over the views of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from vqssl.functional.cosine_regression import cosine_regression_loss
 
-__all__ = ["cross_view_loss", "same_view_loss"]
+__all__ = ["cross_view_loss", "mean_over_pairs", "same_view_loss"]
 
 
 def cross_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -34,8 +34,26 @@ def cross_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) ->
     >>> cross_view_loss([up, right, right], [right]).item()
     0.0
     """
+    return mean_over_pairs(cosine_regression_loss, predictions, targets)
+
+
+def mean_over_pairs(
+    loss: Callable[[Tensor, Tensor], Tensor], predictions: Sequence[Tensor], targets: Sequence[Tensor]
+) -> Tensor:
+    """Average a loss over all pairs of a predicting view and another, predicted one.
+
+    Args:
+        loss: ``(prediction, target) -> scalar``.
+        predictions: of V views.
+        targets: of the first W views.
+
+    >>> import torch
+    >>> ones, twos = torch.tensor(1.0), torch.tensor(2.0)
+    >>> mean_over_pairs(lambda p, t: 10 * p + t, [ones, twos], [ones, twos]).item()  # of 12 and 21
+    16.5
+    """
     pairs = [(p, t) for v, p in enumerate(predictions) for w, t in enumerate(targets) if v != w]
-    return torch.stack([cosine_regression_loss(p, t) for p, t in pairs]).mean()
+    return torch.stack([loss(p, t) for p, t in pairs]).mean()
 
 
 def same_view_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

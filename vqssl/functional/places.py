@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqssl.checks import check_device, check_floating, check_positive_int
 
-__all__ = ["Grid", "canonical_cells", "matched_cells"]
+__all__ = ["Grid", "canonical_cells", "entries_at", "matched_cells"]
 
 
 class Grid(NamedTuple):
@@ -88,6 +88,30 @@ def canonical_cells(to_view: Tensor, view: Grid, image: Grid) -> Tensor:
     """
     _check_matrices("to_view", to_view)
     return _cells_of(torch.linalg.inv(to_view.double()), view, image)
+
+
+def entries_at(maps: Tensor, cells: Tensor) -> Tensor:
+    """Return the entries of maps at given cells.
+
+    Args:
+        maps: ``(B, *spatial, D)`` floating, or ``(B, *spatial)`` integers.
+        cells: ``(B, *spatial_of_cells)`` integers of as many axes, from :func:`matched_cells`; -1 for none.
+
+    Returns:
+        ``(B, *spatial_of_cells)``, with the axis of D where maps have it; zeros, or -1, where there is no cell.
+
+    >>> import torch
+    >>> entries_at(torch.tensor([[5, 6, 7]]), torch.tensor([[2, -1]])).tolist()
+    [[7, -1]]
+    """
+    width = maps.shape[cells.ndim :] if maps.is_floating_point() else ()
+    entries = maps.reshape(len(maps), -1, *width)
+    flat = cells.flatten(1).long()
+    chosen = entries[torch.arange(len(entries), device=entries.device)[:, None], flat.clamp_min(0)]
+    there = flat >= 0
+    if width:
+        return torch.where(there[..., None], chosen, 0.0).unflatten(1, cells.shape[1:])
+    return torch.where(there, chosen, -1).unflatten(1, cells.shape[1:])
 
 
 def _cells_of(matrix: Tensor, source: Grid, target: Grid) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqssl.checks import check_device, check_floating, check_mask
 from vqssl.functional.autocast import without_autocast
+from vqssl.functional.masking import zero_where_masked
 from vqssl.functional.vectors import unit
 
 __all__ = [
@@ -110,9 +111,7 @@ def spatial_attention(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -
     [[1.0, 1.0]]
     """
     weights = spatial_attention_weights(z_c, tokens, mask)
-    if mask is not None:
-        tokens = torch.where(mask[..., None], tokens, 0.0)  # a weight of 0 times NaN is still NaN
-    return (weights[:, None, :] @ tokens).squeeze(1)
+    return (weights[:, None, :] @ zero_where_masked(tokens, mask)).squeeze(1)
 
 
 def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,9 +142,7 @@ def spatial_attention_weights(z_c: Tensor, tokens: Tensor, mask: Tensor | None =
         )
     check_device("tokens", tokens, z_c.device, "z_c")
     check_mask(mask, tokens.shape[:-1], tokens.device)
-    if mask is not None:
-        tokens = torch.where(mask[..., None], tokens, 0.0)
-    logits = _cosines(z_c, tokens) * z_c.shape[-1] ** 0.5
+    logits = _cosines(z_c, zero_where_masked(tokens, mask)) * z_c.shape[-1] ** 0.5
     if mask is None:
         return logits.softmax(-1)
     # Not -inf: a row of only -inf would become NaN. The weights of such a row are zeroed below.
@@ -234,7 +231,7 @@ def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
         return (tokens.sum(1, dtype=dtype) / max(tokens.shape[1], 1)).to(tokens.dtype)
-    total = torch.where(mask[..., None], tokens, 0.0).sum(1, dtype=dtype)
+    total = zero_where_masked(tokens, mask).sum(1, dtype=dtype)
     return (total / mask.sum(1, keepdim=True).clamp_min(1)).to(tokens.dtype)
 
 
