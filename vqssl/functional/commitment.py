@@ -10,7 +10,7 @@ from vqssl import kernels
 from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import rows_of_table
 
-__all__ = ["commitment_loss"]
+__all__ = ["commitment_loss", "commitment_loss_rows"]
 
 
 def commitment_loss(
@@ -47,13 +47,25 @@ def commitment_loss(
     several = "call it once for each pair and add the results, torch.stack(losses).sum()"
     check_codes(x, quantized, indices, several)
     check_mask(mask, x.shape[:-1], x.device)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if indices is None:
-        difference = x.to(dtype) - quantized.detach().to(dtype)
-        squared = (difference if mask is None else torch.where(mask[..., None], difference, 0.0)).square().sum()
-    else:
-        table, rows = rows_of_table(quantized, indices, None, dtype)
-        squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if indices is not None:
+        return commitment_loss_rows(x, *rows_of_table(quantized, indices, None, dtype), mask, weight)
+    difference = x.to(dtype) - quantized.detach().to(dtype)
+    squared = (difference if mask is None else torch.where(mask[..., None], difference, 0.0)).square().sum()
+    return _mean(squared, x, mask, weight)
+
+
+def commitment_loss_rows(x: Tensor, table: Tensor, rows: Tensor, mask: Tensor | None, weight: float) -> Tensor:
+    """Compute :func:`commitment_loss` by what :func:`vqssl.functional.look_up.rows_of_table` returned, unchecked.
+
+    >>> commitment_loss_rows(torch.zeros(1, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([1]), None, 0.25).item()
+    1.0
+    """
+    squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
+    return _mean(squared, x, mask, weight)
+
+
+def _mean(squared: Tensor, x: Tensor, mask: Tensor | None, weight: float) -> Tensor:
     count = max(x.numel(), 1) if mask is None else (mask.sum() * x.shape[-1]).clamp_min(1)
     return weight * squared / count
 
