@@ -14,6 +14,7 @@ from vqssl import kernels
 from vqssl.checks import can_read_without_sync, check_code_range, check_device, check_indices, check_tokens
 from vqssl.distributed import TokenPool, all_reduce_sum, rank_and_world_size, rank_counts
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState
+from vqssl.fused_update import FusedStep, can_fuse
 from vqssl.revival import BatchRevival, NoRevival
 from vqssl.update_steps import (
     Statistics,
@@ -120,24 +121,53 @@ class _Step(NamedTuple):
 
 def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None:
     is_local = rank_and_world_size(group)[1] == 1
-    own = [_own_statistics(batch, group, count_tokens=not is_local) for batch in batches]
-    summed = _sum_over_ranks(own, group)
+    summed = _sum_over_ranks([_own_statistics(batch, group, count_tokens=not is_local) for batch in batches], group)
     steps = _steps(batches, [(counts, sums) for counts, sums, *_ in summed], is_local=is_local)
-    positions, own_candidates = [], []
-    for batch, step, (_, _, *slots) in zip(batches, steps, summed, strict=True):
-        drawn = None
-        if step.dead is not None:
-            pool = TokenPool(batch.tokens, batch.indices >= 0, rank_counts(slots[0]) if slots else None, group)
-            drawn = replacement_positions(batch.codebook, pool, step.dead)
-        positions.append(drawn)
-        own_candidates.append([] if drawn is None else [pool.own(drawn)])
-    candidates = _sum_over_ranks(own_candidates, group)
-    for batch, step, drawn, tokens in zip(batches, steps, positions, candidates, strict=True):
-        state, replaced = step.state, None
-        if step.dead is not None and drawn is not None:
-            replaced = replaced_codes(state, step.dead, drawn, tokens[0])
-            state = batch.codebook.revival.replace(state, replaced, tokens[0])
-        write_back_(batch.codebook, state, step.where, replaced)
+    updates: list[FusedStep | _Replacement] = []
+    for batch, step, (counts, sums, *slots) in zip(batches, steps, summed, strict=True):
+        per_rank = rank_counts(slots[0]) if slots and (step is None or step.dead is not None) else None
+        if step is None:
+            updates.append(_fused(batch, counts, sums, per_rank, group))
+        else:
+            updates.append(_replacement(batch, step, per_rank, group))
+    candidates = _sum_over_ranks([update.candidates for update in updates], group)
+    for update, tokens in zip(updates, candidates, strict=True):
+        update.write_(tokens)
+
+
+def _fused(
+    batch: _Batch, counts: Tensor, sums: Tensor, per_rank: Tensor | None, group: ProcessGroup | None
+) -> FusedStep:
+    if per_rank is None:
+        return FusedStep.of(batch.codebook, batch.tokens, batch.indices, counts, sums)
+    rank, _ = rank_and_world_size(group)
+    return FusedStep.of(*batch, counts, sums, per_rank.sum(), per_rank[:rank].sum())
+
+
+class _Replacement(NamedTuple):
+    """A codebook's next state, and the tokens that its dead codes may become."""
+
+    codebook: Updatable
+    step: _Step
+    positions: Tensor | None
+    candidates: list[Tensor]
+    """This rank's tokens ``(K, D)``; none where no code is going to be replaced."""
+
+    def write_(self, candidates: list[Tensor]) -> None:
+        """Write the state, given the candidates of all ranks."""
+        state, replaced = self.step.state, None
+        if self.step.dead is not None and self.positions is not None:
+            replaced = replaced_codes(state, self.step.dead, self.positions, candidates[0])
+            state = self.codebook.revival.replace(state, replaced, candidates[0])
+        write_back_(self.codebook, state, self.step.where, replaced)
+
+
+def _replacement(batch: _Batch, step: _Step, per_rank: Tensor | None, group: ProcessGroup | None) -> _Replacement:
+    if step.dead is None:
+        return _Replacement(batch.codebook, step, None, [])
+    pool = TokenPool(batch.tokens, batch.indices >= 0, per_rank, group)
+    positions = replacement_positions(batch.codebook, pool, step.dead)
+    return _Replacement(batch.codebook, step, positions, [] if positions is None else [pool.own(positions)])
 
 
 def _own_statistics(batch: _Batch, group: ProcessGroup | None, *, count_tokens: bool) -> Sequence[Tensor]:
@@ -147,21 +177,22 @@ def _own_statistics(batch: _Batch, group: ProcessGroup | None, *, count_tokens: 
     return kernels.code_sums(batch.tokens, batch.indices, len(batch.codebook.embed))
 
 
-def _steps(batches: Sequence[_Batch], summed: Sequence[tuple[Tensor, Tensor]], *, is_local: bool) -> list[_Step]:
-    """Return the next step of each codebook, of small ones that are alike together: a call costs as much as a sum."""
+def _steps(batches: Sequence[_Batch], summed: Sequence[tuple[Tensor, Tensor]], *, is_local: bool) -> list[_Step | None]:
+    """Return the next step of each codebook, None for those of the fused operators.
+
+    Small codebooks that are alike take it together: there a call takes as long as what it computes.
+    """
     found: list[_Step | None] = [None] * len(batches)
-    for number, batch in enumerate(batches):
-        if found[number] is None:
-            key = _likeness(batch.codebook)
-            alike = [
-                other
-                for other in range(number, len(batches))
-                if other == number or (key is not None and key == _likeness(batches[other].codebook))
-            ]
-            steps = _step([batches[other].codebook for other in alike], [summed[other] for other in alike], is_local)
-            for other, step in zip(alike, steps, strict=True):
-                found[other] = step
-    return [step for step in found if step is not None]
+    likeness = [_likeness(batch.codebook) for batch in batches]
+    left = [number for number, batch in enumerate(batches) if not can_fuse(batch.codebook)]
+    while left:
+        key = likeness[left[0]]
+        alike = left[:1] if key is None else [number for number in left if likeness[number] == key]
+        steps = _step([batches[number].codebook for number in alike], [summed[number] for number in alike], is_local)
+        for number, step in zip(alike, steps, strict=True):
+            found[number] = step
+        left = [number for number in left if number not in alike]
+    return found
 
 
 def _likeness(codebook: Updatable) -> tuple[object, ...] | None:

@@ -21,6 +21,7 @@ from vqssl.revival import Revival
 __all__ = [
     "Statistics",
     "Updatable",
+    "Writable",
     "batch_statistics",
     "ema_of",
     "ema_step",
@@ -32,8 +33,8 @@ __all__ = [
 ]
 
 
-class Updatable(Protocol):
-    """Attributes that :func:`update_codebooks` reads and writes; :class:`vqssl.EMACodebook` has them."""
+class Writable(Protocol):
+    """Attributes that :func:`write_back_` reads and writes."""
 
     embed: Tensor
     cluster_size: Tensor
@@ -41,6 +42,15 @@ class Updatable(Protocol):
     rng: Tensor
     num_updates: Tensor
     births: Tensor
+
+    def as_compared(self, x: Tensor) -> Tensor:
+        """Return tokens or codes in the form in which the metric compares them."""
+        ...
+
+
+class Updatable(Writable, Protocol):
+    """Attributes that :func:`update_codebooks` reads and writes; :class:`vqssl.EMACodebook` has them."""
+
     decay: float
     eps: float
     ema: EMARule
@@ -50,10 +60,6 @@ class Updatable(Protocol):
     @property
     def process_group(self) -> ProcessGroup | None:
         """The ranks that share the codes."""
-        ...
-
-    def as_compared(self, x: Tensor) -> Tensor:
-        """Return tokens or codes in the form in which the metric compares them."""
         ...
 
 
@@ -205,9 +211,7 @@ def replaced_codes(state: CodebookState, dead: Tensor, positions: Tensor, tokens
 
 
 @torch.no_grad()
-def write_back_(
-    codebook: Updatable, state: CodebookState, where: Tensor | bool, replaced: Tensor | None = None
-) -> None:
+def write_back_(codebook: Writable, state: CodebookState, where: Tensor | bool, replaced: Tensor | None = None) -> None:
     """Write a new state into the codebook's buffers and count update and births, if the scalar ``where`` is True.
 
     Codes are brought into the form in which the metric compares them. A code that has none there (tokens that cancel
@@ -259,7 +263,7 @@ def _finite_rows(state: CodebookState) -> Tensor:
     return kernels.finite_rows(state.embed) & kernels.finite_rows(state.embed_avg)
 
 
-def _rows_where(rows: Tensor, state: CodebookState, codebook: Updatable) -> CodebookState:
+def _rows_where(rows: Tensor, state: CodebookState, codebook: Writable) -> CodebookState:
     """Return the new rows where ``rows`` ``(K,)`` is True, the codebook's own elsewhere."""
     return CodebookState(
         torch.where(rows[:, None], state.embed, codebook.embed),
