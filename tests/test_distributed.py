@@ -7,6 +7,7 @@ never enters ends in gloo's timeout, and the tests fail.
 import contextlib
 import datetime
 import functools
+from unittest import mock
 
 import pytest
 import torch
@@ -91,6 +92,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CASES = [(batches, options, "float64") for batches in BATCHES for options in ("k-means", "sample")]
 CASES += [("masked", "cosine k-means", "float64"), ("not finite", "cosine k-means", "float64")]
 CASES += [("uneven", "batch mean", "float64"), ("equal", "k-means", "float32")]
+FUSED = ("uneven", "masked")
+"""Batches for the operators of CUDA, which compute the same steps here."""
 TOLERANCE = {"float32": 2e-5, "float64": 1e-11}  # sums are added in another order
 
 
@@ -314,6 +317,10 @@ def work(rank, folder):
         codebook = early if dtype == "float32" else make_codebook(options, dtype)
         batch_of = functools.partial(BATCHES[batches], rank, dtype=DTYPES[dtype])
         found[batches, options, dtype] = run(codebook, batch_of)
+    for batches in FUSED:
+        with mock.patch("vqssl.update.can_fuse", return_value=True):
+            batch_of = functools.partial(BATCHES[batches], rank, dtype=torch.float64)
+            found[batches, "fused"] = run(make_codebook("sample", "float64"), batch_of)
     found["several"] = run_several(make_several(), functools.partial(batch_of_several, rank))
     for form in FORMS:
         found[form] = run_pyramid(make_pyramid(form), functools.partial(features, rank))
@@ -391,6 +398,13 @@ def test_ranks_equal_one_process_on_the_joined_batch(ranks, batches, options, dt
     unrevived = make_codebook(options, dtype, revival=None)
     run(unrevived, lambda step: joined(BATCHES[batches], step, DTYPES[dtype]))
     assert_differs(state_of(unrevived), single[-1][2])
+
+
+@pytest.mark.parametrize("batches", FUSED)
+def test_fused_operators_on_ranks_equal_one_process_without_them(ranks, batches):
+    single = run(make_codebook("sample", "float64"), lambda step: joined(BATCHES[batches], step, torch.float64))
+    assert_ranks_agree(ranks, (batches, "fused"))
+    assert_is_one_process(ranks, (batches, "fused"), single, TOLERANCE["float64"])
 
 
 def test_only_the_ranks_of_the_process_group_share_statistics(ranks):

@@ -45,6 +45,7 @@ from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARul
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
 from vqssl.functional.masking import zero_where_masked
 from vqssl.functional.metrics import METRICS, Metric, MetricName, compared_form, search_metric
+from vqssl.functional.quantized import straight_through_and_loss
 from vqssl.functional.random import random_normal
 from vqssl.functional.search import PrecisionName, check_precision, nearest_codeword
 from vqssl.functional.usage import codebook_usage
@@ -251,11 +252,11 @@ class EMACodebook(Grouped, nn.Module):
             indices = torch.where(mask, indices, -1)
         if self.estimator is straight_through:
             # By index: nothing of the tokens' size is held besides the result.
-            quantized = straight_through(tokens, self.embed, indices=indices, mask=mask)
-        else:
-            quantized = self.estimator(tokens, self._codes_or_zeros(indices))
-            check_shape_of_result("estimator", quantized, tokens)
-            quantized = zero_where_masked(quantized.to(tokens.dtype), mask)
+            quantized, loss = straight_through_and_loss(tokens, self.embed, indices, mask, self.commitment_weight)
+            return Quantized(quantized, indices, loss)
+        quantized = self.estimator(tokens, self._codes_or_zeros(indices))
+        check_shape_of_result("estimator", quantized, tokens)
+        quantized = zero_where_masked(quantized.to(tokens.dtype), mask)
         # Computed last, so that backward runs it first: autograd then adds the estimator's gradient to it in place.
         loss = commitment_loss(tokens, self.embed, mask, self.commitment_weight, indices=indices)
         return Quantized(quantized, indices, loss)

@@ -148,18 +148,18 @@ class TokenPool:
     Args:
         x: this rank's tokens, ``(N, D)``.
         valid: ``(N,)`` bool.
-        per_rank: ``(world_size,)`` int64, how many valid tokens each rank has.
+        per_rank: ``(world_size,)`` int64, how many valid tokens each rank has; None if there is one rank.
         group: the ranks.
     """
 
-    def __init__(self, x: Tensor, valid: Tensor, per_rank: Tensor, group: ProcessGroup | None = None) -> None:
+    def __init__(self, x: Tensor, valid: Tensor, per_rank: Tensor | None, group: ProcessGroup | None = None) -> None:
         rank, world_size = rank_and_world_size(group)
         self.x = x
         self.valid = valid
         self.group = group
         self.is_local = world_size == 1
-        self.total = per_rank.sum()
-        self.start = per_rank[:rank].sum()
+        self.total = valid.sum() if per_rank is None else per_rank.sum()
+        self.start = 0 if per_rank is None else per_rank[:rank].sum()
 
     def take(self, positions: Tensor) -> Tensor:
         """Return the tokens at ``positions`` ``(P,)``, ``(P, D)``, equal on all ranks; zeros where there is none."""
@@ -170,7 +170,7 @@ class TokenPool:
         if len(self.x) == 0:
             return self.x.new_zeros(len(positions), self.x.shape[1])
         # The n-th valid token is the first row at which the running count of valid ones exceeds n.
-        running = self.valid.long().cumsum(0)
+        running = self.valid.cumsum(0)
         local = positions - self.start
         row = torch.searchsorted(running, local, right=True).clamp(max=len(self.x) - 1)
         ours = (local >= 0) & (local < running[-1])

@@ -239,7 +239,9 @@ class MultiScaleQuantizer(nn.Module):
         indices = [result.indices for result in results]
         if self.shared:
             tokens, indices = [self._joined(tokens)], [torch.cat([k.reshape(-1) for k in indices])]
-        update_codebooks(self._own_codebooks(), tokens, indices)
+        codebooks = self._own_codebooks()
+        tokens = [codebook.as_compared(z) for codebook, z in zip(codebooks, tokens, strict=True)]
+        update_codebooks(codebooks, tokens, indices, compared=True)
 
     def _joined(self, tokens: list[Tensor]) -> Tensor:
         return torch.cat([z.reshape(-1, self.dim) for z in tokens])

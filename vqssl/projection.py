@@ -85,7 +85,8 @@ class OrthogonalProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project tokens ``(*batch, C)`` to ``(*batch, D)``."""
-        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        same = x.dtype == self.weight.dtype
+        dtype = x.dtype if same else torch.promote_types(x.dtype, self.weight.dtype)
         return layer_norm(linear(x.to(dtype), self.weight.to(dtype)), (self.dim,))
 
     def extra_repr(self) -> str:

@@ -82,8 +82,8 @@ class BatchRevival:
         check_range("threshold", self.threshold, 0, 1, rule="it is a fraction of the fair share, total count over K")
 
     def dead(self, state: CodebookState) -> Tensor:
-        """Return the codes below the threshold, ``(K,)`` bool."""
-        share = state.cluster_size.sum() / len(state.cluster_size)
+        """Return the codes below the threshold, ``(K,)`` bool; of stacked states ``(..., K)``."""
+        share = state.cluster_size.mean(-1, keepdim=True)
         return state.cluster_size < self.threshold * share
 
     def replace(self, state: CodebookState, dead: Tensor, tokens: Tensor) -> CodebookState:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,22 @@ from torch.distributed import ProcessGroup
 
 from vqssl import kernels
 from vqssl.checks import can_read_without_sync, check_code_range, check_device, check_indices, check_tokens
-from vqssl.distributed import TokenPool, all_reduce_sum, rank_counts, slots
-from vqssl.functional.ema_rules import CodebookState, EMARule
-from vqssl.functional.random import distinct_positions
-from vqssl.kernels.repeats import repeated_rows
-from vqssl.revival import Revival
+from vqssl.distributed import TokenPool, all_reduce_sum, rank_and_world_size, rank_counts
+from vqssl.functional.ema_rules import EMA_RULES, CodebookState
+from vqssl.fused_update import FusedStep, can_fuse
+from vqssl.revival import BatchRevival, NoRevival
+from vqssl.update_steps import (
+    Statistics,
+    Updatable,
+    batch_statistics,
+    ema_of,
+    ema_step,
+    finite_statistics,
+    replaced_codes,
+    replacement_positions,
+    without_overflow,
+    write_back_,
+)
 
 __all__ = [
     "Statistics",
@@ -30,46 +41,8 @@ __all__ = [
     "write_back_",
 ]
 
-
-class Updatable(Protocol):
-    """Attributes that :func:`update_codebooks` reads and writes; :class:`vqssl.EMACodebook` has them."""
-
-    embed: Tensor
-    cluster_size: Tensor
-    embed_avg: Tensor
-    rng: Tensor
-    num_updates: Tensor
-    births: Tensor
-    decay: float
-    eps: float
-    ema: EMARule
-    revival: Revival
-    frozen: bool
-
-    @property
-    def process_group(self) -> ProcessGroup | None:
-        """The ranks that share the codes."""
-        ...
-
-    def as_compared(self, x: Tensor) -> Tensor:
-        """Return tokens or codes in the form in which the metric compares them."""
-        ...
-
-
-class Statistics(NamedTuple):
-    """Sums over a batch, each of which may be summed over ranks.
-
-    >>> import torch
-    >>> Statistics(torch.zeros(4), torch.zeros(4, 2), torch.zeros(1, 2)).sums.shape
-    torch.Size([4, 2])
-    """
-
-    counts: Tensor
-    """``(K,)``: tokens by code."""
-    sums: Tensor
-    """``(K, D)``: the sum of these tokens."""
-    slots: Tensor
-    """``(world_size, 2)``: how many valid tokens each rank has, see :func:`vqssl.distributed.slots`."""
+SMALL = 2**16
+"""Most entries of a codebook that is stacked with others: for larger ones the copies take longer than the calls."""
 
 
 @torch.no_grad()
@@ -126,7 +99,9 @@ class _Batch(NamedTuple):
 
 
 def _batch(codebook: Updatable, tokens: Tensor, indices: Tensor) -> _Batch:
-    tokens, indices = tokens.reshape(-1, tokens.shape[-1]), indices.reshape(-1).long()
+    if tokens.ndim != 2:
+        tokens, indices = tokens.reshape(-1, tokens.shape[-1]), indices.reshape(-1)
+    indices = indices.long()
     state = codebook.embed.dtype
     if torch.finfo(tokens.dtype).max > torch.finfo(state).max:
         # A token may be finite in float64 only; a revival could copy it into a code.
@@ -134,190 +109,129 @@ def _batch(codebook: Updatable, tokens: Tensor, indices: Tensor) -> _Batch:
     return _Batch(codebook, tokens.to(state), indices)
 
 
+class _Step(NamedTuple):
+    """A codebook's next state, before dead codes are replaced."""
+
+    state: CodebookState
+    dead: Tensor | None
+    """``(K,)`` bool, or None where no code is going to be replaced."""
+    where: Tensor | bool
+    """Scalar: whether any rank has a token."""
+
+
 def _update_group(batches: Sequence[_Batch], group: ProcessGroup | None) -> None:
-    own = [batch_statistics(z, k, len(codebook.embed), group) for codebook, z, k in batches]
-    statistics = [without_overflow(Statistics(*summed)) for summed in _sum_over_ranks(own, group)]
-    pools = [
-        TokenPool(batch.tokens, batch.indices >= 0, rank_counts(each.slots), group)
-        for batch, each in zip(batches, statistics, strict=True)
-    ]
-    states = [ema_step(batch.codebook, each) for batch, each in zip(batches, statistics, strict=True)]
-    dead = [batch.codebook.revival.dead(state) for batch, state in zip(batches, states, strict=True)]
-    positions = [
-        replacement_positions(batch.codebook, pool, is_dead)
-        for batch, pool, is_dead in zip(batches, pools, dead, strict=True)
-    ]
-    own_candidates = [[] if drawn is None else [pool.own(drawn)] for pool, drawn in zip(pools, positions, strict=True)]
-    candidates = _sum_over_ranks(own_candidates, group)
-    for batch, each, state, is_dead, drawn, tokens in zip(
-        batches, statistics, states, dead, positions, candidates, strict=True
-    ):
-        replaced = None
-        if is_dead is not None and drawn is not None:
-            replaced = replaced_codes(state, is_dead, drawn, tokens[0])
-            state = batch.codebook.revival.replace(state, replaced, tokens[0])
-        write_back_(batch.codebook, state, each.counts.sum() > 0, replaced)
+    is_local = rank_and_world_size(group)[1] == 1
+    summed = _sum_over_ranks([_own_statistics(batch, group, count_tokens=not is_local) for batch in batches], group)
+    steps = _steps(batches, [(counts, sums) for counts, sums, *_ in summed], is_local=is_local)
+    updates: list[FusedStep | _Replacement] = []
+    for batch, step, (counts, sums, *slots) in zip(batches, steps, summed, strict=True):
+        per_rank = rank_counts(slots[0]) if slots and (step is None or step.dead is not None) else None
+        if step is None:
+            updates.append(_fused(batch, counts, sums, per_rank, group))
+        else:
+            updates.append(_replacement(batch, step, per_rank, group))
+    candidates = _sum_over_ranks([update.candidates for update in updates], group)
+    for update, tokens in zip(updates, candidates, strict=True):
+        update.write_(tokens)
 
 
-def batch_statistics(
-    tokens: Tensor, indices: Tensor, codebook_size: int, group: ProcessGroup | None = None
-) -> Statistics:
-    """Return this rank's counts and sums by code.
+def _fused(
+    batch: _Batch, counts: Tensor, sums: Tensor, per_rank: Tensor | None, group: ProcessGroup | None
+) -> FusedStep:
+    if per_rank is None:
+        return FusedStep.of(batch.codebook, batch.tokens, batch.indices, counts, sums)
+    rank, _ = rank_and_world_size(group)
+    return FusedStep.of(*batch, counts, sums, per_rank.sum(), per_rank[:rank].sum())
 
-    Args:
-        tokens: ``(N, D)``.
-        indices: ``(N,)`` int64, -1 where a token does not count.
-        codebook_size: K.
-        group: the ranks over which the result is going to be summed.
 
-    >>> import torch
-    >>> batch_statistics(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1, 1, -1]), 3).sums.tolist()
-    [[0.0], [3.0], [0.0]]
+class _Replacement(NamedTuple):
+    """A codebook's next state, and the tokens that its dead codes may become."""
+
+    codebook: Updatable
+    step: _Step
+    positions: Tensor | None
+    candidates: list[Tensor]
+    """This rank's tokens ``(K, D)``; none where no code is going to be replaced."""
+
+    def write_(self, candidates: list[Tensor]) -> None:
+        """Write the state, given the candidates of all ranks."""
+        state, replaced = self.step.state, None
+        if self.step.dead is not None and self.positions is not None:
+            replaced = replaced_codes(state, self.step.dead, self.positions, candidates[0])
+            state = self.codebook.revival.replace(state, replaced, candidates[0])
+        write_back_(self.codebook, state, self.step.where, replaced)
+
+
+def _replacement(batch: _Batch, step: _Step, per_rank: Tensor | None, group: ProcessGroup | None) -> _Replacement:
+    if step.dead is None:
+        return _Replacement(batch.codebook, step, None, [])
+    pool = TokenPool(batch.tokens, batch.indices >= 0, per_rank, group)
+    positions = replacement_positions(batch.codebook, pool, step.dead)
+    return _Replacement(batch.codebook, step, positions, [] if positions is None else [pool.own(positions)])
+
+
+def _own_statistics(batch: _Batch, group: ProcessGroup | None, *, count_tokens: bool) -> Sequence[Tensor]:
+    """Return this rank's counts and sums, and if asked its number of tokens as :func:`vqssl.distributed.slots`."""
+    if count_tokens:
+        return batch_statistics(batch.tokens, batch.indices, len(batch.codebook.embed), group)
+    return kernels.code_sums(batch.tokens, batch.indices, len(batch.codebook.embed))
+
+
+def _steps(batches: Sequence[_Batch], summed: Sequence[tuple[Tensor, Tensor]], *, is_local: bool) -> list[_Step | None]:
+    """Return the next step of each codebook, None for those of the fused operators.
+
+    Small codebooks that are alike take it together: there a call takes as long as what it computes.
     """
-    counts, sums = kernels.code_sums(tokens, indices, codebook_size)
-    return Statistics(counts, sums, slots((indices >= 0).sum(), sums.dtype, group))
+    found: list[_Step | None] = [None] * len(batches)
+    likeness = [_likeness(batch.codebook) for batch in batches]
+    left = [number for number, batch in enumerate(batches) if not can_fuse(batch.codebook)]
+    while left:
+        key = likeness[left[0]]
+        alike = left[:1] if key is None else [number for number in left if likeness[number] == key]
+        steps = _step([batches[number].codebook for number in alike], [summed[number] for number in alike], is_local)
+        for number, step in zip(alike, steps, strict=True):
+            found[number] = step
+        left = [number for number in left if number not in alike]
+    return found
 
 
-def without_overflow(statistics: Statistics) -> Statistics:
-    """Return the statistics without the codes whose sum is not finite: in a running average it would stay for ever.
-
-    >>> import torch
-    >>> sums = torch.tensor([[3e38], [float("inf")]])
-    >>> without_overflow(Statistics(torch.tensor([1.0, 2.0]), sums, torch.zeros(1, 2))).counts.tolist()
-    [1.0, 0.0]
-    """
-    finite = kernels.finite_rows(statistics.sums)
-    return statistics._replace(
-        counts=torch.where(finite, statistics.counts, 0.0),
-        sums=statistics.sums.masked_fill(~finite[:, None], 0.0),
-    )
-
-
-def ema_step(codebook: Updatable, statistics: Statistics) -> CodebookState:
-    """Return the codebook's state after one step of its EMA rule, without writing it.
-
-    Raises:
-        TypeError: the rule does not return a :class:`vqssl.functional.CodebookState` of the same shapes.
-
-    >>> import torch, vqssl
-    >>> codebook = vqssl.EMACodebook(codebook_size=2, dim=1, decay=0.5)
-    >>> ema_step(codebook, Statistics(torch.tensor([3.0, 1.0]), torch.zeros(2, 1), torch.zeros(1, 2))).cluster_size
-    tensor([2., 1.])
-    """
-    state = CodebookState(codebook.embed, codebook.cluster_size, codebook.embed_avg)
-    new = codebook.ema(state, statistics.counts, statistics.sums, codebook.decay, codebook.eps)
-    shapes = [tuple(tensor.shape) for tensor in state]
-    if not isinstance(new, CodebookState) or [tuple(tensor.shape) for tensor in new] != shapes:
-        found = [tuple(tensor.shape) for tensor in new] if isinstance(new, CodebookState) else type(new).__name__
-        raise TypeError(
-            f"ema must return a CodebookState of shapes {shapes}, got {found}: write return state._replace(embed=...)"
-        )
-    return new
-
-
-def replacement_positions(codebook: Updatable, pool: TokenPool, dead: Tensor | None) -> Tensor | None:
-    """Return which token of the pool each dead code may become, ``(K,)`` int64, or None if none is needed.
-
-    No token is given twice: equal codes would stay equal, since the lowest index wins all their tokens. With fewer
-    tokens than dead codes the others wait, with -1. The positions are drawn by the codebook's own generator and are
-    equal on all ranks. Over several ranks the shape must not depend on what died, and reading ``dead`` would
-    synchronise a GPU: then there are always K.
-
-    Args:
-        codebook: whose generator draws.
-        pool: the valid tokens of all ranks.
-        dead: ``(K,)`` bool, or None where no code is ever replaced.
-
-    >>> import torch, vqssl
-    >>> codebook, x = vqssl.EMACodebook(codebook_size=4, dim=2), torch.randn(3, 2)
-    >>> pool = vqssl.distributed.gather_pool(x, torch.ones(3, dtype=torch.bool))
-    >>> replacement_positions(codebook, pool, torch.ones(4, dtype=torch.bool)).sort().values
-    tensor([-1,  0,  1,  2])
-    """
-    if dead is None or (pool.is_local and can_read_without_sync(dead) and not dead.any()):
+def _likeness(codebook: Updatable) -> tuple[object, ...] | None:
+    """Return what small codebooks of one step have in common; None where the codebook takes its step alone."""
+    embed, revival = codebook.embed, codebook.revival
+    if not can_read_without_sync(embed) or embed.numel() > SMALL:
         return None
-    return distinct_positions(codebook.rng, dead, pool.total)
+    if codebook.ema not in EMA_RULES.values() or type(revival) not in (BatchRevival, NoRevival):
+        return None  # a function of the user's own takes one codebook
+    return embed.shape, embed.dtype, codebook.ema, codebook.decay, codebook.eps, revival
 
 
-def replaced_codes(state: CodebookState, dead: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """Return which dead codes become the token drawn for them, ``(K,)`` bool.
+def _step(codebooks: Sequence[Updatable], summed: Sequence[tuple[Tensor, Tensor]], is_local: bool) -> list[_Step]:
+    """Return the next step of codebooks that are alike."""
+    codebook = codebooks[0]
+    stacked = len(codebooks) > 1
 
-    All that have one, unless it equals a living code or an earlier one of these tokens.
+    def together(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)) if stacked else tensors[0]
 
-    Args:
-        state: after the EMA step.
-        dead: ``(K,)`` bool.
-        positions: ``(K,)``, from :func:`replacement_positions`.
-        tokens: ``(K, D)``, the tokens at these positions.
+    def apart(values: Any) -> Sequence[Any]:
+        return values if stacked else [values]
 
-    >>> import torch
-    >>> state = CodebookState(torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(3), torch.ones(3, 1))
-    >>> dead, tokens = torch.tensor([False, True, True]), torch.tensor([[0.0], [1.0], [5.0]])
-    >>> replaced_codes(state, dead, torch.tensor([-1, 0, 1]), tokens).tolist()
-    [False, False, True]
-    """
-    drawn = positions >= 0
-    repeats = repeated_rows(torch.cat([state.embed, tokens]), torch.cat([~dead, drawn]))
-    return drawn & ~repeats[len(dead) :]
-
-
-@torch.no_grad()
-def write_back_(codebook: Updatable, state: CodebookState, where: Tensor, replaced: Tensor | None = None) -> None:
-    """Write a new state into the codebook's buffers and count update and births, if the scalar ``where`` is True.
-
-    Codes are brought into the form in which the metric compares them. A code that has none there (tokens that cancel
-    out have no direction), or that is not finite, keeps its place.
-
-    Args:
-        codebook: whose buffers are written.
-        state: as :func:`ema_step` or a revival returned it.
-        where: scalar bool; a GPU is not synchronised for it.
-        replaced: ``(K,)`` bool, from :func:`replaced_codes`: whose births are counted, unless they keep their place.
-            None: no revival.
-
-    >>> import torch, vqssl
-    >>> codebook = vqssl.EMACodebook(codebook_size=2, dim=1)
-    >>> write_back_(codebook, codebook.state()._replace(embed=torch.zeros(2, 1)), torch.tensor(True))
-    >>> codebook.embed.tolist(), codebook.num_updates.item()
-    ([[0.0], [0.0]], 1)
-    """
-    embed = codebook.as_compared(state.embed)
-    if embed is not state.embed:  # the euclidean metric returns its argument: there a code may be zero
-        formed = embed.norm(dim=-1) > 0
-        embed = torch.where(formed[:, None], embed, codebook.embed)
-        replaced = None if replaced is None else replaced & formed
-    state = state._replace(embed=embed)
-    if can_read_without_sync(where):
-        if not where:
-            return
-        rows = None if torch.isfinite(embed.sum() + state.embed_avg.sum()) else _finite_rows(state)
-    else:
-        rows = _finite_rows(state) & where
-    if rows is not None:
-        state = _rows_where(rows, state, codebook)
-        replaced = None if replaced is None else replaced & rows
-    codebook.embed.copy_(state.embed)
-    codebook.cluster_size.copy_(state.cluster_size)
-    codebook.embed_avg.copy_(state.embed_avg)
-    codebook.rng[1] += where.long()
-    if replaced is not None:
-        codebook.births.add_(replaced)
-    # add_, not +=: an assignment to a buffer would be a side effect of a compiled graph.
-    codebook.num_updates.add_((where & (codebook.num_updates >= 0)).long())
-
-
-def _finite_rows(state: CodebookState) -> Tensor:
-    # Near the largest float32, count times code overflows.
-    return kernels.finite_rows(state.embed) & kernels.finite_rows(state.embed_avg)
-
-
-def _rows_where(rows: Tensor, state: CodebookState, codebook: Updatable) -> CodebookState:
-    """Return the new rows where ``rows`` ``(K,)`` is True, the codebook's own elsewhere."""
-    return CodebookState(
-        torch.where(rows[:, None], state.embed, codebook.embed),
-        torch.where(rows, state.cluster_size, codebook.cluster_size),
-        torch.where(rows[:, None], state.embed_avg, codebook.embed_avg),
-    )
+    counts, sums = finite_statistics(*(together(tensors) for tensors in zip(*summed, strict=True)))
+    state = CodebookState(*(together([getattr(each, name) for each in codebooks]) for name in CodebookState._fields))
+    state = ema_of(codebook, state, counts, sums)
+    states = [CodebookState(*tensors) for tensors in zip(*(apart(tensor) for tensor in state), strict=True)]
+    has_tokens = counts.any(-1)
+    where = apart(has_tokens.tolist() if can_read_without_sync(counts) else has_tokens)
+    dead = codebook.revival.dead(state)
+    if dead is None:
+        return [_Step(each, None, there) for each, there in zip(states, where, strict=True)]
+    # Over several ranks the shape of what is summed must not depend on what died.
+    known = is_local and can_read_without_sync(dead)
+    wanted = apart(dead.any(-1).tolist()) if known else [True] * len(states)
+    return [
+        _Step(each, is_dead if any_dead else None, there)
+        for each, is_dead, any_dead, there in zip(states, apart(dead), wanted, where, strict=True)
+    ]
 
 
 def _sum_over_ranks(parts: Sequence[Sequence[Tensor]], group: ProcessGroup | None) -> list[list[Tensor]]:

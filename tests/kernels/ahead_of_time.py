@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vqssl.kernels import code_sums_triton
+from vqssl.kernels import code_sums_triton, codebook_update_triton
 from vqssl.kernels.nearest import looks_triton, prepare_triton, search_triton, tuning
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -25,6 +25,10 @@ POINTERS = {
     "open_rows": "*i64", "open_count": "*i64", "close_rows": "*i64", "close_count": "*i64", "rivals": "*i32",
     "count": "*i64", "x": "*fp32", "rounded": "*fp16",
     "sums": "*fp32", "counts": "*i64", "order": "*i64", "first": "*i64",
+    **dict.fromkeys(("embed", "cluster_size", "embed_avg", "new_embed", "new_counts", "new_size", "new_avg"), "*fp32"),
+    **dict.fromkeys(("formed", "candidates"), "*fp32"),
+    **dict.fromkeys(("rng", "tokens", "positions", "running", "hashes", "num_updates", "births"), "*i64"),
+    **dict.fromkeys(("weight", "eps", "eps_of_all", "threshold"), "fp32"), "replaced": "*i8",
 }  # fmt: skip
 
 
@@ -53,7 +57,7 @@ def compile_for(kernel, capability, constants, config=None, **types):
     signature, attributes = {}, {}
     for place, name in enumerate(names):
         signature[name] = "constexpr" if name in constants else types.get(name) or POINTERS.get(name, "i32")
-        if name not in constants:
+        if signature[name] not in ("constexpr", "fp32"):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
@@ -98,6 +102,11 @@ def others(capability):
         name: compile_for(kernel, capability, constants, warps.get(name))
         for name, (kernel, constants) in kernels.items()
     }
+    update = {"REVIVE": True, "ZERO_KEEPS_PLACE": True, "HAS_START": True, "BLOCK_K": 16, "BLOCK_D": 128}
+    update |= {"BLOCK_M": 128, "BLOCK_S": 1024}
+    for name in ("average", "divide_and_draw", "take", "hash_rows", "refuse_repeats", "write"):
+        kernel = getattr(codebook_update_triton, name)
+        found[name] = compile_for(kernel, capability, update, counts="*fp32")
     found["add many tokens"] = compile_for(code_sums_triton.add_tokens, capability, sums, sums="*fp64")
     return found
 

@@ -13,8 +13,10 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.kernels import tensor_cores
 from tests.kernels.material import KINDS, LAYOUTS, code_sums_by_loop, material, of_layout
+from vqssl import fused_update
 from vqssl.kernels import nearest_reference
 from vqssl.kernels.code_sums_triton import code_sums_triton
+from vqssl.kernels.codebook_update_triton import next_state_triton, write_state_triton
 from vqssl.kernels.nearest.search_triton import nearest_codeword_triton, search_triton
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by tests/kernels/test_triton.py"
@@ -34,7 +36,7 @@ def _poison(monkeypatch):
     def poisoned(*size, **options):
         shape = torch.Size(size[0] if isinstance(size[0], tuple | torch.Size) else size)
         made = empty(shape.numel() + 4096, **options)
-        made.fill_(torch.nan if made.is_floating_point() else -(2**30))
+        made.fill_(torch.nan if made.is_floating_point() else max(-(2**40), torch.iinfo(made.dtype).min))
         return made[: shape.numel()].view(shape)
 
     monkeypatch.setattr(torch, "empty", poisoned)
@@ -230,3 +232,96 @@ def check_code_sums(x, indices, size, deterministic):
     assert counts.dtype == sums.dtype == torch.float32
     assert counts.tolist() == expected_counts
     torch.testing.assert_close(sums.double(), expected_sums, rtol=1e-5, atol=1e-4)
+
+
+# ---- the update of a codebook ----
+
+
+def codebook(k, d, seed=0):
+    """Return the buffers of a codebook in training: codes, counts, sums, generator, number of updates, births."""
+    generator = torch.Generator().manual_seed(seed)
+    embed = torch.randn(k, d, generator=generator)
+    size = 4 * torch.rand(k, generator=generator) ** 2
+    rng, births = torch.tensor([-5 - seed, 7]), torch.arange(k)
+    return [embed, size, embed * size[:, None], rng, torch.tensor(11), births]
+
+
+def check_update(
+    buffers, x, indices, counts, sums, threshold, total=None, start=None, eps=1e-5, zero_keeps_place=False
+):
+    """Assert that the kernels take the step that the operators take in PyTorch; return how many codes were born."""
+    arguments = (*buffers[:3], counts, sums, buffers[3], x, indices, total, start, 0.9, eps, threshold)
+    found, expected = next_state_triton(*arguments), fused_update.next_state(*arguments)
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        assert a.shape == b.shape, name
+        if name in ("positions", "candidates", "counts"):
+            assert torch.equal(a, b), name
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name, equal_nan=True)
+    after = [[tensor.clone() for tensor in buffers] for _ in range(2)]
+    state = (found.embed, found.cluster_size, found.embed_avg, found.counts, found.positions, found.candidates)
+    write_state_triton(*after[0], *state, zero_keeps_place)
+    fused_update.write_state_(*after[1], *state, zero_keeps_place)
+    for a, b in zip(*after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5 if a.is_floating_point() else 0, atol=1e-6)
+    return int((after[0][5] - buffers[5]).sum())
+
+
+def sums_of(x, indices, k):
+    counts, sums = code_sums_by_loop(x, indices, k)
+    return torch.tensor(counts).float(), sums.float()
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("n", "k", "d"), [(0, 5, 3), (1, 1, 1), (7, 40, 5), (70, 40, 130), (300, 150, 16)])
+def test_codebook_update_equals_the_steps_in_pytorch(n, k, d, threshold):
+    x, indices = torch.randn(n, d), torch.randint(-1, k, (n,))
+    born = check_update(codebook(k, d), x, indices, *sums_of(x, indices, k), threshold)
+    assert born == 0 if not threshold or n == 0 or k == 1 else born > 0
+
+
+def test_codebook_update_with_more_codes_than_one_block_of_sums():
+    x, indices = torch.randn(60, 3), torch.randint(-1, 1100, (60,))
+    assert check_update(codebook(1100, 3), x, indices, *sums_of(x, indices, 1100), 0.1) > 20
+
+
+def test_codebook_update_of_a_rank_that_has_some_of_the_tokens():
+    x, indices = torch.randn(20, 4), torch.randint(-1, 30, (20,))
+    counts, sums = sums_of(x, indices, 30)
+    total, start = (indices >= 0).sum() + 35, torch.tensor(15)
+    check_update(codebook(30, 4), x, indices, counts * 2, sums * 2, 0.9, total, start)
+
+
+def test_codebook_update_refuses_repeats_and_skips_tokens_that_do_not_count():
+    buffers = codebook(30, 4)
+    x = torch.randn(3, 4).repeat(10, 1)
+    buffers[0][3], buffers[1][3], buffers[2][3] = x[0], 3.0, 3.0 * x[0]
+    x[4] = torch.nan
+    indices = torch.arange(30) % 5 * 6
+    indices[4] = -1
+    assert 0 < check_update(buffers, x, indices, *sums_of(x, indices, 30), 1.0) <= 3
+
+
+def test_codebook_update_leaves_out_what_is_not_finite():
+    buffers = codebook(20, 4)
+    x, indices = torch.randn(50, 4), torch.randint(0, 20, (50,))
+    counts, sums = sums_of(x, indices, 20)
+    sums[3, 1], sums[7, 0], sums[11, 2] = torch.inf, torch.nan, 3.4e38
+    buffers[2][11, 2] = 3.4e38
+    check_update(buffers, x, indices, counts, sums, 0.5)
+    check_update(buffers, x, indices, counts, torch.full_like(sums, torch.nan), 0.5)
+
+
+def test_codebook_update_keeps_unused_codes_without_smoothing_and_codes_without_a_form():
+    buffers = codebook(20, 4)
+    buffers[1][2] = 0.0
+    buffers[4].fill_(-1)
+    x, indices = torch.zeros(50, 4), torch.randint(3, 20, (50,))
+    for zero_keeps_place in (False, True):
+        check_update(buffers, x, indices, *sums_of(x, indices, 20), 0.9, eps=0.0, zero_keeps_place=zero_keeps_place)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter_to_the_codebook_update(layout):
+    x, indices = of_layout(layout, 50, 7), torch.arange(100)[::2] % 20
+    assert check_update(codebook(20, 7), x, indices, *sums_of(x, indices, 20), 0.5) > 0

@@ -11,7 +11,7 @@ from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import rows_of_table
 from vqssl.functional.masking import zero_where_masked
 
-__all__ = ["commitment_loss"]
+__all__ = ["commitment_loss", "commitment_loss_rows"]
 
 
 def commitment_loss(
@@ -49,12 +49,24 @@ def commitment_loss(
     check_codes(x, quantized, indices, several)
     check_mask(mask, x.shape[:-1], x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if indices is None:
-        difference = x.to(dtype) - quantized.detach().to(dtype)
-        squared = zero_where_masked(difference, mask).square().sum()
-    else:
-        table, rows = rows_of_table(quantized, indices, None, dtype)
-        squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
+    if indices is not None:
+        return commitment_loss_rows(x, *rows_of_table(quantized, indices, None, dtype), mask, weight)
+    difference = x.to(dtype) - quantized.detach().to(dtype)
+    squared = zero_where_masked(difference, mask).square().sum()
+    return _mean(squared, x, mask, weight)
+
+
+def commitment_loss_rows(x: Tensor, table: Tensor, rows: Tensor, mask: Tensor | None, weight: float) -> Tensor:
+    """Compute :func:`commitment_loss` by what :func:`vqssl.functional.look_up.rows_of_table` returned, unchecked.
+
+    >>> commitment_loss_rows(torch.zeros(1, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([1]), None, 0.25).item()
+    1.0
+    """
+    squared = _squared_error(x, rows if mask is None else torch.where(mask, rows, -1), table, mask is not None)
+    return _mean(squared, x, mask, weight)
+
+
+def _mean(squared: Tensor, x: Tensor, mask: Tensor | None, weight: float) -> Tensor:
     count = max(x.numel(), 1) if mask is None else (mask.sum() * x.shape[-1]).clamp_min(1)
     return weight * squared / count
 

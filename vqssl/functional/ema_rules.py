@@ -50,11 +50,10 @@ def count_weighted_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay
     """
     cluster_size = torch.lerp(state.cluster_size, counts, 1 - decay)
     embed_avg = torch.lerp(state.embed_avg, sums, 1 - decay)
-    total = cluster_size.sum()
-    smoothed = (cluster_size + eps) / (total + len(cluster_size) * eps) * total
+    total = cluster_size.sum(-1, keepdim=True)
+    smoothed = ((cluster_size + eps) / (total + cluster_size.shape[-1] * eps) * total)[..., None]
     # With eps = 0 a count can fall to zero; the code then keeps its place.
-    divisor = torch.where(smoothed > 0, smoothed, 1.0)[:, None]
-    embed = torch.where(smoothed[:, None] > 0, embed_avg / divisor, state.embed)
+    embed = torch.where(smoothed > 0, embed_avg / smoothed, state.embed)
     return CodebookState(embed, cluster_size, embed_avg)
 
 
@@ -83,9 +82,9 @@ def batch_mean_ema(state: CodebookState, counts: Tensor, sums: Tensor, decay: fl
     [[1.5], [5.0]]
     """
     cluster_size = decay * state.cluster_size + (1 - decay) * counts
-    moved = decay * state.embed + (1 - decay) * sums / counts.clamp_min(1)[:, None]
-    embed = torch.where(counts[:, None] > 0, moved, state.embed)
-    return CodebookState(embed, cluster_size, embed * cluster_size[:, None])
+    moved = decay * state.embed + (1 - decay) * sums / counts.clamp_min(1)[..., None]
+    embed = torch.where(counts[..., None] > 0, moved, state.embed)
+    return CodebookState(embed, cluster_size, embed * cluster_size[..., None])
 
 
 EMAName = Literal["count_weighted", "batch_mean"]

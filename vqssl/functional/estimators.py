@@ -10,7 +10,7 @@ from vqssl.checks import check_codes, check_mask
 from vqssl.functional.look_up import look_up, rows_of_table
 from vqssl.functional.vectors import unit
 
-__all__ = ["ESTIMATORS", "Estimator", "EstimatorName", "rotation_trick", "straight_through"]
+__all__ = ["ESTIMATORS", "Estimator", "EstimatorName", "rotation_trick", "straight_through", "straight_through_rows"]
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 """``(x, quantized) -> tensor``, all ``(*batch, D)``: the value of the code with a gradient to the token."""
@@ -59,8 +59,17 @@ def straight_through(
     check_mask(mask, x.shape[:-1], x.device)
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return look_up(quantized, indices, mask, x.dtype) + (x - x.detach())  # a compiler fuses it
+    return straight_through_rows(x, *rows_of_table(quantized, indices, mask, x.dtype))
+
+
+def straight_through_rows(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """Compute :func:`straight_through` by what :func:`vqssl.functional.look_up.rows_of_table` returned, unchecked.
+
+    >>> straight_through_rows(torch.zeros(1, 1), torch.tensor([[1.0], [2.0]]), torch.tensor([1])).tolist()
+    [[2.0]]
+    """
     apply: Callable[..., Tensor] = _StraightThrough.apply
-    return apply(x, *rows_of_table(quantized, indices, mask, x.dtype))
+    return apply(x, table, rows)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -27,17 +27,17 @@ def look_up(codebook: Tensor, indices: Tensor, mask: Tensor | None = None, dtype
 
 
 def rows_of_table(codebook: Tensor, indices: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the codes with two rows more, zeros and NaN, and each token's row among them.
+    """Return the codes with a row of NaN before them and, with a mask, one of zeros after them; and each token's row.
 
-    So the special cases of :func:`look_up` cost K rows instead of a pass over all tokens.
+    So the special cases of :func:`look_up` cost two rows instead of a pass over all tokens.
 
     Returns:
-        ``(K + 2, D)`` in ``dtype`` and ``(*batch,)`` int64.
+        ``(K + 1, D)`` or ``(K + 2, D)`` in ``dtype``, and ``(*batch,)`` int64.
     """
-    size, dim = codebook.shape
-    table = codebook.new_empty(size + 2, dim, dtype=dtype)
-    table[:size] = codebook.detach()
-    table[size] = 0.0
-    table[size + 1] = torch.nan
-    rows = torch.where(indices < 0, size + 1, indices.long())
-    return table, rows if mask is None else torch.where(mask, rows, size)
+    if codebook.requires_grad:
+        codebook = codebook.detach()
+    table = torch.nn.functional.pad(codebook.to(dtype), (0, 0, 1, 0), value=torch.nan)
+    rows = indices.long() + 1  # -1, no code, becomes the row of NaN
+    if mask is None:
+        return table, rows
+    return torch.nn.functional.pad(table, (0, 0, 0, 1)), torch.where(mask, rows, len(codebook) + 1)

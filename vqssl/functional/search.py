@@ -77,12 +77,13 @@ def nearest_codeword(
 
 def search(x: Tensor, codebook: Tensor, metric: MetricName, precision: PrecisionName) -> Tensor:
     """Compute :func:`nearest_codeword` without the checks, by standard operators during an export to ONNX."""
-    flat, codes = x.detach().reshape(-1, x.shape[-1]), codebook.detach()
+    flat = x.detach() if x.ndim == 2 else x.detach().reshape(-1, x.shape[-1])
+    codes = codebook.detach() if codebook.requires_grad else codebook
     if torch.onnx.is_in_onnx_export():
         found = kernels.nearest_codeword_plain(flat, codes, metric)
     else:
         found = kernels.nearest_codeword(flat, codes, metric, resolve_precision(precision))
-    return found.reshape(x.shape[:-1])
+    return found if x.ndim == 2 else found.reshape(x.shape[:-1])
 
 
 def check_precision(precision: str) -> None:

@@ -29,11 +29,9 @@ def squared_error(x: Tensor, indices: Tensor, codes: Tensor, masked: bool = Fals
         masked: True if an index may be -1: such a token does not count, whatever it holds.
     """
     x, indices = x.reshape(-1, x.shape[-1]), indices.reshape(-1)
-    errors = [codes.new_zeros(())]
     with workspace() as memory:
-        for rows in _tiles(x):
-            errors.append(_residual(x[rows], indices[rows], codes, masked, memory).square_().sum())
-    return torch.stack(errors).sum()
+        errors = [_residual(x[rows], indices[rows], codes, masked, memory).square_().sum() for rows in _tiles(x)]
+    return errors[0] if len(errors) == 1 else torch.stack([codes.new_zeros(()), *errors]).sum()
 
 
 @squared_error.register_fake
