@@ -44,7 +44,6 @@ from examples.pretrain.train import Pretraining, Run
 from examples.pretrain.tuning import Parts, best, try_out, tuned_values, validation_parts, varied
 from examples.pretrain.untrained import encoder_of_file
 
-
 if TYPE_CHECKING:  # a type checker cannot read the names of the table
     Chosen = str
 else:
@@ -57,8 +56,8 @@ class Comparison:
 
     Every method gets the same images, split, encoder, augmentations and number of steps. Learning rate and loss weights
     are chosen once a method on a part of the training images, among equally many trials. Then each seed is pretrained,
-    and linear probe and fine-tuning are measured. The same command with the same --out goes on where it was stopped. For
-    several processes, give each some of the methods and the same --out.
+    and linear probe and fine-tuning are measured. The same command with the same --out goes on where it was stopped.
+    For several processes, give each some of the methods and the same --out.
 
     --out gets table.md, gap.png, shares.png, and runs.jsonl with one line a run.
 
