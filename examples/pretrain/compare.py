@@ -116,6 +116,7 @@ def main(config: Comparison) -> str:
     outputs = Outputs()
     text = report.write(config.out, outputs)
     print(text)
+    print(f"written: {', '.join(str(path) for path in outputs.written)}")
     outputs.check()
     return text
 
