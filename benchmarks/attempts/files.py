@@ -25,7 +25,7 @@ from benchmarks.attempts.attempt import ROOT, Outcome, attempt, run_command
 from examples.pretrain.data import ImageSet
 from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.methods.byol import BYOLOptions
-from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Pretraining, Run

@@ -16,7 +16,7 @@ from examples.pretrain import evaluate
 from examples.pretrain.data import load_images, train_test_split
 from examples.pretrain.encoder import EncoderOptions
 from examples.pretrain.methods.byol import BYOLOptions
-from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.optimization import Optimization
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.protocols import Settings

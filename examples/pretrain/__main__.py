@@ -38,9 +38,10 @@ from examples.pretrain.reports.outputs import Outputs
 from examples.pretrain.reports.text import any_terminal, write_text
 from examples.pretrain.run_folder import folder_to_resume, folder_to_start, hold_new, refuse_among_images
 from examples.pretrain.train import Monitor, Run
+from examples.pretrain.turns import train_in_turns
 from examples.pretrain.untrained import encoder_of_file, random_encoder
 
-NOT_SETTINGS = ("data", "weights", "out", "resume", "reading")
+NOT_SETTINGS = ("data", "weights", "out", "resume", "seconds", "reading")
 """Options of the command that its record does not repeat as settings."""
 
 
@@ -90,6 +91,8 @@ def pretrain_and_probe(
 ) -> dict:
     """Train all runs, and write table and pictures into `out`; return the record, on rank 0.
 
+    Where the time is over first, there is no table, and the record is empty.
+
     Raises:
         Unwritten: a checkpoint cannot be written; or a table or picture, once everything else is.
     """
@@ -98,7 +101,17 @@ def pretrain_and_probe(
     for method, run in runs.items():
         if run.epoch:
             say(f"{method}: continuing after epoch {run.epoch}", flush=True)
-        run.train(monitor=monitor)
+        if config.seconds is None:
+            run.train(monitor=monitor)
+    if config.seconds is not None and not train_in_turns(list(runs.values()), config.seconds, monitor=monitor):
+        reached = ", ".join(f"{method} {run.epoch}" for method, run in runs.items())
+        epochs = config.optimization.epochs
+        say(f"{config.seconds:g} s are over. Epochs of {epochs}: {reached}. The same command with --resume continues")
+        if ranks.rank() == 0:
+            outputs = Outputs()
+            draw({method: run for method, run in runs.items() if run.rows}, test, out, outputs)
+            outputs.check()
+        return {}
 
     if ranks.rank() > 0:
         return {}
@@ -163,6 +176,8 @@ def check(config: Experiment) -> None:
     for method in config.methods:
         check_options(method, config.options[method])
     check_range("--subsets", config.subsets, least=1)
+    if config.seconds is not None:
+        check_range("--seconds", config.seconds, above=0)
     check_sizes(config.image_size, config.phantoms, drawn=config.data is None)
     check_range("--seed", config.seed, least=0, most=2**32 - 1)
     check_optimization(config.optimization)

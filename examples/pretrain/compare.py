@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import tyro
@@ -44,13 +44,28 @@ from examples.pretrain.train import Pretraining, Run
 from examples.pretrain.tuning import Parts, best, try_out, tuned_values, validation_parts, varied
 from examples.pretrain.untrained import encoder_of_file
 
+if TYPE_CHECKING:  # a type checker cannot read the names of the table
+    Chosen = str
+else:
+    Chosen = Literal[("all", *METHODS)]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tune, pretrain and evaluate every method."""
+    """Tune, pretrain and evaluate every method; resumable.
 
-    methods: tuple[str, ...] = ("all",)
-    """Names of methods, or all. An untrained encoder is always in the table."""
+    Every method gets the same images, split, encoder, augmentations and number of steps. Learning rate and loss weights
+    are chosen once a method on a part of the training images, among equally many trials. Then each seed is pretrained,
+    and linear probe and fine-tuning are measured. The same command with the same --out goes on where it was stopped.
+    For several processes, give each some of the methods and the same --out.
+
+    --out gets table.md, gap.png, shares.png, and runs.jsonl with one line a run.
+
+    A try of a few minutes: --preset demo --phantoms 200 --epochs 2 --trials 2 --seeds 0 --shares 0.2 --steps 5
+    """
+
+    methods: tuple[Chosen, ...] = ("all",)
+    """Names of methods. An untrained encoder is always in the table."""
     data: Path | None = None
     """Images with labels, and groups to split by; phantoms, which are kept in --out, if left out."""
     weights: Path | None = None
@@ -101,6 +116,7 @@ def main(config: Comparison) -> str:
     outputs = Outputs()
     text = report.write(config.out, outputs)
     print(text)
+    print(f"written: {', '.join(str(path) for path in outputs.written)}")
     outputs.check()
     return text
 

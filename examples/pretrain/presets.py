@@ -16,8 +16,8 @@ from examples.pretrain.methods.adamv2 import AdamV2Options
 from examples.pretrain.methods.byol import BYOLOptions
 from examples.pretrain.methods.coboom import CoBooMOptions
 from examples.pretrain.methods.dino import DINOOptions
-from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.methods.dissect_places import DiSSECTPlacesOptions
 from examples.pretrain.methods.mlvicx import MLVICXOptions
 from examples.pretrain.methods.otcxr import OTCXROptions
@@ -37,6 +37,9 @@ class Experiment:
     """Folder for checkpoints, logs, table and pictures. A new one under runs/ if left out."""
     resume: bool = False
     """Continue the run in --out, or the preset's latest under runs/."""
+    seconds: float | None = None
+    """Stop pretraining after as many seconds, with as many epochs of each method; --resume continues. No limit if left
+    out."""
     methods: tuple[str, ...] = ("byol", "dissect", "dissect_codes")
     """Names of methods; each has its own options below. An untrained encoder is always in the table."""
     weights: Path | None = None

@@ -1,6 +1,7 @@
 """The contract that all methods keep, and laws of each: DiSSECT is BYOL plus a target, SimSiam its formula."""
 
 import copy
+import inspect
 import itertools
 from dataclasses import replace
 
@@ -13,9 +14,9 @@ import vqssl
 from examples.pretrain.augment import Augmentation, views_of
 from examples.pretrain.encoder import Encoder, EncoderOptions
 from examples.pretrain.methods import METHODS, default_options
-from examples.pretrain.methods.code_controls import SoftCodes
-from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.methods.simsiam import SimSiamOptions
+from examples.pretrain.methods.soft_codes import SoftCodes
 from examples.pretrain.phantoms import make_phantoms
 from examples.pretrain.train import Run
 from tests.examples.tiny import BYOL, DISSECT, ENCODER, OPTIONS, pretraining, tiny_method
@@ -43,6 +44,12 @@ def test_a_resnet18_has_the_papers_maps():
 
 
 # ---- every method ----
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_file_of_at_most_120_lines(name):
+    source = inspect.getsource(inspect.getmodule(METHODS[name]))
+    assert len(source.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -191,8 +198,9 @@ def test_code_prediction_quantises_the_students_maps_where_it_is_told_to():
         ({"target": "bag", "control": "maps"}, "control maps needs target anchor, got bag"),
         ({"target": "soft-bag", "control": "shuffled"}, "no control, got euclidean and shuffled"),
         ({"target": "soft-bag", "dissect": replace(DISSECT, metric="cosine")}, "needs the metric euclidean"),
-        ({"dissect": replace(DISSECT, refinement="align")}, "no fusion .* got dissect.refinement = align"),
-        ({"dissect": replace(DISSECT, centred=True)}, "no fusion .* got dissect.centred = True"),
+        ({"dissect": replace(DISSECT, refinement="align")}, "no fusion.* got dissect.refinement = align"),
+        ({"dissect": replace(DISSECT, centred=True)}, "no fusion.* got dissect.centred = True"),
+        ({"dissect": replace(DISSECT, commitment_weight=2.0)}, "no .* commitment loss, got dissect.commitment_weight"),
     ],
 )
 def test_options_without_a_use_are_refused(changes, words):
@@ -265,6 +273,19 @@ def test_views_of_unknown_places_are_refused():
     method = tiny_method("dissect_places")
     with pytest.raises(ValueError, match=r"views must be the two that views\(\) drew last"):
         method(views_of_noise())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"operator": "channel"}, "no fusion.* got dissect.operator = channel"),
+        ({"quantize": "student"}, "the maps are the teacher's, got dissect.quantize = student"),
+    ],
+)
+def test_options_without_a_use_by_place_are_refused(changes, words):
+    options = OPTIONS["dissect_places"]
+    with pytest.raises(ValueError, match=words):
+        tiny_method("dissect_places", replace(options, dissect=replace(options.dissect, **changes)))
 
 
 def test_codes_by_place_are_those_of_the_whole_image():

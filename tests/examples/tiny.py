@@ -11,8 +11,8 @@ from examples.pretrain.methods.byol import BYOLOptions
 from examples.pretrain.methods.coboom import CoBooMOptions
 from examples.pretrain.methods.dino import DINOOptions
 from examples.pretrain.methods.dira import DiRAOptions
-from examples.pretrain.methods.dissect import DiSSECTOptions
 from examples.pretrain.methods.dissect_codes import DiSSECTCodesOptions
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.methods.dissect_places import DiSSECTPlacesOptions
 from examples.pretrain.methods.mlvicx import MLVICXOptions
 from examples.pretrain.methods.otcxr import OTCXROptions

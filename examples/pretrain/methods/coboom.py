@@ -18,9 +18,13 @@ from torch import Tensor, nn
 
 import vqssl
 from examples.pretrain.encoder import Encoder
+from examples.pretrain.methods.attention import attention_of_width
 from examples.pretrain.methods.byol import BYOL, BYOLOptions
+from examples.pretrain.methods.codebooks import usage_figures
 from examples.pretrain.methods.interface import Step
 from examples.pretrain.methods.losses import over_pairs
+from examples.pretrain.methods.released_lengths import released_lengths
+from examples.pretrain.methods.student import plain_mlp
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,19 @@ class CoBooM(nn.Module):
 
     def __init__(self, encoder: Encoder, options: CoBooMOptions, *, total_steps: int, seed: int = 0) -> None:
         super().__init__()
-        width = encoder.dim
-        if width % options.heads:
-            raise ValueError(
-                f"--coboom.heads must divide the width of the last stage, {width}, got {options.heads}: give another "
-                "number of heads, or another --encoder.width"
-            )
         self.options = options
         self.byol = BYOL(encoder, options.byol, total_steps=total_steps)
         self.codebook = vqssl.EMACodebook(
             codebook_size=options.codebook_size,
-            dim=width,
+            dim=encoder.dim,
             decay=options.codebook_decay,
             metric="cosine",
             revival=None,
             commitment_weight=options.commitment_weight,
             seed=seed,
         )
-        self.attention = nn.MultiheadAttention(width, options.heads, batch_first=True)
-        self.fuse = nn.Sequential(
-            nn.Linear(width, options.hidden_dim), nn.ReLU(inplace=True), nn.Linear(options.hidden_dim, options.byol.dim)
-        )
+        self.attention = attention_of_width(encoder.dim, options.heads, "--coboom.heads")
+        self.fuse = plain_mlp(encoder.dim, options.hidden_dim, options.byol.dim)
         self.register_buffer("index_sum", torch.zeros(()))
 
     @property
@@ -94,25 +90,18 @@ class CoBooM(nn.Module):
             target = self.byol.teacher.module.get_submodule("projector")(cells.mean(1))
         codes, indices, commitment = self.codebook(cells)
         if self.options.released_ema:
-            codes = codes * self.released_lengths(indices)[indices][..., None]
+            codes = codes * released_lengths(self.codebook, self.index_sum, indices)[indices][..., None]
         fused = self.fuse(self.attention(codes, cells, cells, need_weights=False)[0].mean(1))
         alignment = over_pairs(vqssl.functional.cosine_regression_loss, prediction, target.chunk(count))
         fusion = over_pairs(vqssl.functional.cosine_regression_loss, prediction, fused.chunk(count))
-        loss = (alignment + fusion) / 2 + commitment
         parts = {"alignment_global": alignment, "alignment_fused": fusion, "commitment": commitment}
-        return Step(loss, {**parts, "target_spread": vqssl.functional.target_spread(target)})
+        parts["target_spread"] = vqssl.functional.target_spread(target)
+        return Step((alignment + fusion) / 2 + commitment, parts)
 
     def last_map(self, images: Tensor) -> Tensor:
         """Return the teacher's map of layer4, `(B, C, H, W)`."""
         encoder: Encoder = self.byol.teacher.module.get_submodule("encoder")  # type: ignore[assignment]
         return encoder.pyramid(images)[-1]
-
-    @torch.no_grad()
-    def released_lengths(self, indices: Tensor) -> Tensor:
-        """Return the lengths `(K,)` that the release's codes have: each sum of tokens over the sum of all indices."""
-        if self.training:
-            self.index_sum.lerp_(indices.sum().float(), 1 - self.options.codebook_decay)
-        return self.codebook.embed_avg.norm(dim=1) / self.index_sum.clamp_min(1)
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, of layer4."""
@@ -124,9 +113,7 @@ class CoBooM(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Return BYOL's figures, and perplexity and number of dead codes."""
-        usage = self.codebook.usage()
-        found = {"perplexity_layer4": usage.perplexity.item(), "dead_layer4": usage.dead.item()}
-        return self.byol.figures() | found
+        return self.byol.figures() | usage_figures({"layer4": self.codebook})
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the student's encoder and the codebook."""

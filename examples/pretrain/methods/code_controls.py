@@ -6,13 +6,12 @@ Each says what the codes are worth: the maps lose nothing to quantisation, and a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 import vqssl
-from examples.pretrain import ranks
+from examples.pretrain.methods.other_codes import of_next_image
+from examples.pretrain.methods.soft_codes import SoftCodes
 from vqssl.types import MultiScaleQuantized
 
 Maps = Sequence[Tensor]
@@ -23,17 +22,6 @@ def projected(quantizer: vqssl.MultiScaleQuantizer, maps: Maps) -> list[Tensor]:
     return [
         project(each.movedim(1, -1)).movedim(-1, 1) for project, each in zip(quantizer.projections, maps, strict=True)
     ]
-
-
-def of_next_image(quantized: MultiScaleQuantized, count: int) -> MultiScaleQuantized:
-    """Return the codes of `count` views, each given to the image before."""
-
-    def rolled(rows: Tensor) -> Tensor:
-        return torch.cat([view.roll(1, 0) for view in rows.chunk(count)])
-
-    return quantized._replace(
-        quantized=tuple(map(rolled, quantized.quantized)), indices=tuple(map(rolled, quantized.indices))
-    )
 
 
 class ProductCodes(nn.Module):
@@ -53,35 +41,14 @@ class ProductCodes(nn.Module):
         return tuple(quantizer(each).quantized for quantizer, each in zip(self.scales, tokens, strict=True))
 
 
-class SoftCodes(nn.Module):
-    """How much of each code every place is, as OBoW (arXiv 2012.11552) assigns words.
-
-    The sharpness is 10 over the moving average of the squared distance to the nearest code.
-    """
-
-    mean_distance: Tensor
-
-    def __init__(self, scales: int) -> None:
-        super().__init__()
-        self.register_buffer("mean_distance", torch.zeros(scales))
-
-    @torch.no_grad()
-    def forward(
-        self, tokens: Maps, quantized: Maps, quantizer: vqssl.MultiScaleQuantizer, momentum: float = 0.99
-    ) -> tuple[Tensor, ...]:
-        """Return the shares `(B, K, H, W)` of the codes in projected maps."""
-        distances = torch.stack([(z - q).square().sum(1).mean() for z, q in zip(tokens, quantized, strict=True)])
-        if self.training:
-            ranks.average_([distances])
-            first = self.mean_distance == 0
-            self.mean_distance.copy_(torch.where(first, distances, self.mean_distance.lerp(distances, 1 - momentum)))
-        sharpness = 10 / self.mean_distance.clamp_min(1e-6)
-        return tuple(
-            vqssl.functional.soft_codes(z.movedim(1, -1), quantizer.codebook(scale).embed, sharpness[scale]).movedim(
-                -1, 1
-            )
-            for scale, z in enumerate(tokens)
+def check_targets(target: str, control: str, metric: str) -> None:
+    """Raise ValueError if a target cannot be made of what a control predicts, or of codes found by a metric."""
+    if control in ("maps", "product") and target != "anchor":
+        raise ValueError(
+            f"control {control} needs target anchor, got {target}: other targets are made of the codes themselves"
         )
+    if target == "soft-bag" and (metric != "euclidean" or control != "none"):
+        raise ValueError(f"target soft-bag needs the metric euclidean and no control, got {metric} and {control}")
 
 
 class CodeTargets(nn.Module):
@@ -115,23 +82,3 @@ class CodeTargets(nn.Module):
         if self.soft is not None:
             return quantized._replace(quantized=self.soft(tokens, quantized.quantized, quantizer))
         return quantized._replace(quantized=tuple(tokens) if self.product is None else self.product(tokens))
-
-
-@dataclass(frozen=True)
-class SoftBagTarget:
-    """A `vqssl.code_targets.CodeTarget`: the bag of soft codes, by their largest shares over the places, as in OBoW."""
-
-    centred: bool = False
-    per_place: bool = False
-
-    def width(self, dim: int, codebook_size: int) -> int:
-        """Return K."""
-        return codebook_size
-
-    def of_scale(self, quantized: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
-        """Return `(B, K)`, of the shares `(B, H, W, K)` that stand in place of quantised maps."""
-        return vqssl.functional.bag_of_codes(quantized, codebook_size, reduction="max")
-
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy."""
-        return vqssl.functional.code_cross_entropy(prediction, target)

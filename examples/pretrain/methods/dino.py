@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vqssl
-from examples.pretrain.encoder import STAGES, Encoder
+from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.crops import multi_crop
 from examples.pretrain.methods.interface import Step
 from examples.pretrain.methods.losses import distillation, hidden_cells, koleo, over_pairs
-from examples.pretrain.methods.prototypes import PrototypeHead, SharpTargets
+from examples.pretrain.methods.prototypes import Scorer, Scores, SharpTargets
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,6 @@ class DINOOptions:
     tuned = ("koleo_weight",)
 
 
-class Scores(NamedTuple):
-    """Logits of the prototypes, and what they are computed from."""
-
-    image: Tensor
-    """`(B, K)`."""
-    cells: Tensor
-    """`(B, H, W, K)`."""
-    features: Tensor
-    """The pooled features `(B, C)`."""
-
-
-class Scorer(nn.Module):
-    """Encoder and the two heads: the part of the student that the teacher copies."""
-
-    def __init__(self, encoder: Encoder, options: DINOOptions) -> None:
-        super().__init__()
-        sizes = options.hidden_dim, options.bottleneck, options.prototypes
-        self.encoder = encoder
-        self.of_image = PrototypeHead(encoder.dim, *sizes)
-        self.of_cells = PrototypeHead(encoder.widths[2], *sizes)
-
-    def forward(self, images: Tensor) -> Scores:
-        """Return the scores of images, and of the cells of layer3."""
-        maps = self.encoder.pyramid(images)[-len(STAGES) :]
-        features = maps[-1].mean((2, 3))
-        return Scores(self.of_image(features), self.of_cells(maps[2].movedim(1, -1)), features)
-
-
 class DINOv2Style(nn.Module):
     """Student, momentum teacher, and CE of images + CE of hidden cells + 0.1 KoLeo."""
 
@@ -83,7 +54,7 @@ class DINOv2Style(nn.Module):
     def __init__(self, encoder: Encoder, options: DINOOptions, *, total_steps: int, seed: int = 0) -> None:
         super().__init__()
         self.options = options
-        self.student = Scorer(encoder, options)
+        self.student = Scorer(encoder, options.hidden_dim, options.bottleneck, options.prototypes)
         self.hidden_pixel = nn.Parameter(torch.zeros(encoder.resnet.conv1.in_channels))
         self.teacher = vqssl.MomentumTeacher(self.student, momentum=options.momentum, total_steps=total_steps)
         self.targets = nn.ModuleList(SharpTargets(options.prototypes, options.teacher_temperature) for _ in range(2))

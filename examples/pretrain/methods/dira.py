@@ -19,11 +19,12 @@ from torch.nn import functional as F
 import vqssl
 from examples.pretrain.decoder import Decoder
 from examples.pretrain.encoder import Encoder
+from examples.pretrain.methods.adversary import adversary_loss, judgement
 from examples.pretrain.methods.distort import distort
 from examples.pretrain.methods.interface import Step
 from examples.pretrain.methods.key_queue import KeyQueue
 from examples.pretrain.methods.losses import info_nce
-from examples.pretrain.methods.student import Embedder
+from examples.pretrain.methods.student import Embedder, plain_mlp
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,7 @@ class DiRA(nn.Module):
         channels = encoder.resnet.conv1.in_channels
         self.options = options
         self.warmup_steps = round(options.warmup * total_steps)
-        projector = nn.Sequential(
-            nn.Linear(encoder.dim, options.hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(options.hidden_dim, options.dim),
-        )
-        self.student = Embedder(encoder, projector)
+        self.student = Embedder(encoder, plain_mlp(encoder.dim, options.hidden_dim, options.dim))
         self.teacher = vqssl.MomentumTeacher(self.student, momentum=options.momentum)
         self.queue = KeyQueue(options.queue, options.dim)
         self.decoder = Decoder(encoder, channels)
@@ -116,14 +112,3 @@ class DiRA(nn.Module):
     def exports(self) -> dict[str, nn.Module]:
         """Return the encoder of queries."""
         return {"encoder": self.encoder}
-
-
-def judgement(adversary: nn.Module, restored: Tensor) -> Tensor:
-    """Return how far restored images are from 1, "real", to an adversary that gets no gradient (LSGAN)."""
-    weights = {name: weight.detach() for name, weight in adversary.named_parameters()}
-    return (torch.func.functional_call(adversary, weights, restored)[-1] - 1).square().mean()
-
-
-def adversary_loss(adversary: nn.Module, restored: Tensor, real: Tensor) -> Tensor:
-    """Return the adversary's error: 0 for restored images, which get no gradient, and 1 for real ones (LSGAN)."""
-    return (adversary(restored.detach())[-1].square().mean() + (adversary(real)[-1] - 1).square().mean()) / 2

@@ -3,53 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor, nn
 
 import vqssl
 from examples.pretrain.encoder import Encoder
-from examples.pretrain.methods.byol import BYOL, BYOLOptions
-from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
+from examples.pretrain.methods.byol import BYOL
+from examples.pretrain.methods.codebooks import codes_by_scale, make_quantizer, maps_to_quantize, usage_by_scale
+from examples.pretrain.methods.dissect_options import DiSSECTOptions
 from examples.pretrain.methods.interface import Step
-
-
-@dataclass(frozen=True)
-class DiSSECTOptions:
-    """Codebooks, fusion and objective. The defaults are the paper's, except `operator`, `projection`, `refinement`."""
-
-    byol: BYOLOptions = field(default_factory=BYOLOptions)
-    """DiSSECT's own student and teacher. Codes have width `byol.dim`, and the SERF MLP `byol.hidden_dim`."""
-    codebook_size: int = 2048
-    """K, the codes of each scale."""
-    shared_codebook: bool = False
-    """Use one codebook for all scales."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    """Distance between tokens and codes."""
-    ema: Literal["count_weighted", "batch_mean"] = "count_weighted"
-    """Update rule of the codes; "batch_mean" is the paper's Eq. 1."""
-    codebook_decay: float = 0.99
-    """gamma of the update rule."""
-    projection: Literal["orthogonal", "learned", "linear"] = "orthogonal"
-    """A fixed map with layer norm, a learned map with layer norm, or a learned map alone (whose output shrinks)."""
-    quantize: Literal["teacher", "student"] = "teacher"
-    """Whose maps are quantised."""
-    operator: Literal["spatial", "channel", "batch", "pooled", "concat"] = "spatial"
-    """Reading of Eq. 6; see `vqssl.SERFFusion`."""
-    residual: bool | None = None
-    """Add z_c to the operator's output; None: wherever the widths agree."""
-    centred: bool = False
-    """Subtract from the fusion's inputs what all views share: the means of z_c and of each quantised map."""
-    serf_mlp: bool = True
-    """Apply an MLP after the operator."""
-    refinement: Literal["predict", "align", "detached"] = "predict"
-    """What trains the fusion; see `vqssl.DiSSECTObjective`."""
-    target_weights: tuple[float, float] = (0.5, 0.5)
-    """Weights of the targets z_c and z_s."""
-    commitment_weight: float = 1.0
-    """lambda of the commitment loss."""
-    tuned = ("target_weights",)
 
 
 class DiSSECT(nn.Module):
@@ -91,9 +53,7 @@ class DiSSECT(nn.Module):
         """Return the loss of V views `(B, C, S, S)` of the same images."""
         seen = self.byol.compare(views)
         count = len(views)
-        # Detached: the student's maps are other inputs of the codebooks, not another gradient.
-        maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
-        quantized = self.quantizer(maps)
+        quantized = self.quantizer(maps_to_quantize(seen, self.quantize))
         refined = self.refined(seen.target, quantized.quantized)
         loss = self.objective(
             seen.student.prediction.chunk(count),
@@ -113,8 +73,7 @@ class DiSSECT(nn.Module):
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""
-        maps = self.target_encoder(images)[1]
-        return dict(zip(self.encoder.scales, self.quantizer(maps).indices, strict=True))
+        return codes_by_scale(self.encoder.scales, self.quantizer(self.target_encoder(images)[1]))
 
     def after_step(self) -> None:
         """Update the teacher."""
@@ -122,7 +81,7 @@ class DiSSECT(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Return BYOL's figures, and perplexity and number of dead codes of each scale."""
-        return self.byol.figures() | usage_figures(self.quantizer, self.encoder.scales)
+        return self.byol.figures() | usage_by_scale(self.quantizer, self.encoder.scales)
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the student's encoder and the quantiser."""

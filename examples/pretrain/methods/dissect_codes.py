@@ -15,13 +15,12 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.code_controls import CodeTargets, SoftBagTarget
-from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
-from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.code_controls import CodeTargets, check_targets
+from examples.pretrain.methods.code_step import step_with_codes
+from examples.pretrain.methods.codebooks import codes_by_scale, make_quantizer, maps_to_quantize, usage_by_scale
+from examples.pretrain.methods.dissect_options import DiSSECTOptions, check_codebooks_alone
 from examples.pretrain.methods.interface import Step
-
-FUSION = ("operator", "residual", "serf_mlp", "refinement", "target_weights", "centred")
-"""Options of DiSSECT that are not of its codebooks."""
+from examples.pretrain.methods.soft_codes import SoftBagTarget
 
 
 @dataclass(frozen=True)
@@ -44,27 +43,6 @@ class DiSSECTCodesOptions:
     tuned = ("code_weight",)
 
 
-def check(options: DiSSECTCodesOptions) -> None:
-    """Raise ValueError if an option says what another one has no use for."""
-    if options.control in ("maps", "product") and options.target != "anchor":
-        raise ValueError(
-            f"control {options.control} needs target anchor, got {options.target}: other targets are made of the "
-            "codes themselves"
-        )
-    if options.target == "soft-bag" and (options.dissect.metric != "euclidean" or options.control != "none"):
-        raise ValueError(
-            f"target soft-bag needs the metric euclidean and no control, got {options.dissect.metric} and "
-            f"{options.control}"
-        )
-    ours, without = options.dissect, DiSSECTOptions()
-    unused = [name for name in FUSION if getattr(ours, name) != getattr(without, name)]
-    if unused:
-        raise ValueError(
-            f"code prediction has no fusion and no refined target, got dissect.{unused[0]} = "
-            f"{getattr(ours, unused[0])}: leave it out"
-        )
-
-
 class DiSSECTCodes(nn.Module):
     """BYOL, a quantiser on the teacher's maps, and a head for each scale on the student's pooled features."""
 
@@ -72,8 +50,9 @@ class DiSSECTCodes(nn.Module):
 
     def __init__(self, encoder: Encoder, options: DiSSECTCodesOptions, *, total_steps: int, seed: int = 0) -> None:
         super().__init__()
+        check_codebooks_alone(options.dissect)
+        check_targets(options.target, options.control, options.dissect.metric)
         self.byol = BYOL(encoder, options.dissect.byol, total_steps=total_steps)
-        check(options)
         self.quantize = options.dissect.quantize
         self.quantizer = make_quantizer(encoder, options.dissect, seed)
         self.targets = CodeTargets(
@@ -107,19 +86,17 @@ class DiSSECTCodes(nn.Module):
         """Return the loss of V views `(B, C, S, S)` of the same images."""
         seen = self.byol.compare(views)
         count = len(views)
-        maps = seen.target_maps if self.quantize == "teacher" else [scale.detach() for scale in seen.student.maps]
+        maps = maps_to_quantize(seen, self.quantize)
         quantized = self.quantizer(maps)
         targets = self.targets(quantized, maps, self.quantizer, count)
         predicted = self.prediction(seen.student.features, targets, views=count)
-        loss = self.objective(seen.student.prediction.chunk(count), seen.target.chunk(count), code_loss=predicted.total)
-        parts = {"alignment_global": loss.alignment_global, "commitment": quantized.commitment_loss}
-        parts |= {f"code_{name}": each for name, each in zip(self.encoder.scales, predicted.losses, strict=True)}
-        return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
+        return step_with_codes(
+            self.objective, seen, predicted, count, scales=self.encoder.scales, commitment=quantized.commitment_loss
+        )
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""
-        maps = self.target_encoder(images)[1]
-        return dict(zip(self.encoder.scales, self.quantizer(maps).indices, strict=True))
+        return codes_by_scale(self.encoder.scales, self.quantizer(self.target_encoder(images)[1]))
 
     def after_step(self) -> None:
         """Update the teacher, and the codes that generated heads know."""
@@ -128,7 +105,7 @@ class DiSSECTCodes(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Return BYOL's figures, and perplexity and number of dead codes of each scale."""
-        return self.byol.figures() | usage_figures(self.quantizer, self.encoder.scales)
+        return self.byol.figures() | usage_by_scale(self.quantizer, self.encoder.scales)
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the student's encoder and the quantiser."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 import vqssl
 from examples.pretrain.encoder import Encoder
 from examples.pretrain.methods.byol import BYOL
-from examples.pretrain.methods.codebooks import make_quantizer, usage_figures
-from examples.pretrain.methods.dissect import DiSSECTOptions
+from examples.pretrain.methods.code_step import step_with_codes
+from examples.pretrain.methods.codebooks import codes_by_scale, make_quantizer, usage_by_scale
+from examples.pretrain.methods.dissect_options import DiSSECTOptions, check_codebooks_alone
 from examples.pretrain.methods.interface import Step
-from vqssl.functional import Grid, canonical_cells, matched_cells
-from vqssl.types import MultiScaleQuantized
+from examples.pretrain.methods.other_codes import of_other_view
+from examples.pretrain.methods.shared_places import CentredMaps, grid_of, shared_cells
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,9 @@ class DiSSECTPlaces(nn.Module):
 
     def __init__(self, encoder: Encoder, options: DiSSECTPlacesOptions, *, total_steps: int, seed: int = 0) -> None:
         super().__init__()
+        check_codebooks_alone(options.dissect, of_teacher=True)
         self.byol = BYOL(encoder, options.dissect.byol, total_steps=total_steps)
-        self.grid = (options.grid, options.grid)
-        self.centring = nn.ModuleList(
-            vqssl.PlaceCentring(channels, options.grid**2) for channels in encoder.scale_channels
-        )
+        self.centring = CentredMaps(encoder.scale_channels, options.grid)
         self.quantizer = make_quantizer(encoder, options.dissect, seed)
         self.prediction = vqssl.CodePrediction(
             encoder.scale_channels, self.quantizer, target="place", hidden_dim=options.hidden_dim
@@ -88,27 +87,18 @@ class DiSSECTPlaces(nn.Module):
             raise ValueError("views must be the two that views() drew last, which knows where the crops lie")
         first, second = self.matrices
         seen = self.byol.compare(views)
-        quantized = self._quantize(seen.target_maps, torch.cat([first, second]), size_of(views[0]))
-        grids = [Grid(size_of(views[0]), size_of(each)) for each in seen.student.maps]
-        places = [torch.cat([matched_cells(first, second, g, g), matched_cells(second, first, g, g)]) for g in grids]
+        quantized = self.quantizer(self.centring(seen.target_maps, views[0], torch.cat([first, second])))
+        places = [shared_cells(first, second, grid_of(views[0], each)) for each in seen.student.maps]
         predicted = self.prediction(seen.student.maps, of_other_view(quantized), places=places)
-        loss = self.objective(seen.student.prediction.chunk(2), seen.target.chunk(2), code_loss=predicted.total)
-        parts = {"alignment_global": loss.alignment_global, "commitment": quantized.commitment_loss}
-        parts |= {f"code_{name}": each for name, each in zip(self.encoder.scales, predicted.losses, strict=True)}
-        return Step(loss.total, {**parts, "target_spread": vqssl.functional.target_spread(seen.target)})
-
-    def _quantize(self, maps: Sequence[Tensor], to_view: Tensor, size: tuple[int, int]) -> MultiScaleQuantized:
-        whole = Grid(size, self.grid)
-        cells = [canonical_cells(to_view, Grid(size, size_of(each)), whole) for each in maps]
-        return self.quantizer(
-            [centre(each, where) for centre, each, where in zip(self.centring, maps, cells, strict=True)]
+        return step_with_codes(
+            self.objective, seen, predicted, 2, scales=self.encoder.scales, commitment=quantized.commitment_loss
         )
 
     def codes(self, images: Tensor) -> dict[str, Tensor]:
         """Return the code indices `(B, H, W)` of normalised images `(B, C, S, S)`, by scale."""
         itself = torch.eye(3, device=images.device).expand(len(images), 3, 3)
-        found = self._quantize(self.target_encoder(images)[1], itself, size_of(images))
-        return dict(zip(self.encoder.scales, found.indices, strict=True))
+        maps = self.centring(self.target_encoder(images)[1], images, itself)
+        return codes_by_scale(self.encoder.scales, self.quantizer(maps))
 
     def after_step(self) -> None:
         """Update the teacher, and start the rows of replaced codes anew."""
@@ -117,24 +107,8 @@ class DiSSECTPlaces(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """Return BYOL's figures, and perplexity and number of dead codes of each scale."""
-        return self.byol.figures() | usage_figures(self.quantizer, self.encoder.scales)
+        return self.byol.figures() | usage_by_scale(self.quantizer, self.encoder.scales)
 
     def exports(self) -> dict[str, nn.Module]:
         """Return the student's encoder and the quantiser."""
         return {"encoder": self.encoder, "codebooks": self.quantizer}
-
-
-def size_of(maps: Tensor) -> tuple[int, int]:
-    """Return the height and the width of images or maps `(B, C, H, W)`."""
-    return maps.shape[-2], maps.shape[-1]
-
-
-def of_other_view(quantized: MultiScaleQuantized) -> MultiScaleQuantized:
-    """Return the codes of two views, joined along the batch, in the other order."""
-
-    def swapped(rows: Tensor) -> Tensor:
-        return torch.cat(rows.chunk(2)[::-1])
-
-    return quantized._replace(
-        quantized=tuple(map(swapped, quantized.quantized)), indices=tuple(map(swapped, quantized.indices))
-    )

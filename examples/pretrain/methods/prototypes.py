@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vqssl
+from examples.pretrain.encoder import STAGES, Encoder
 
 
 class PrototypeHead(nn.Module):
@@ -23,6 +26,38 @@ class PrototypeHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the cosines."""
         return F.linear(F.normalize(self.mlp(features), dim=-1), F.normalize(self.prototypes, dim=-1))
+
+
+class Scores(NamedTuple):
+    """Logits of the prototypes, and what they are computed from."""
+
+    image: Tensor
+    """`(B, K)`."""
+    cells: Tensor
+    """`(B, H, W, K)`."""
+    features: Tensor
+    """The pooled features `(B, C)`."""
+
+
+class Scorer(nn.Module):
+    """Encoder and two heads, of images and of cells: the part of DINOv2's student that the teacher copies.
+
+    Args:
+        encoder: images to maps.
+        sizes: hidden width, bottleneck and number of prototypes of each head.
+    """
+
+    def __init__(self, encoder: Encoder, *sizes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.of_image = PrototypeHead(encoder.dim, *sizes)
+        self.of_cells = PrototypeHead(encoder.widths[2], *sizes)
+
+    def forward(self, images: Tensor) -> Scores:
+        """Return the scores of images, and of the cells of layer3."""
+        maps = self.encoder.pyramid(images)[-len(STAGES) :]
+        features = maps[-1].mean((2, 3))
+        return Scores(self.of_image(features), self.of_cells(maps[2].movedim(1, -1)), features)
 
 
 class SharpTargets(nn.Module):

@@ -16,6 +16,11 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     )
 
 
+def plain_mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Return an MLP without BatchNorm: Linear, ReLU, Linear."""
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))
+
+
 class Embedded(NamedTuple):
     """The output of encoder and projector."""
 

@@ -81,12 +81,15 @@ def draw_gap(linear: Table, finetune: Table, called: dict[str, str], path: Path)
     figure = new_figure(figsize=(8, 1.2 + 0.28 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for row, name in enumerate(names):
-        parts = (("linear probe", linear, "C0"), ("fine-tuning", finetune, "C1"))
-        for label, table, color in parts:
+        # Side by side, so that neither interval hides the other.
+        parts = (("linear probe", linear, "C0", -0.15), ("fine-tuning", finetune, "C1", 0.15))
+        for label, table, color, beside in parts:
             draws = [scores[column] for scores in table.get(name, {}).values()]
             if draws:
                 mean, half = interval(draws)
-                left.errorbar(mean, row, xerr=half, fmt="o", color=color, label=label if row == 0 else None, capsize=2)
+                left.errorbar(
+                    mean, row + beside, xerr=half, fmt="o", color=color, label=label if row == 0 else None, capsize=2
+                )
         gaps = difference(linear[name], finetune.get(name, {}), column)
         if gaps:
             mean, half = interval(gaps)
@@ -94,7 +97,7 @@ def draw_gap(linear: Table, finetune: Table, called: dict[str, str], path: Path)
     left.set_yticks(range(len(names)), [caption(called.get(name, name)) for name in names])
     left.invert_yaxis()
     left.set(title=f"macro AUC (%) with {column} of the labels")
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     right.set(title="linear probe minus fine-tuning (points)")
     right.axvline(0, color="tab:gray", linewidth=0.8)
     for axes in (left, right):
@@ -138,7 +141,7 @@ def write(folder: Path, outputs: Outputs) -> str:
         parts.append(f"**{about}**\n\n{papers_table(linear, finetune, called)}")
         outputs.add(lambda: draw_gap(linear, finetune, called, folder / "gap.png"), folder / "gap.png")
     parts.append(evaluation.tables(results))
-    outputs.add(lambda: evaluation.draw_shares(results, folder / "shares.png"), folder / "shares.png")
+    outputs.add(lambda: evaluation.draw_shares(results, folder / "shares.png", called), folder / "shares.png")
     text = "\n".join(parts)
     outputs.add(lambda: write_text(folder / "table.md", text), folder / "table.md")
     jsonl = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines(runs, results))

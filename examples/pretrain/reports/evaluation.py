@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ NOTE = (
     "by subset."
 )
 MARKERS = "osD^vPX"
+LINES = ("-", "--", ":")
+"""Of the first, second and third encoders that share a colour and a marker."""
 FIRST = ("random", "imagenet", "byol", "dissect", "full", "dissect_codes", "anchors")
 """Encoders that come first in a table."""
 
@@ -180,8 +182,15 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
-    """Draw curves over the share of labels or masks, for the protocols that have them; nothing without any."""
+def draw_shares(records: Iterable[dict[str, Any]], path: Path, called: Mapping[str, str] | None = None) -> None:
+    """Draw curves over the share of labels or masks, for the protocols that have them; nothing without any.
+
+    Args:
+        records: the results.
+        path: of the picture.
+        called: what the picture calls encoders, by name; the others have their names.
+    """
+    called = called or {}
     curves = {
         name: table
         for name, table in tables_of(records).items()
@@ -197,11 +206,12 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
     if not panels:
         return
     lines, across = -(-len(panels) // 2), min(len(panels), 2)
-    figure = new_figure(figsize=(4.2 * across, 3.4 * lines), layout="constrained")
+    figure = new_figure(figsize=(4.2 * across + 2.2, 3.4 * lines), layout="constrained")
     grid = figure.subplots(lines, across, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (name, part, table) in zip(grid, panels, strict=False):
+        step = min(1.04, 1.3 ** (1 / len(table)))
         for number, (encoder, seeds) in enumerate(table.items()):
             columns = [c for c in next(iter(seeds.values())) if c.rpartition(", ")[0] == part]
             x = np.array([float(column.rpartition(", ")[2].rstrip("%")) for column in columns])
@@ -210,12 +220,14 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
             color = "#999999" if encoder == "random" else f"C{number}"
             # Shifted, so that the bars of two encoders do not overlap.
             axes.errorbar(
-                x * 1.04**number,
+                x * step**number,
                 means,
                 [half or 0.0 for _, half in found],
                 color=color,
-                label=caption(encoder),
+                label=caption(called.get(encoder, encoder)),
                 marker=MARKERS[number % len(MARKERS)],
+                linestyle=LINES[number // len(MARKERS) % len(LINES)],
+                markerfacecolor=color if number < len(MARKERS) else "white",
                 markersize=4.5,
                 linewidth=1.2,
                 capsize=2,
@@ -229,7 +241,7 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path) -> None:
         )
         axes.set_ylabel("Dice (%)" if "seg" in name else "macro AUC (%)")
         axes.grid()
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     save_figure(figure, path, dpi=110)
 
 
