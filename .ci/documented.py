@@ -1,11 +1,11 @@
-"""Run the commands of README, Makefile and get-started as a reader would: in fresh clones, with environments of their own.
+"""Run the commands of README, Makefile and get-started as a reader would, each in a fresh clone.
 
     python3 .ci/documented.py [PLACE...]  # default: all; minutes, and a few GB for a while
     python3 .ci/documented.py --list      # what is run whole, what is shortened and how, what is left out and why
 
-Commands share a clone and its environment only where the pages say so: a *place* below. Each command is run by bash as it
-stands on its page, or with the change that is named beside it. A command that stands on a page and not here, or here and
-on no page, is an error. The commit at HEAD is what is cloned. Needs only Python 3.11 and git.
+Commands share a clone and its environment only where the pages say so: a *place* below. Each command is run by bash as
+it stands on its page, or with the change that is named beside it. A command that stands on a page and not here, or here
+and on no page, is an error. The commit at HEAD is what is cloned. Needs only Python 3.11 and git.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Place(NamedTuple):
 SETUP = "not on a page: "
 SHORT = "--optimization.epochs 1 --subsets 1"
 IMAGES = "phantoms/phantoms-400-32.npz"
-DRAW = f"""{{python}} -c 'import pathlib; from examples.pretrain.phantoms import phantom_file
+DRAW = """{python} -c 'import pathlib; from examples.pretrain.phantoms import phantom_file
 phantom_file(pathlib.Path("phantoms"), 400, 32)'"""
 ABLATE = ".venv/bin/python -m examples.pretrain.ablate"
 SEEDS = "0 1 2 3 4 5 6 7 8 9 10 11"
@@ -182,7 +182,7 @@ def documented() -> dict[str, str]:
 
 def commands_of(markdown: str) -> Iterator[str]:
     """Yield the commands of a page: lines of its shell blocks, and code in its sentences that starts like one."""
-    fence = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+    fence = re.compile(r"^ *```([^\n`]*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
     for language, block in fence.findall(markdown):
         if language in ("sh", "bash", "shell", "console"):
             # A line that ends in a backslash goes on in the next one.

@@ -15,7 +15,7 @@ from benchmarks.report import memory_section, table
 def main() -> None:
     """Run the benchmarks one after the other and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry", action="store_true", help="seconds on tiny sizes: tries the programs, measures nothing")
+    parser.add_argument("--dry", action="store_true", help="try the programs in seconds; measure nothing")
     extent = "dry" if parser.parse_args().dry else "quick"
     found = {}
     for name in ("search", "train_step", "memory"):

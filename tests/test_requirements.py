@@ -227,7 +227,7 @@ def test_a_users_only_extra_is_health():
         ("import faiss", {"examples"}),
         ("try:\n    import pandas\nexcept ImportError:\n    pass", {"docs", "bench", "dev"}),
         ("importlib.import_module('pandas.core')", {"test"}),
-        ("pytest.importorskip('rich')", {"examples"}),
+        ("pytest.importorskip('onnx')", {"examples"}),
     ],
 )
 def test_an_undeclared_import_is_seen(source, groups):
