@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, check_seed, check_state_fits
+from vqssl.foreign_keywords import names_foreign_keywords
 from vqssl.functional.random import random_normal
 from vqssl.loading import check_finite_state, check_parts
 
@@ -48,6 +49,9 @@ class OrthogonalProjection(nn.Module):
 
     weight: Tensor
 
+    @names_foreign_keywords(
+        {}, sizes_by_name="OrthogonalProjection(in_channels, dim, seed=)", positional=2, what="options"
+    )
     def __init__(
         self,
         in_channels: int,
