@@ -100,6 +100,11 @@ PLACES = {
                 "400 phantoms for 5000, 1 epoch for 14, 1 label subset for 5: minutes less",
             ),
             Command(".venv/bin/python -m vqssl.health runs/demo-1/dissect/checkpoint.pt"),
+            Command(
+                ".venv/bin/python -m examples.pretrain.demonstration",
+                ".venv/bin/python -m examples.pretrain.demonstration --phantoms 400 --epochs 1",
+                "400 phantoms for 5000, 1 epoch for 14: minutes less",
+            ),
             code_of("docs/get-started.md", ".venv/bin/python"),
             Command("draw phantoms", DRAW.format(python=".venv/bin/python"), SETUP + "images for PATH below"),
             Command(

@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 
 import vqssl
+from examples.pretrain.demonstration import Demonstration, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -20,7 +21,7 @@ TEXTS = {path.as_posix(): (ROOT / path).read_text(encoding="utf-8") for path in 
 PAGES = {
     "code-prediction.md": 2,
     "training.md": 5,
-    "get-started.md": 4,
+    "get-started.md": 6,
     "health.md": 1,
     "saving.md": 2,
     "migration.md": 1,
@@ -32,8 +33,19 @@ EXAMPLE_NAMES = {"test_tie_goes_to_lowest_index"}
 """Tests that a page names as an example of a good name."""
 
 
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory):
+    """Return a folder with the files that a command on get-started makes, of a tiny run."""
+    folder = tmp_path_factory.mktemp("clone")
+    out = folder / "runs" / "demonstration"
+    main(Demonstration(out=out, phantoms=100, epochs=1))
+    return folder
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_code_of_page_runs(page):
+def test_code_of_page_runs(page, request, monkeypatch):
+    if page == "get-started.md":
+        monkeypatch.chdir(request.getfixturevalue("demonstration"))
     blocks = re.findall(r"```python\n(.*?)```", TEXTS[f"docs/{page}"], flags=re.DOTALL)
     assert len(blocks) >= PAGES[page]
     torch._dynamo.reset()
