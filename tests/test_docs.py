@@ -25,6 +25,7 @@ PAGES = {
     "health.md": 1,
     "saving.md": 2,
     "migration.md": 1,
+    "upgrading.md": 2,
     "faq.md": 2,
     "resume.md": 1,
 }
@@ -81,6 +82,8 @@ def test_links_to_files_exist(page):
     """Links work on GitHub too, where nothing is built."""
     links = re.findall(r"\]\(([^)#\s]+)", TEXTS[page])
     local = [link for link in links if not re.match(r"[a-z]+:|/", link)]
+    if (ROOT / "PKG-INFO").exists():  # an unpacked sdist, which leaves pictures out
+        local = [link for link in local if not link.endswith(".png")]
     assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
