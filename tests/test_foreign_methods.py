@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from torch import nn
 import vqssl
 from vqssl.foreign_methods import ForeignMethod
 
-SIZES = {"codebook_size": 8, "dim": 4}
+SIZES: dict[str, Any] = {"codebook_size": 8, "dim": 4}
 
 
-def modules():
+def modules() -> list[Any]:
     quantizer = vqssl.MultiScaleQuantizer([6], **SIZES)
     return [
         vqssl.EMACodebook(**SIZES),
@@ -61,25 +62,26 @@ def test_modules_are_copied_and_pickled_as_before():
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("name", "given", "options", "words"),
     [
-        (lambda: vqssl.DiSSECTObjective(lambda_vq=1), "no argument 'lambda_vq'.*: write commitment_weight="),
-        (lambda: vqssl.DiSSECTObjective(code_wight=1), "no argument 'code_wight': write code_weight="),
-        (lambda: vqssl.DiSSECTObjective(0.5, 0.5), r"takes its options by name.*got 0\.5, 0\.5: write"),
-        (lambda: vqssl.CodePrediction(5, [8], hiden_dim=3), "no argument 'hiden_dim': write hidden_dim="),
-        (lambda: vqssl.TargetCentring([4], momentun=0.9), "no argument 'momentun': write momentum="),
-        (lambda: vqssl.PlaceCentring(4, 9, momentun=0.9), "no argument 'momentun': write momentum="),
-        (lambda: vqssl.PlaceCentring(4, 9, 0.9), "by name.*write PlaceCentring"),
-        (lambda: vqssl.OrthogonalProjection(4, 2, sed=1), "no argument 'sed': write seed="),
-        (lambda: vqssl.OrthogonalProjection(4, 2, 1), "by name.*write OrthogonalProjection"),
-        (
-            lambda: vqssl.CodePrediction(5, vqssl.MultiScaleQuantizer([6], **SIZES)).follow_(
-                vqssl.EMACodebook(**SIZES)
-            ),
-            "the MultiScaleQuantizer whose codes are predicted, got EMACodebook: write prediction.follow_",
-        ),
+        ("DiSSECTObjective", (), {"lambda_vq": 1}, "no argument 'lambda_vq'.*: write commitment_weight="),
+        ("DiSSECTObjective", (), {"code_wight": 1}, "no argument 'code_wight': write code_weight="),
+        ("DiSSECTObjective", (0.5, 0.5), {}, r"takes its options by name.*got 0\.5, 0\.5: write"),
+        ("CodePrediction", (5, [8]), {"hiden_dim": 3}, "no argument 'hiden_dim': write hidden_dim="),
+        ("TargetCentring", ([4],), {"momentun": 0.9}, "no argument 'momentun': write momentum="),
+        ("PlaceCentring", (4, 9), {"momentun": 0.9}, "no argument 'momentun': write momentum="),
+        ("PlaceCentring", (4, 9, 0.9), {}, "by name.*write PlaceCentring"),
+        ("OrthogonalProjection", (4, 2), {"sed": 1}, "no argument 'sed': write seed="),
+        ("OrthogonalProjection", (4, 2, 1), {}, "by name.*write OrthogonalProjection"),
     ],
 )
-def test_old_and_misspelt_options_are_named(call, words):
+def test_old_and_misspelt_options_are_named(name, given, options, words):
     with pytest.raises(TypeError, match=words):
-        call()
+        getattr(vqssl, name)(*given, **options)
+
+
+def test_heads_follow_a_multi_scale_quantiser_only():
+    codebook, prediction = modules()[0], modules()[-1]
+    words = r"the MultiScaleQuantizer whose codes are predicted, got EMACodebook: write prediction\.follow_"
+    with pytest.raises(TypeError, match=words):
+        prediction.follow_(codebook)

@@ -65,7 +65,7 @@ def write_part(path: Path, part: nn.Module, normalize: Normalize, notes: Mapping
     Raises:
         Unwritten: the file cannot be written.
     """
-    about = {"notes": notes}
+    about: dict[str, Any] = {"notes": notes}
     if isinstance(part, Encoder):
         about |= {
             "channels": part.resnet.conv1.in_channels,

@@ -1,5 +1,7 @@
 """Another number of codes for a codebook that is trained: busy codes are split, idle ones merged."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -61,10 +63,11 @@ def resized(codebook: EMACodebook, new_size: int) -> EMACodebook:
     >>> resized(codebook, 1).embed.item()
     2.0
     """
-    if not isinstance(codebook, EMACodebook):
-        several = isinstance(codebook, nn.Module) and callable(getattr(codebook, "codebook", None))
+    given: Any = codebook
+    if not isinstance(given, EMACodebook):
+        several = isinstance(given, nn.Module) and callable(getattr(given, "codebook", None))
         cure = "resize its codebooks one by one, resized(quantizer.codebook(0), new_size)" if several else "give one"
-        found = f"the class {codebook.__name__}" if isinstance(codebook, type) else type(codebook).__name__
+        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise TypeError(f"codebook must be an EMACodebook, got {found}: {cure}")
     check_positive_int("new_size", new_size)
     if not codebook.initialized:

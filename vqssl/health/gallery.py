@@ -107,14 +107,8 @@ def draw_codes(
         codes = [code for code in counts.argsort(descending=True, stable=True).tolist() if counts[code]][:32]
         if not codes:
             raise ValueError("indices must hold a code, got -1 alone, the index of masked places: give others")
-    elif isinstance(codes, str | Tensor) or not isinstance(codes, Sequence):
-        cure = "write codes.tolist()" if isinstance(codes, Tensor) and codes.ndim == 1 else "write codes=[0, 1]"
-        raise TypeError(f"codes must be a list of code numbers, got {type(codes).__name__}: {cure}")
-    elif not codes or any(isinstance(code, bool) or not isinstance(code, Integral) or code < 0 for code in codes):
-        raise ValueError(
-            f"codes must be one or more numbers of codes, from 0, got {list(codes)!r:.80}: leave it out for "
-            "the most used"
-        )
+    else:
+        _check_codes(codes)
     low, high = images.float().aminmax()
     figure, save = canvas_for(path, (0.9 + 0.7 * count, 0.5 + 0.7 * len(codes)))
     axes: Any = figure.subplots(len(codes), count, squeeze=False)
@@ -155,3 +149,15 @@ def _check(images: Tensor, indices: Tensor) -> None:
             f"{tuple(indices.shape)}: give the codes of the same images"
         )
     check_code_range("indices", indices, 2**31)
+
+
+def _check_codes(codes: Any) -> None:
+    """Raise unless ``codes`` are numbers of codes, at least one."""
+    if isinstance(codes, str | Tensor) or not isinstance(codes, Sequence):
+        cure = "write codes.tolist()" if isinstance(codes, Tensor) and codes.ndim == 1 else "write codes=[0, 1]"
+        raise TypeError(f"codes must be a list of code numbers, got {type(codes).__name__}: {cure}")
+    if not codes or any(isinstance(code, bool) or not isinstance(code, Integral) or code < 0 for code in codes):
+        raise ValueError(
+            f"codes must be one or more numbers of codes, from 0, got {list(codes)!r:.80}: leave it out for the most "
+            "used"
+        )
