@@ -72,6 +72,7 @@ def test_modules_are_copied_and_pickled_as_before():
         ("PlaceCentring", (4, 9), {"momentun": 0.9}, "no argument 'momentun': write momentum="),
         ("PlaceCentring", (4, 9, 0.9), {}, "by name.*write PlaceCentring"),
         ("OrthogonalProjection", (4, 2), {"sed": 1}, "no argument 'sed': write seed="),
+        ("LearnedProjection", (4, 2), {"dtyp": torch.float64}, "no argument 'dtyp': write dtype="),
         ("OrthogonalProjection", (4, 2, 1), {}, "by name.*write OrthogonalProjection"),
     ],
 )

@@ -108,7 +108,8 @@ class LearnedProjection(nn.Sequential):
     Args:
         in_channels: C, width of the features.
         dim: D, width of the codes.
-        **factory: ``device`` and ``dtype`` of the map.
+        device: device of the map.
+        dtype: dtype of the map.
 
     Shape:
         ``(*batch, C) -> (*batch, D)``.
@@ -123,11 +124,24 @@ class LearnedProjection(nn.Sequential):
     torch.Size([2, 5, 4])
     """
 
-    def __init__(self, in_channels: int, dim: int, **factory: Any) -> None:
+    @names_foreign_keywords(
+        {}, sizes_by_name="LearnedProjection(in_channels, dim, dtype=)", positional=2, what="options"
+    )
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
-        check_floating_dtype(factory.get("dtype"))
-        super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
+        check_floating_dtype(dtype)
+        super().__init__(
+            nn.Linear(in_channels, dim, device=device, dtype=dtype),
+            nn.LayerNorm(dim, elementwise_affine=False, device=device, dtype=dtype),
+        )
         self.register_load_state_dict_pre_hook(check_state_fits)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(check_parts)  # type: ignore[no-untyped-call]
 
