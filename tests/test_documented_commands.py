@@ -66,3 +66,34 @@ def test_a_change_without_a_word_is_seen(documented, monkeypatch):
     command = documented.Command("make docs", "make docs --dry-run")
     monkeypatch.setitem(documented.PLACES, "docs", documented.Place("README", (command,)))
     assert "`make docs` is changed without a word" in documented.disagreements()
+
+
+needs_git = pytest.mark.skipif(not (PATH.parent.parent / ".git").exists(), reason="what is cloned is a git repository")
+
+
+@needs_git
+def test_a_place_is_a_clean_clone_and_ends_with_the_command_that_fails(documented, monkeypatch, tmp_path, capfd):
+    commands = (
+        documented.Command("test -f README.md && test -z $(git status --porcelain) && test ! -e .venv"),
+        documented.Command("seen by the next", "echo kept > here", "a file"),
+        documented.Command("grep kept here && echo why it failed && false"),
+        documented.Command("touch ../../never"),
+    )
+    monkeypatch.setitem(documented.PLACES, "own", documented.Place("a test", commands))
+    assert documented.run_place("own", tmp_path) == [f"own: {commands[2].text}"]
+    printed = capfd.readouterr().out
+    assert "seen by the next  [a file]" in printed
+    assert "why it failed" in printed
+    assert not any(tmp_path.iterdir())  # the clone is gone, and the last command did not run
+
+
+@needs_git
+def test_a_command_sees_a_readers_shell(documented, monkeypatch, tmp_path, capfd):
+    """The variables of this process, such as the place of its environment, would hide what a clean clone lacks."""
+    for name in ("VQSSL_VENV", "PYTHONPATH", "CI", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, str(tmp_path))
+    line = 'echo "[$VQSSL_VENV$PYTHONPATH$CI$VIRTUAL_ENV]" | grep -x "\\[\\]" && python3 -c "import sys"'
+    # -u of the shell would refuse what is not set.
+    monkeypatch.setitem(documented.PLACES, "own", documented.Place("a test", (documented.Command(f"set +u; {line}"),)))
+    assert documented.run_place("own", tmp_path / "") == []
+    capfd.readouterr()
