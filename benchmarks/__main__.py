@@ -1,5 +1,9 @@
-"""Run short versions of the CPU benchmarks, about three minutes, and print their tables: `python -m benchmarks`."""
+"""Run short versions of the CPU benchmarks, about three minutes, and print their tables: `python -m benchmarks`.
 
+With `--dry` tiny sizes try the programs in seconds; their figures mean nothing.
+"""
+
+import argparse
 import json
 import runpy
 import sys
@@ -10,12 +14,14 @@ from benchmarks.report import memory_section, table
 
 def main() -> None:
     """Run the benchmarks one after the other and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry", action="store_true", help="try the programs in seconds; measure nothing")
+    extent = "dry" if parser.parse_args().dry else "quick"
+    found = {}
     for name in ("search", "train_step", "memory"):
-        sys.argv = [f"benchmarks/{name}.py", "--quick"]
+        sys.argv = [f"benchmarks/{name}.py", f"--{extent}"]
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
-    found = {
-        name: json.loads(run_file(name, "cpu", "quick").read_text()) for name in ("search", "train_step", "memory")
-    }
+        found[name] = json.loads(run_file(name, "cpu", extent).read_text())
     rows = [
         [case["shape"], case["threads"], *(f"{name} {entry['ratio']:.2f}" for name, entry in case["times"].items())]
         for case in found["search"]["cases"]

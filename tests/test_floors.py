@@ -18,7 +18,8 @@ PACKAGE = Path(vqssl.__file__).parent
 # vqssl/; it may always import its own submodules. A new part needs a line here.
 MATHS = {"types", "checks", "kernels", "functional", "distributed", "loading"}
 POLICIES = {"initialization", "revival", "projection"}
-BELOW_CODEBOOK = MATHS | POLICIES | {"update", "foreign_keywords", "agreement", "codebook_options", "codebook_state"}
+FOREIGN = {"foreign_keywords", "foreign_methods"}
+BELOW_CODEBOOK = MATHS | POLICIES | FOREIGN | {"update", "agreement", "codebook_options", "codebook_state"}
 SAVED = {
     "codebook", "multiscale", "residual", "product", "random_projection", "channels_first", "fusion", "prediction",
     "code_heads", "code_targets", "centring", "place_centring",
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "checks": set(),
     "copying": set(),
     "foreign_keywords": set(),
+    "foreign_methods": set(),
     # Tensors in, tensors out
     "kernels": set(),
     # Pure maths, and the distributed calls
@@ -39,7 +41,7 @@ MAY_IMPORT = {
     # Policies as objects, and the update of codebooks
     "initialization": MATHS,
     "revival": MATHS,
-    "projection": MATHS,
+    "projection": MATHS | {"foreign_keywords"},
     "state_dtype": set(),
     "update_steps": MATHS | {"revival"},
     "fused_update": MATHS | {"revival", "update_steps"},
@@ -59,14 +61,14 @@ MAY_IMPORT = {
     "fusion": MATHS | POLICIES | {"foreign_keywords"},
     "wide_averages": {"distributed"},
     "following": {"copying", "distributed"},
-    "teacher": MATHS | {"copying", "following", "foreign_keywords", "wide_averages"},
-    "centring": MATHS,
-    "place_centring": MATHS,
+    "teacher": MATHS | FOREIGN | {"copying", "following", "wide_averages"},
+    "centring": MATHS | {"foreign_keywords"},
+    "place_centring": MATHS | {"foreign_keywords"},
     "code_targets": MATHS,
     "code_heads": MATHS,
     "prediction_inputs": {"types", "checks"},
-    "prediction": MATHS | {"centring", "code_targets", "code_heads", "multiscale", "prediction_inputs"},
-    "objective": MATHS,
+    "prediction": MATHS | FOREIGN | {"centring", "code_targets", "code_heads", "multiscale", "prediction_inputs"},
+    "objective": MATHS | {"foreign_keywords"},
     # Codes of a data set in files
     "atomic_file": set(),
     "shards": set(),

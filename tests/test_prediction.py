@@ -517,7 +517,12 @@ def quantized_alone():
         (TypeError, "must hold the codes", {"target": "anchor", "dim": 2}, lambda m: m(z(2, 4), [INDICES])),
         (TypeError, "one tensor a scale, got Quantized of a single", {}, lambda m: m(z(2, 4), quantized_alone())),
         (TypeError, "got Quantized: give its .indices", {}, lambda m: m(z(2, 4), [quantized_alone()])),
-        (TypeError, "must be a MultiScaleQuantizer, got EMACodebook", {}, lambda m: m.follow_(codebook_alone())),
+        (
+            TypeError,
+            "must be the MultiScaleQuantizer whose codes are predicted, got EMACodebook",
+            {},
+            lambda m: m.follow_(codebook_alone()),
+        ),
         (ValueError, "only for a target of places", {}, lambda m: m(z(2, 4), [INDICES], places=[INDICES])),
     ],
 )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vqssl.foreign_methods import ForeignMethod
+
 FILE = Path(__file__).parent / "public_api.txt"
 MODULES = (
     "vqssl",
@@ -48,7 +50,7 @@ def members(kind: type) -> Iterator[str]:
     found = {name: value for base in reversed(ours) for name, value in vars(base).items()}
     for name in sorted(found):
         value = getattr(kind, name)
-        if name.startswith("_") and name != "__call__":
+        if (name.startswith("_") and name != "__call__") or isinstance(value, ForeignMethod):
             continue
         if isinstance(found[name], property):
             yield f"{name}: property"

@@ -374,3 +374,23 @@ def test_missing_unreadable_and_damaged_files_are_refused(file, tmp_path):
     vqssl.save(codebook, file)
     with pytest.raises(ValueError, match="embed must be finite"):
         vqssl.load(file)
+
+
+def test_notes_are_kept_for_readers_and_change_nothing(tmp_path):
+    codebook = EMACodebook(codebook_size=8, dim=4)
+    notes = {"trained on": "noise", "steps": 3, "settings": {"lr": 1e-3, "views": (1, 2)}}
+    vqssl.save(codebook, tmp_path / "plain.safetensors")
+    vqssl.save(codebook, tmp_path / "noted.safetensors", notes=notes)
+    with safetensors.safe_open(tmp_path / "noted.safetensors", framework="pt") as opened:
+        described = json.loads(opened.metadata()["vqssl"])
+    assert described.pop("notes") == {**notes, "settings": {"lr": 1e-3, "views": [1, 2]}}
+    with safetensors.safe_open(tmp_path / "plain.safetensors", framework="pt") as opened:
+        assert json.loads(opened.metadata()["vqssl"]) == described
+    assert torch.equal(vqssl.load(tmp_path / "noted.safetensors").embed, codebook.embed)
+
+
+@pytest.mark.parametrize("notes", ["text", ["a"], {1: "a"}, {"codes": torch.zeros(2)}, {"made by": object()}])
+def test_notes_that_a_file_cannot_hold_are_refused(notes, tmp_path):
+    with pytest.raises(TypeError, match=r"notes must be .*: write notes=\{\"trained on\""):
+        vqssl.save(EMACodebook(codebook_size=8, dim=4), tmp_path / "codes.safetensors", notes=notes)
+    assert not any(tmp_path.iterdir())

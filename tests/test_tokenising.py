@@ -267,6 +267,18 @@ def test_folder_of_another_call_is_refused(change, words, finish, model, tmp_pat
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_labels_for_names_are_refused_and_nothing_is_written(batch_size, model, tmp_path):
+    """A loader of (images, labels): whole numbers would pass for names."""
+    x, labels = images(), torch.arange(COUNT) % 3
+    loader = [*zip(x.split(batch_size), labels.split(batch_size), strict=True)]
+    with pytest.raises(ValueError, match=r"names must tell samples apart, got '\d' twice: .* not its label"):
+        tokens(model, loader, tmp_path / "new", shard_size=SIZE)
+    assert not list(tmp_path.glob("new/*.npz"))
+    numbered = [*zip(x.split(batch_size), torch.arange(COUNT).split(batch_size), strict=True)]
+    assert tokens(model, numbered, tmp_path / "numbered", shard_size=SIZE).samples == COUNT
+
+
 def test_later_batch_of_another_loader_is_refused(model, tmp_path):
     unfinished(model, tmp_path)
     batches = [*loader_of(images())]

@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 
 from vqssl.checks import check_floating, check_one_a_scale, check_positive_int, check_range
 from vqssl.distributed import Grouped, all_reduce_sum
+from vqssl.foreign_keywords import names_foreign_keywords
 
 __all__ = ["CentringName", "TargetCentring"]
 
@@ -46,6 +47,7 @@ class TargetCentring(Grouped, nn.Module):
     centre: Tensor
     num_updates: Tensor
 
+    @names_foreign_keywords({}, sizes_by_name="TargetCentring(widths, momentum=)", positional=1, what="options")
     def __init__(
         self,
         widths: Sequence[int],

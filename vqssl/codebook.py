@@ -40,6 +40,7 @@ from vqssl.codebook_state import (
 from vqssl.distributed import Grouped
 from vqssl.first_codes import draw_first_codes
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
+from vqssl.foreign_methods import ForeignMethod
 from vqssl.functional.commitment import commitment_loss
 from vqssl.functional.ema_rules import EMA_RULES, CodebookState, EMAName, EMARule
 from vqssl.functional.estimators import ESTIMATORS, Estimator, EstimatorName, straight_through
@@ -134,6 +135,15 @@ class EMACodebook(Grouped, nn.Module):
     num_updates: Tensor
     rng: Tensor
     births: Tensor
+
+    # vector-quantize-pytorch, encodec; and ours without the underscore
+    get_codes_from_indices = ForeignMethod("lookup(indices)")
+    get_output_from_indices = ForeignMethod("lookup(indices)")
+    decode = ForeignMethod("lookup(indices)")
+    encode = ForeignMethod("quantize(x).indices")
+    initialize = ForeignMethod("initialize_(x)")
+    set_codes = ForeignMethod("set_codes_(codes)")
+    update = ForeignMethod("update_(x, indices)")
 
     @names_foreign_keywords(FOREIGN_KEYWORDS, sizes_by_name="EMACodebook(codebook_size=, dim=)")
     def __init__(

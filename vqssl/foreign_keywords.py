@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec
 
-__all__ = ["FOREIGN_KEYWORDS", "FOREIGN_TEACHER_KEYWORDS", "names_foreign_keywords"]
+__all__ = ["FOREIGN_KEYWORDS", "FOREIGN_OBJECTIVE_KEYWORDS", "FOREIGN_TEACHER_KEYWORDS", "names_foreign_keywords"]
 
 FOREIGN_KEYWORDS = {
     # vector-quantize-pytorch, taming-transformers, encodec, DAC, fairseq, vqtorch
@@ -44,6 +44,12 @@ FOREIGN_TEACHER_KEYWORDS = {
     **dict.fromkeys(("ema_model", "teacher", "module"), "copy=, an existing copy to take over"),
 }
 """What to write instead, by keyword of another library's moving average of weights."""
+
+FOREIGN_OBJECTIVE_KEYWORDS = {
+    # The letters of the paper's Eq. 7, and those of quantisers
+    **dict.fromkeys(("lambda_vq", "vq_weight", "commitment_cost", "commit_weight"), "commitment_weight="),
+}
+"""What to write instead, by another name of a weight in the objective."""
 
 Parameters = ParamSpec("Parameters")
 

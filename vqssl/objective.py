@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqssl.checks import by_name, check_device, check_floating, check_range, policy_name
+from vqssl.foreign_keywords import FOREIGN_OBJECTIVE_KEYWORDS, names_foreign_keywords
 from vqssl.functional.cross_view import cross_view_loss
 from vqssl.functional.refinement import REFINEMENTS, Refinement, RefinementName
 from vqssl.types import CodePredictionLoss, DiSSECTLoss, MultiScaleQuantized, Quantized
@@ -57,6 +58,11 @@ class DiSSECTObjective(nn.Module):
     True
     """
 
+    @names_foreign_keywords(
+        FOREIGN_OBJECTIVE_KEYWORDS,
+        sizes_by_name="DiSSECTObjective(target_weights=, commitment_weight=)",
+        what="options",
+    )
     def __init__(
         self,
         *,

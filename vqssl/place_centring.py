@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from vqssl import kernels
 from vqssl.checks import check_code_range, check_device, check_floating, check_indices, check_positive_int, check_range
 from vqssl.distributed import Grouped, all_reduce_sum
+from vqssl.foreign_keywords import names_foreign_keywords
 
 __all__ = ["PlaceCentring"]
 
@@ -49,6 +50,9 @@ class PlaceCentring(Grouped, nn.Module):
     counts: Tensor
     sums: Tensor
 
+    @names_foreign_keywords(
+        {}, sizes_by_name="PlaceCentring(in_channels, num_cells, momentum=)", positional=2, what="options"
+    )
     def __init__(
         self, in_channels: int, num_cells: int, *, momentum: float = 0.99, process_group: ProcessGroup | None = None
     ) -> None:

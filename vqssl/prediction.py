@@ -19,6 +19,8 @@ from vqssl.code_heads import (
     restart_rows_,
 )
 from vqssl.code_targets import CODE_TARGETS, CodeTarget, CodeTargetName
+from vqssl.foreign_keywords import names_foreign_keywords
+from vqssl.foreign_methods import ForeignMethod
 from vqssl.functional.cross_view import mean_over_pairs
 from vqssl.functional.places import entries_at
 from vqssl.multiscale import MultiScaleQuantizer
@@ -90,7 +92,11 @@ class CodePrediction(nn.Module):
     """
 
     births: Tensor | None
+    follow = ForeignMethod("follow_(quantizer)")
 
+    @names_foreign_keywords(
+        {}, sizes_by_name="CodePrediction(in_dim, quantizer, hidden_dim=)", positional=2, what="other options"
+    )
     def __init__(
         self,
         in_dim: int | Sequence[int],
@@ -221,7 +227,10 @@ class CodePrediction(nn.Module):
         True
         """
         if not isinstance(quantizer, MultiScaleQuantizer):
-            raise TypeError(f"quantizer must be a MultiScaleQuantizer, got {type(quantizer).__name__}")
+            raise TypeError(
+                f"quantizer must be the MultiScaleQuantizer whose codes are predicted, got {type(quantizer).__name__}: "
+                "write prediction.follow_(quantizer), with the quantiser that the module was built with"
+            )
         sizes = tuple(quantizer.codebook(scale).codebook_size for scale in range(quantizer.num_scales))
         if sizes != self.codebook_sizes or self.dim not in (None, quantizer.dim):
             raise ValueError(

@@ -18,6 +18,7 @@ from vqssl.checks import (
 from vqssl.codebook import EMACodebook, warn_of_random_codes
 from vqssl.codebook_options import CodebookOptions
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
+from vqssl.foreign_methods import ForeignMethod
 from vqssl.functional.masking import zero_where_masked
 from vqssl.loading import check_before_loading
 from vqssl.several_codebooks import (
@@ -83,6 +84,11 @@ class ProductQuantizer(nn.Module):
     >>> out.quantized.shape, out.indices.shape, quantizer.codebook(1).dim
     (torch.Size([2, 500, 16]), torch.Size([2, 500, 2]), 8)
     """
+
+    # vector-quantize-pytorch; and ours without the underscore
+    get_output_from_indices = ForeignMethod("lookup(indices)")
+    initialize = ForeignMethod("initialize_(x)")
+    update = ForeignMethod("update_(x, indices)")
 
     @names_foreign_keywords(
         KEYWORDS,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from vqssl.checks import check_dtype, check_floating_dtype, check_positive_int, check_seed
+from vqssl.foreign_keywords import names_foreign_keywords
 from vqssl.functional.random import random_normal
 from vqssl.loading import check_before_loading, check_finite_state
 
@@ -48,6 +49,9 @@ class OrthogonalProjection(nn.Module):
 
     weight: Tensor
 
+    @names_foreign_keywords(
+        {}, sizes_by_name="OrthogonalProjection(in_channels, dim, seed=)", positional=2, what="options"
+    )
     def __init__(
         self,
         in_channels: int,
@@ -104,7 +108,8 @@ class LearnedProjection(nn.Sequential):
     Args:
         in_channels: C, width of the features.
         dim: D, width of the codes.
-        **factory: ``device`` and ``dtype`` of the map.
+        device: device of the map.
+        dtype: dtype of the map.
 
     Shape:
         ``(*batch, C) -> (*batch, D)``.
@@ -119,11 +124,24 @@ class LearnedProjection(nn.Sequential):
     torch.Size([2, 5, 4])
     """
 
-    def __init__(self, in_channels: int, dim: int, **factory: Any) -> None:
+    @names_foreign_keywords(
+        {}, sizes_by_name="LearnedProjection(in_channels, dim, dtype=)", positional=2, what="options"
+    )
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         check_positive_int("in_channels", in_channels)
         check_positive_int("dim", dim)
-        check_floating_dtype(factory.get("dtype"))
-        super().__init__(nn.Linear(in_channels, dim, **factory), nn.LayerNorm(dim, elementwise_affine=False, **factory))
+        check_floating_dtype(dtype)
+        super().__init__(
+            nn.Linear(in_channels, dim, device=device, dtype=dtype),
+            nn.LayerNorm(dim, elementwise_affine=False, device=device, dtype=dtype),
+        )
         check_before_loading(self)
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, assign: bool = False) -> None:

@@ -24,6 +24,7 @@ from vqssl.codebook import EMACodebook, warn_of_random_codes
 from vqssl.codebook_options import CodebookOptions
 from vqssl.codebook_state import STATE_RULES
 from vqssl.foreign_keywords import FOREIGN_KEYWORDS, names_foreign_keywords
+from vqssl.foreign_methods import ForeignMethod
 from vqssl.functional.estimators import ESTIMATORS
 from vqssl.functional.masking import zero_where_masked
 from vqssl.functional.random import random_bits
@@ -106,6 +107,12 @@ class ResidualQuantizer(nn.Module):
     """
 
     rng: Tensor
+
+    # vector-quantize-pytorch; and ours without the underscore
+    get_output_from_indices = ForeignMethod("lookup(indices)")
+    initialize = ForeignMethod("initialize_(x)")
+    set_codes = ForeignMethod("set_codes_(codes)")
+    update = ForeignMethod("update_(x, indices)")
 
     @names_foreign_keywords(
         KEYWORDS,

@@ -56,7 +56,7 @@ POLICIES: dict[str, type] = {
 IN_CODE = "write torch.save(module.state_dict(), path), and later build the module in your code and load that state"
 
 
-def save(module: nn.Module, file: str | Path) -> None:
+def save(module: nn.Module, file: str | Path, *, notes: Mapping[str, Any] | None = None) -> None:
     """Write a module to a safetensors file: its state, and as metadata the options that build it again.
 
     :func:`load` returns a module that continues training to the bit. Also kept are which parts are in eval mode or
@@ -70,9 +70,11 @@ def save(module: nn.Module, file: str | Path) -> None:
         module: an EMACodebook, MultiScaleQuantizer, ResidualQuantizer, ProductQuantizer, RandomProjectionQuantizer,
             ChannelsFirst around one, SERFFusion, CodePrediction, TargetCentring or PlaceCentring.
         file: its path, which ends in ``.safetensors``.
+        notes: what a reader of the file should know, such as how the module was trained: names to plain values, which
+            JSON can hold. They are in the metadata under ``notes``; :func:`load` does nothing with them.
 
     Raises:
-        TypeError: ``module`` is of another class, also of a subclass.
+        TypeError: ``module`` is of another class, also of a subclass; or ``notes`` are not such values.
         ValueError: an option is a function or an object of your own, which a file cannot hold; parts of a quantiser
             have different options; the values are on the meta device or sharded; or the ending is another.
         ImportError: safetensors is not installed.
@@ -89,7 +91,8 @@ def save(module: nn.Module, file: str | Path) -> None:
             "itself and not its state dict"
         )
     file = _path(file, "give it that ending")
-    description = json.dumps({"format": FORMAT, **_described(module), **_modes(module)})
+    described = {"format": FORMAT, **_described(module), **_modes(module)}
+    description = json.dumps(described if notes is None else {**described, "notes": _plain(notes)})
     state = module.state_dict()
     for name, tensor in state.items():
         if tensor.is_meta or is_sharded(tensor):
@@ -142,6 +145,20 @@ def load(file: str | Path, *, map_location: torch.device | str | None = None, **
 
 
 # ---- write ----
+
+
+def _plain(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return notes as JSON gives them back."""
+    cure = 'write notes={"trained on": "..."}, with numbers, strings, lists and dictionaries'
+    if not isinstance(notes, Mapping) or not all(isinstance(name, str) for name in notes):
+        raise TypeError(f"notes must be a dictionary of plain values by name, got {notes!r:.80}: {cure}")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(notes)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"notes must be plain values, which JSON can hold, got {notes!r:.80} ({error}): {cure}"
+        ) from error
+    return plain
 
 
 def _described(module: nn.Module) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vqssl.following import (
     step_number,
 )
 from vqssl.foreign_keywords import FOREIGN_TEACHER_KEYWORDS, names_foreign_keywords
+from vqssl.foreign_methods import ForeignMethod
 from vqssl.functional.schedules import cosine_momentum
 from vqssl.functional.spectral_norms import iterate_spectral_norms_, vectors_of_older_spectral_norms
 from vqssl.functional.teacher_buffers import (
@@ -135,6 +136,11 @@ class MomentumTeacher(Grouped, nn.Module):
     """
 
     num_updates: Tensor
+
+    # timm; torch.optim.swa_utils; byol-pytorch
+    update = ForeignMethod("update_(student)")
+    update_parameters = ForeignMethod("update_(student)")
+    update_moving_average = ForeignMethod("update_(student)")
 
     @names_foreign_keywords(
         FOREIGN_TEACHER_KEYWORDS,

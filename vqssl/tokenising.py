@@ -65,8 +65,8 @@ def tokens(
         model: called with the first entry of each batch; returns integer codes ``(B, *shape)``, a sequence of such
             tensors, or a result of vqssl with ``indices``. A module is in eval mode meanwhile, and a batch that is a
             tensor is moved to its device. Of a function nothing is known: call ``eval()`` on its modules before.
-        loader: of pairs of input and names, B strings or integers; the same batches in the same order at each call, so
-            without shuffling and random augmentation.
+        loader: of pairs of input and names, B strings or integers that tell samples apart, unlike labels; the same
+            batches in the same order at each call, so without shuffling and random augmentation.
         out: the folder, new, empty or unfinished.
         shard_size: samples in a shard, at least.
         file_format: ``"npz"``, or ``"parquet"``, which needs pyarrow.
@@ -77,8 +77,8 @@ def tokens(
 
     Raises:
         TypeError: a batch is not such a pair, or codes are not integers.
-        ValueError: another number of names than codes, an unknown format, or a folder of another model, loader or
-            option.
+        ValueError: a name stands for two samples of a shard; another number of names than codes, an unknown format, or
+            a folder of another model, loader or option.
         ImportError: pyarrow is missing for parquet.
 
     >>> import tempfile, numpy, torch, vqssl
@@ -175,12 +175,25 @@ def _next_shard(
     """Return names and codes of the next batches, until they are ``size`` samples; None at the end."""
     names: list[str] = []
     codes: list[Codes] = []
+    seen: set[str] = set()
     for batch in batches:
+        _check_new(batch.names, seen)
         names += batch.names
         codes.append(_codes(model, batch))
         if len(names) >= size:
             break
     return (names, codes) if codes else None
+
+
+def _check_new(names: Sequence[str], seen: set[str]) -> None:
+    """Raise if a name stands for several samples, as the labels of a loader of (images, labels) do; add the names."""
+    for name in names:
+        if name in seen:
+            raise ValueError(
+                f"names must tell samples apart, got {name!r} twice: let the data set return (x, name), with the file "
+                "or number of a sample as its name, not its label"
+            )
+        seen.add(name)
 
 
 def _codes(model: Callable[[Any], Any], batch: _Batch) -> Codes:

@@ -53,6 +53,7 @@ class Encoder(nn.Module):
         super().__init__()
         usual = options.stem_stride == 4
         self.widths = [options.width * 2**stage for stage in range(4)]
+        self.options = options
         self.scales = options.scales
         self.resnet = ResNet(
             "basic",

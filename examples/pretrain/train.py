@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +33,7 @@ from examples.pretrain.methods import METHODS, Step
 from examples.pretrain.optimization import Optimization, check_optimization, make_optimizer, make_schedule
 from examples.pretrain.optimizer_step import OptimizerStep
 from examples.pretrain.precision import check_device_can, laid_out
+from examples.pretrain.pretrained import write_part
 from examples.pretrain.records import device_model
 from vqssl import MultiScaleQuantizer
 
@@ -195,11 +195,26 @@ class Run:
         log.write(self.rows[-1])
 
     def export(self) -> None:
-        """Write the method's exports as safetensors: weights for other programs, with nothing to execute."""
-        for name, part in self.method.exports().items():
-            tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
-            about = {"format": "pt", "method": self.config.method, "epoch": str(self.epoch)}
-            checkpoint.write_whole(self.folder / f"{name}.safetensors", safetensors.torch.save(tensors, about))
+        """Write the method's exports as safetensors: weights for other programs, with nothing to execute.
+
+        With codebooks comes the encoder whose maps they quantise, where that is not the one that is kept.
+        """
+        parts = self.method.exports()
+        target = getattr(self.method, "target_encoder", None)
+        if "codebooks" in parts and target is not None and target is not self.method.encoder:
+            parts = {**parts, "target_encoder": target}
+        for name, part in parts.items():
+            write_part(self.folder / f"{name}.safetensors", part, self.normalize, self.notes)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """How the weights came about, for files that hold them."""
+        return {
+            "method": self.config.method,
+            "epoch": self.epoch,
+            "trained on": self.devices,
+            "settings": asdict(self.config),
+        }
 
     def _epoch(self, images: Tensor, forward: nn.Module, quiet: bool) -> Row:
         # Every epoch has its own seed: what a resumed run draws does not depend on the epochs before.

@@ -274,3 +274,20 @@ def test_forward_passes_count_views_by_their_pixels(name, tmp_path):
     folder = tmp_path / "run"
     assert forward_passes(data, pretraining(name), folder) == PASSES[name]
     assert not folder.exists()
+
+
+def test_help_says_how_many_runs_there_are_and_how_long_recorded_ones_took():
+    told, default = " ".join(Comparison.__doc__.split()), Comparison()
+    runs = len(METHODS) * (default.trials + len(default.seeds))
+    counts = f"{default.trials} trials and {len(default.seeds)} seeds of {len(METHODS)} methods"
+    assert f"make {runs} pretraining runs, {counts}" in told
+    assert f"evaluate {len(METHODS) * len(default.seeds)} of them" in told
+    variants = ("byol", "full", "anchors")
+    recorded = [r for r in kept.load("sweep-phantoms-32") if r["variant"] in variants and r["seed"] < 12]
+    assert f"In the records {len(recorded)} runs of 812 steps" in told
+    seconds = [record["last_epoch"]["seconds"] for record in recorded]
+    assert {record["steps"] for record in recorded} == {812}
+    assert {record["cores"] for record in recorded} == {1}
+    assert {record["device"].split(" (")[0] for record in recorded} == {"AMD EPYC"}
+    assert f"{min(seconds):.0f} to {max(seconds):.0f} seconds" in told
+    assert (int(runs * min(seconds) / 3600), -int(-runs * max(seconds) // 3600)) == (3, 8)

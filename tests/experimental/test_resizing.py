@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.laws import assert_same_bits, correlation, state_of
-from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer
+from vqssl import BatchRevival, EMACodebook, MultiScaleQuantizer, ResidualQuantizer
 from vqssl.experimental import resized
 
 
@@ -135,10 +135,28 @@ resize: Any = resized  # these calls are wrong on purpose
         (lambda: resize(EMACodebook(codebook_size=8, dim=4), 16), ValueError, "fresh one with codebook_size=16"),
         (lambda: resize(trained(), 0), ValueError, "new_size must be at least 1"),
         (lambda: resize(trained(), 2.0), TypeError, "new_size must be an int"),
-        (lambda: resize(MultiScaleQuantizer([4], codebook_size=8, dim=4), 4), TypeError, "codebook must be an object"),
+        (
+            lambda: resize(MultiScaleQuantizer([4], codebook_size=8, dim=4), 4),
+            TypeError,
+            "codebook must be an EMACodebook",
+        ),
         (lambda: resize(type("Own", (EMACodebook,), {})(codebook_size=8, dim=4), 4), ValueError, "initialised"),
     ],
 )
 def test_refusals_say_what_to_write(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (MultiScaleQuantizer([6], codebook_size=8, dim=4), r"got MultiScaleQuantizer: resize .*codebook\(0\)"),
+        (ResidualQuantizer(codebook_size=8, dim=4, num_levels=2), r"got ResidualQuantizer: resize .*codebook\(0\)"),
+        (torch.nn.Linear(2, 2), "must be an EMACodebook, got Linear: give one"),
+        (EMACodebook, "got the class EMACodebook"),
+    ],
+)
+def test_only_a_codebook_is_resized(given, words):
+    with pytest.raises(TypeError, match=words):
+        resized(given, 16)

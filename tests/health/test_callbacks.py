@@ -5,13 +5,14 @@ import posixpath
 import re
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from vqssl import EMACodebook, MultiScaleQuantizer
-from vqssl.health import examine, lightning_callback, log_health, scalars
+from vqssl.health import draw, examine, lightning_callback, log_health, scalars, show
 
 
 class Writer:
@@ -223,3 +224,21 @@ def test_installed_package_is_imported(packages, monkeypatch):
 def test_every_n_epochs_must_be_a_positive_int(error, value):
     with pytest.raises(error, match="every_n_epochs must be"):
         lightning_callback(value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (EMACodebook(codebook_size=8, dim=4), r"got EMACodebook: write examine\(it\) in its place"),
+        (EMACodebook(codebook_size=8, dim=4).state_dict(), r"got OrderedDict: write examine\(it\) in its place"),
+        (
+            examine(EMACodebook(codebook_size=8, dim=4))["codebook"],
+            r'got CodebookHealth: write \{"codebook": report\} for a single report',
+        ),
+        ([1.0], r"got list: write examine\(module\)"),
+    ],
+)
+@pytest.mark.parametrize("use", [scalars, show, partial(draw, path="health.png")])
+def test_what_is_no_report_is_refused(use, wrong, words):
+    with pytest.raises(TypeError, match="reports must be the result of vqssl.health.examine, " + words):
+        use(wrong)

@@ -49,7 +49,7 @@ def test_masked_places_belong_to_no_code():
     images, indices = painted()
     indices[:] = -1
     assert len(code_patches(images, indices, 0)) == 0
-    with pytest.raises(ValueError, match="codes must name at least one"):
+    with pytest.raises(ValueError, match="indices must hold a code, got -1 alone"):
         draw_codes(images, indices, "codes.png")
 
 
@@ -68,8 +68,21 @@ def test_picture_has_a_row_for_each_code_most_used_first(tmp_path):
     [
         ({"images": torch.rand(3, 2, 24, 30)}, ValueError, "one channel or three, got 2"),
         ({"images": torch.rand(2, 1, 24, 30)}, ValueError, "of the same images"),
-        ({"indices": torch.zeros(3, 4, 5, 2, dtype=torch.long)}, ValueError, r"give one level, indices\[\.\.\., 0\]"),
+        (
+            {"indices": torch.zeros(3, 4, 5, 2, dtype=torch.long)},
+            ValueError,
+            r"give one level or group, indices\[\.\.\., 0\]",
+        ),
         ({"indices": torch.rand(3, 4, 5)}, TypeError, "integer tensor"),
+        ({"images": torch.rand(3, 1, 24, 30).numpy()}, TypeError, r"write torch\.as_tensor\(images\)"),
+        ({"images": torch.rand(3, 24, 30)}, ValueError, r"give images\[:, None\] of grey images"),
+        ({"images": torch.rand(24, 30)}, ValueError, r"give images\[None, None\]"),
+        ({"indices": torch.zeros(3, 20, dtype=torch.long)}, ValueError, r"give indices\.unflatten\(1, \(h, w\)\)"),
+        ({"indices": torch.zeros(3, 0, 5, dtype=torch.long)}, ValueError, "at least one place in each of the 3 images"),
+        ({"codes": []}, ValueError, r"one or more numbers of codes, from 0, got \[\]"),
+        ({"codes": [0, -1]}, ValueError, r"from 0, got \[0, -1\]: leave it out"),
+        ({"codes": torch.tensor([1])}, TypeError, r"write codes\.tolist\(\)"),
+        ({"codes": 3}, TypeError, r"got int: write codes=\[0, 1\]"),
         ({"path": "codes.unknown"}, ValueError, "must end in a format that matplotlib writes"),
         ({"count": 0}, ValueError, "count must be at least 1"),
         ({"size": 0}, ValueError, "size must be at least 1"),

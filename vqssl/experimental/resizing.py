@@ -1,9 +1,11 @@
 """Another number of codes for a codebook that is trained: busy codes are split, idle ones merged."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from vqssl.checks import check_object, check_positive_int
+import torch
+from torch import Tensor, nn
+
+from vqssl.checks import check_positive_int
 from vqssl.codebook import EMACodebook
 from vqssl.constructor_options import constructor_options
 from vqssl.functional.ema_rules import CodebookState
@@ -61,7 +63,12 @@ def resized(codebook: EMACodebook, new_size: int) -> EMACodebook:
     >>> resized(codebook, 1).embed.item()
     2.0
     """
-    check_object("codebook", codebook, EMACodebook, "EMACodebook(codebook_size=, dim=)")
+    given: Any = codebook
+    if not isinstance(given, EMACodebook):
+        several = isinstance(given, nn.Module) and callable(getattr(given, "codebook", None))
+        cure = "resize its codebooks one by one, resized(quantizer.codebook(0), new_size)" if several else "give one"
+        found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"codebook must be an EMACodebook, got {found}: {cure}")
     check_positive_int("new_size", new_size)
     if not codebook.initialized:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from vqssl.checks import check_positive_int
-from vqssl.health.examine import CodebookHealth, examine
+from vqssl.health.examine import CodebookHealth, check_reports, examine
 from vqssl.health.sources import find_codebooks
 from vqssl.health.verdict import LEVELS
 
@@ -44,10 +44,14 @@ def scalars(reports: Mapping[str, CodebookHealth], tag: str = "codebook") -> dic
     Returns:
         A float for each name.
 
+    Raises:
+        TypeError: ``reports`` are something else.
+
     >>> import vqssl
     >>> scalars(examine(vqssl.MultiScaleQuantizer([16], codebook_size=8, dim=4)))["codebook/codebooks.0/perplexity"]
     8.0
     """
+    check_reports(reports)
     found: dict[str, float] = {}
     for name, report in reports.items():
         values = {measure: getattr(report, measure) for measure in LOGGED}

@@ -27,7 +27,7 @@ from vqssl.health.sources import FoundCodebook, find_codebooks, short_names
 from vqssl.health.verdict import Finding, Level, judge, worst
 from vqssl.kernels.repeats import first_equal_rows
 
-__all__ = ["CodebookHealth", "examine"]
+__all__ = ["CodebookHealth", "check_reports", "examine"]
 
 PLACE = 0.05
 """Codes closer than this, in units of S, count as one of the ``places``: together as seen from the whole codebook."""
@@ -147,6 +147,19 @@ class CodebookHealth:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         kept = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         return {**kept, "level": self.level, "findings": [finding._asdict() for finding in self.findings]}
+
+
+def check_reports(reports: Any) -> None:
+    """Raise TypeError unless ``reports`` are what :func:`examine` returns: a report for each name."""
+    if isinstance(reports, Mapping) and all(isinstance(report, CodebookHealth) for report in reports.values()):
+        return
+    if isinstance(reports, CodebookHealth):
+        cure = 'write {"codebook": report} for a single report'
+    elif isinstance(reports, nn.Module | Mapping):
+        cure = "write examine(it) in its place"
+    else:
+        cure = "write examine(module)"
+    raise TypeError(f"reports must be the result of vqssl.health.examine, got {type(reports).__name__}: {cure}")
 
 
 def examine(

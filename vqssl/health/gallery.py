@@ -1,6 +1,7 @@
 """A gallery of codes: patches of images at the places that chose each code. Imports matplotlib on first use."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def code_patches(images: Tensor, indices: Tensor, code: int, *, count: int = 8, 
         ``(n, C, size, size)``, n from 0 to ``count``. Beyond the edge of an image they repeat its outermost pixels.
 
     Raises:
-        TypeError: ``indices`` are not integers.
+        TypeError: ``images`` is not a tensor, or ``indices`` are not integers.
         ValueError: the shapes do not belong together, or a number is below 1.
 
     >>> images = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -85,9 +86,9 @@ def draw_codes(
         The codes in the order of the rows.
 
     Raises:
-        TypeError: ``indices`` are not integers.
-        ValueError: the shapes do not belong together, there is no code to show, or matplotlib has no format of that
-            ending.
+        TypeError: ``images`` is not a tensor, ``indices`` are not integers, or ``codes`` is not a list.
+        ValueError: the shapes do not belong together, a code is not a number from 0, there is no code to show, or
+            matplotlib has no format of that ending.
         ImportError: matplotlib is not installed.
 
     >>> import tempfile
@@ -104,8 +105,10 @@ def draw_codes(
     counts = code_counts(indices, max(int(indices.max()) + 1, 1)).long()
     if codes is None:
         codes = [code for code in counts.argsort(descending=True, stable=True).tolist() if counts[code]][:32]
-    if not codes:
-        raise ValueError("codes must name at least one, got none: give indices of which some are not -1")
+        if not codes:
+            raise ValueError("indices must hold a code, got -1 alone, the index of masked places: give others")
+    else:
+        _check_codes(codes)
     low, high = images.float().aminmax()
     figure, save = canvas_for(path, (0.9 + 0.7 * count, 0.5 + 0.7 * len(codes)))
     axes: Any = figure.subplots(len(codes), count, squeeze=False)
@@ -125,9 +128,36 @@ def draw_codes(
 
 def _check(images: Tensor, indices: Tensor) -> None:
     check_indices("indices", indices)
-    if images.ndim != 4 or indices.ndim != 3 or len(images) != len(indices) or not indices.numel():
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images must be a tensor (B, C, H, W), got {type(images).__name__}: write torch.as_tensor(images)"
+        )
+    if images.ndim != 4:
+        cures = {2: "give images[None, None]", 3: "give images[:, None] of grey images, images[None] of a single one"}
+        cure = cures.get(images.ndim, "give a batch of images")
+        raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}: {cure}")
+    if indices.ndim != 3:
+        cures = {
+            2: "give indices.unflatten(1, (h, w)) of places in a row, indices[None] of a single image",
+            4: "give one level or group, indices[..., 0]",
+        }
+        cure = cures.get(indices.ndim, "give the indices of a map")
+        raise ValueError(f"indices must be (B, h, w), got {tuple(indices.shape)}: {cure}")
+    if len(images) != len(indices) or not indices.numel():
         raise ValueError(
-            f"images must be (B, C, H, W) and indices (B, h, w) of the same images, got {tuple(images.shape)} and "
-            f"{tuple(indices.shape)}: of a residual quantiser give one level, indices[..., 0]"
+            f"indices must be those of at least one place in each of the {len(images)} images, got "
+            f"{tuple(indices.shape)}: give the codes of the same images"
         )
     check_code_range("indices", indices, 2**31)
+
+
+def _check_codes(codes: Any) -> None:
+    """Raise unless ``codes`` are numbers of codes, at least one."""
+    if isinstance(codes, str | Tensor) or not isinstance(codes, Sequence):
+        cure = "write codes.tolist()" if isinstance(codes, Tensor) and codes.ndim == 1 else "write codes=[0, 1]"
+        raise TypeError(f"codes must be a list of code numbers, got {type(codes).__name__}: {cure}")
+    if not codes or any(isinstance(code, bool) or not isinstance(code, Integral) or code < 0 for code in codes):
+        raise ValueError(
+            f"codes must be one or more numbers of codes, from 0, got {list(codes)!r:.80}: leave it out for the most "
+            "used"
+        )

@@ -9,7 +9,7 @@ from typing import IO, Any
 import torch
 
 from vqssl.atomic_file import write_atomically
-from vqssl.health.examine import CodebookHealth
+from vqssl.health.examine import CodebookHealth, check_reports
 from vqssl.health.measures import tokens_per_code
 from vqssl.health.sources import printable, short_names
 from vqssl.health.verdict import amount, worst
@@ -80,6 +80,7 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
         width: in characters; None is that of the terminal.
 
     Raises:
+        TypeError: ``reports`` are something else.
         ImportError: rich is not installed.
 
     >>> import vqssl
@@ -90,6 +91,7 @@ def show(reports: Mapping[str, CodebookHealth], *, file: IO[str] | None = None, 
     look  codebook: not trained yet: the codes are random
     ...
     """
+    check_reports(reports)
     try:
         from rich.box import SIMPLE
         from rich.console import Console
@@ -150,6 +152,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
         title: of the page.
 
     Raises:
+        TypeError: ``reports`` are something else.
         ImportError: matplotlib is not installed.
         ValueError: matplotlib has no format of that ending.
         OSError: the file cannot be written; what it held before is kept.
@@ -160,6 +163,7 @@ def draw(reports: Mapping[str, CodebookHealth], path: str | Path, *, title: str 
     Traceback (most recent call last):
     ValueError: path must end in a format that matplotlib writes, got 'health.unknown': ...
     """
+    check_reports(reports)
     prefix, short = _printable_names(reports)
     lines = _verdict_lines(reports, short)
     figure, save = canvas_for(path, (11.7, 4.9 + 0.19 * len(lines)))
