@@ -52,22 +52,6 @@ with torch.profiler.profile() as profile:
     torch.cuda.synchronize() if device == "cuda" else None
 print(profile.key_averages().table(sort_by=f"{device}_time_total", row_limit=20))
 """
-LAUNCHES = """
-import torch, vqssl
-from torch.utils._python_dispatch import TorchDispatchMode
-class Counting(TorchDispatchMode):
-    count = 0
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.count += 1
-        return function(*arguments, **(options or {}))
-device = "cuda" if torch.cuda.is_available() else "cpu"
-model = vqssl.MultiScaleQuantizer([64, 128, 256], codebook_size=256, dim=64, device=device)
-maps = [torch.randn(8, c, s, s, device=device) for c, s in ((64, 16), (128, 8), (256, 4))]
-model(maps)
-with Counting() as mode:
-    model(maps)
-print(f"operators of a training forward of three scales: {mode.count}")
-"""
 
 
 class Part(NamedTuple):
@@ -100,7 +84,7 @@ PARTS: dict[str, Part] = {
     "quantisers": _module("benchmarks.quantisers", "--device", "cuda", limit=180),
     "memory": _module("benchmarks.memory", "--device", "cuda", limit=120),
     "dissect_step": _module("benchmarks.dissect_step", "--device", "cuda", limit=180),
-    "launches": Part(60, ("-c", LAUNCHES), ("-c", LAUNCHES)),
+    "launches": _module("benchmarks.launches", "--device", "cuda", limit=90),
     "profile": Part(120, ("-c", PROFILED), ("-c", PROFILED)),
     "memcheck": _sanitized("memcheck"),
     "racecheck": _sanitized("racecheck"),

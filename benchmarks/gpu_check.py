@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from examples.pretrain.ranks import buffers_stay
 from tests.kernels.material import KINDS, material
 from tests.reliability.material import Net, images
-from vqssl import EMACodebook, KMeansInit, kernels
+from vqssl import BatchRevival, EMACodebook, KMeansInit, kernels, update_codebooks
 from vqssl.kernels import backends
 from vqssl.kernels.nearest import search_triton
 
@@ -156,6 +157,30 @@ def training() -> None:
         report("training step", int((a.indices != b.indices.cpu()).sum()) + (gap > 1e-4), gap=gap)
 
 
+def updates() -> None:
+    """Compare updates with those of float64 on the CPU, with and without revival, each from the same state."""
+    cases: list[tuple[int, int, int, kernels.MetricName, float | None]]
+    cases = [(25088, 2048, 128, "euclidean", 0.5), (300, 2048, 64, "euclidean", 1.0), (4096, 8192, 60, "cosine", 0.5)]
+    cases.append((900, 40, 130, "euclidean", None))
+    for n, k, d, metric, threshold in cases:
+        revival = None if threshold is None else BatchRevival(threshold)
+        ours = EMACodebook(codebook_size=k, dim=d, decay=0.6, metric=metric, revival=revival, device=DEVICE)
+        ours.set_codes_(torch.randn(k, d, device=DEVICE))
+        for step in range(4):
+            exact = copy.deepcopy(ours).cpu().double()
+            x = ours.as_compared(torch.randn(n, d, device=DEVICE) * (1 + step))
+            indices = ours.quantize(x).indices
+            update_codebooks([ours], [x], [indices], compared=True)
+            update_codebooks([exact], [x.cpu().double()], [indices.cpu()], compared=True)
+            expected = exact.state_dict()
+            gap = max(
+                float((value.cpu().double() - expected[name].double()).abs().max()
+                      / expected[name].double().abs().max().clamp_min(1))
+                for name, value in ours.state_dict().items()
+            )  # fmt: skip
+            report(f"update, {n} x {k} x {d}, {metric}", int(gap > 1e-5), gap=gap, born=int(ours.births.sum()))
+
+
 def far_offsets() -> None:
     """Check rows 2^30 entries apart, where offsets of 32 bits would wrap."""
     far = torch.empty(2**31 + 64, dtype=torch.float16, device=DEVICE).as_strided((3, 8), (2**30, 1))
@@ -215,17 +240,23 @@ def main() -> None:
     elif options.small:
         exactness([(63, 65, 20)])
         statistics()
+        training()
     else:
         exactness([(1, 1, 1), (63, 65, 60), (257, 1000, 129), (1000, 2049, 64)])
         statistics()
         graph()
         compiled_codebook()
         training()
+        updates()
         whole_steps()
         far_offsets()
         ties_and_far_codes()
         large()
-    kernels_of = ("vqssl.kernels.nearest.search_triton", "vqssl.kernels.code_sums_triton")
+    kernels_of = (
+        "vqssl.kernels.nearest.search_triton",
+        "vqssl.kernels.code_sums_triton",
+        "vqssl.kernels.codebook_update_triton",
+    )
     unused = sorted(set(kernels_of) - backends.used_modules() | backends.unusable_modules())
     report("the Triton kernels were used", 0 if options.dry else len(unused), unused=unused)
     sys.exit(failures > 0)
