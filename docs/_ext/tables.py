@@ -53,6 +53,11 @@ def evaluation_tables(records: list[Record], picture: Path) -> str:
     return evaluation.tables(records)
 
 
+def cells_table(records: list[Record], picture: Path) -> str:
+    """Return the table of the per-cell lesion probe, a row for each kind of lesion and map."""
+    return evaluation.upright_table(evaluation.tables_of(records)["lesion-cells"], 1)
+
+
 Maker = Callable[[list[Record], Path], str]
 """Return the markdown of runs of one CPU or GPU model, and may draw a picture."""
 PAGES: dict[str, tuple[Maker, str, str]] = {
@@ -63,6 +68,7 @@ PAGES: dict[str, tuple[Maker, str, str]] = {
     "sweep-pneumoniamnist": (sweep_table, "sweep-pneumoniamnist", "AUC over BYOL with few labels, by seed"),
     "evaluation-kermany-32": (evaluation_tables, "evaluation-kermany-32", "AUC and Dice by share of labels and masks"),
     "evaluation-kermany-64": (evaluation_tables, "evaluation-kermany-64", "AUC by share of labels"),
+    "lesion-cells-phantoms-32": (cells_table, "lesion-cells-phantoms-32", ""),
     "evaluation-phantoms": (evaluation_tables, "evaluation-phantoms", "AUC and Dice by share of labels and masks"),
 }
 """By the name of what a page includes: how it is made, of which records, and what its picture shows."""

@@ -132,6 +132,24 @@ def table_of(table: Table, digits: int) -> str:
     return markdown(["encoder", "runs", *columns], rows)
 
 
+def upright_table(table: Table, digits: int, other: str = "byol") -> str:
+    """Return one protocol's table as markdown, a row for each figure: scores of all encoders, then differences."""
+    figures = list(dict.fromkeys(name for runs in table.values() for scores in runs.values() for name in scores))
+    gains = [name for name in table if other in table and name not in (other, "random")]
+    rows = [
+        [
+            figure,
+            *(
+                cell([scores[figure] for scores in runs.values() if figure in scores], digits)
+                for runs in table.values()
+            ),
+            *(cell(difference(table[name], table[other], figure), digits) for name in gains),
+        ]
+        for figure in figures
+    ]
+    return markdown(["", *table, *(f"{name} over {other}" for name in gains)], rows)
+
+
 def gap_of(linear: Table, finetune: Table) -> str:
     """Return the table of linear probe minus fine-tuning, for encoders with both; empty without any."""
     shared = {name: len(pairs(linear[name], finetune.get(name, {}))) for name in linear}
