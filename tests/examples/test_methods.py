@@ -46,7 +46,7 @@ def test_a_resnet18_has_the_papers_maps():
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("views", few([2, 3]))
 def test_every_method_keeps_the_contract(name, views):
     method = tiny_method(name)
     step = method(drawn_views(method, views))
