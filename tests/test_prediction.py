@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.laws import assert_same_bits, through_file
-from tests.profiles import few
 from tests.rank_processes import run_ranks
 from vqssl import BagTarget, BatchRevival, CodePrediction, CodePredictionLoss, EMACodebook, MultiScaleQuantizer
 from vqssl.code_heads import GeneratedHead, HeadSizes
@@ -373,7 +372,8 @@ def test_eval_and_prediction_change_nothing_and_copies_agree(name):
     assert_same_bits(dict(module.state_dict()), dict(before))
 
 
-@pytest.mark.parametrize("name", few(POOLED))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", POOLED)
 def test_compiles_to_one_graph_and_exports(name):
     module = make(name)
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")

@@ -93,7 +93,7 @@ def in_moment(change):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
+    few([
         (fill("cluster_size", float("nan")), ("cluster_size", "finite", "earlier copy")),
         (fill(".weight", float("-inf")), (".weight", "finite")),
         (half("cluster_size"), ("cluster_size", "float16")),
@@ -113,7 +113,7 @@ def in_moment(change):
         (lambda state: state["optimizer"]["param_groups"].pop(), ("optimizer.param_groups",)),
         (lambda state: state["optimizer"]["param_groups"][0].update(lr=float("inf")), ("param_groups.0.lr", "finite")),
         (lambda state: state["scheduler"].update(last_epoch=5), ("scheduler.last_epoch", "be 6", "got 5")),
-    ],
+    ], 8),
 )  # fmt: skip
 def test_impossible_value_is_refused_by_the_name_of_its_entry(trained, fresh, change, words):
     state = state_of(trained)

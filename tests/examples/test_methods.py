@@ -53,7 +53,7 @@ def test_every_method_is_a_file_of_at_most_120_lines(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("views", few([2, 3]))
 def test_every_method_keeps_the_contract(name, views):
     method = tiny_method(name)
     step = method(drawn_views(method, views))

@@ -102,6 +102,7 @@ def test_loss_of_fine_tuning_is_the_mean_over_known_findings(rng):
     assert (torch.autograd.grad(nothing, logits)[0] == 0).all()
 
 
+@pytest.mark.thorough
 def test_protocols_measure_images_with_unknown_findings(rng, tmp_path):
     """Fine-tuning on images of which nothing is known besides is that on the others, but for BatchNorm's batches."""
     data = toy()

@@ -62,7 +62,8 @@ def test_training_step_compiles_once_to_one_graph():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", few([True, False]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("training", [True, False])
 def test_batch_size_does_not_recompile(training):
     net = initialized_net().train(training)
     counter = torch._dynamo.testing.CompileCounter()
