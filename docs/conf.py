@@ -14,6 +14,8 @@ release = version = installed_version("vqssl")
 
 extensions = [
     "tables",
+    "pictures",
+    "search_words",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -63,4 +65,5 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "thumbnail_size": (400, 260),
     "image_scrapers": ("matplotlib",),
+    "reset_modules": ("matplotlib", "pictures.use_style"),
 }

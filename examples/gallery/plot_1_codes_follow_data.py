@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import vqssl
+from examples.pretrain.reports.code_colors import code_colors
 
 torch.manual_seed(0)
 codebook = vqssl.EMACodebook(codebook_size=32, dim=2, decay=0.9)
@@ -23,17 +24,18 @@ def points(step):
 
 
 # %%
-# Three of ninety steps. The size of a code shows how many tokens it gets.
+# Three of ninety steps. A token has the colour of its code, and near codes have near colours. The size of a code shows
+# how many tokens it gets.
 
-figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.5), sharex=True, sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(8, 2.9), sharex=True, sharey=True, layout="constrained")
 for step in range(91):
     x = points(step)
     quantized, indices, loss = codebook(x)
     if step in (0, 30, 90):
         axes = panels[(0, 30, 90).index(step)]
-        axes.scatter(*x.T, s=4, c=indices, cmap="tab20", alpha=0.6, linewidths=0)
+        axes.scatter(*x.T, s=4, c=code_colors(codebook.embed.numpy())[indices], linewidths=0)
         axes.scatter(*codebook.embed.T, s=6 * codebook.cluster_size, c="black", alpha=0.75, linewidths=0)
-        axes.set_title(f"step {step}: perplexity {codebook.usage().perplexity:.0f} of 32")
+        axes.set_title(f"step {step}:\nperplexity {codebook.usage().perplexity:.0f} of 32")
         axes.set_aspect("equal")
 
 # %%

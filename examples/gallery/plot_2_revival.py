@@ -44,13 +44,13 @@ runs = {
 # A code is dead if it gets less than a tenth of its fair share of the tokens. Counts start at one and decay by a
 # hundredth a step. So a code without tokens counts as dead only after a while; revival then replaces it by a token.
 
-figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 for name, history in runs.items():
     for axes, values in zip(panels, zip(*history, strict=True), strict=True):
         axes.plot(values, label=name, linestyle="-" if "no revival" not in name else "--")
 panels[0].set(title="perplexity, of 256", xlabel="step", ylim=(0, 256))
 panels[1].set(title="dead codes", xlabel="step", ylim=(0, 256))
-panels[0].legend(fontsize=8, frameon=False)
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 plt.show()
 
 # %%

@@ -13,6 +13,7 @@ from torch import nn
 
 import vqssl
 from examples.pretrain.phantoms import make_phantoms
+from examples.pretrain.reports.code_colors import code_colors
 
 torch.manual_seed(0)
 phantoms = make_phantoms(64, 64, seed=3)
@@ -40,17 +41,23 @@ print([tuple(each.shape) for each in maps], "->", [tuple(each.shape) for each in
 print("perplexity by scale:", [f"{quantizer.codebook(scale).usage().perplexity:.1f} of 16" for scale in range(3)])
 
 # %%
-# Equal colours within a row are equal codes.
+# Equal colours within a row are equal codes, and near colours are near codes. A lesion is outlined in every row.
 
 with torch.no_grad():
     x = images[:6]
     maps = [x := stage(x) for stage in stages.eval()]
     indices = quantizer.eval()(maps).indices
-figure, grid = plt.subplots(4, 6, figsize=(10, 6.8), layout="constrained")
+figure, grid = plt.subplots(4, 6, figsize=(8, 5.6), layout="constrained")
 for column in range(6):
     grid[0, column].imshow(images[column, 0], cmap="gray")
     for row, codes in enumerate(indices, 1):
-        grid[row, column].imshow(codes[column], cmap="tab20", vmin=0, vmax=15, interpolation="nearest")
+        palette = code_colors(quantizer.codebook(row - 1).embed.numpy())
+        grid[row, column].imshow(palette[codes[column]], extent=(-0.5, 63.5, 63.5, -0.5))
+    if phantoms.masks[column].any():
+        for axes in grid[:, column]:
+            axes.contour(
+                phantoms.masks[column] > 0, levels=[0.5], colors="black" if axes is not grid[0, column] else "C5"
+            )
 for axes in grid.flat:
     axes.set(xticks=[], yticks=[])
 for row, name in enumerate(["image", "fine", "medium", "coarse"]):

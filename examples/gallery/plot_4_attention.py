@@ -39,16 +39,17 @@ weights = spatial_attention_weights(patch.expand(4, dim), tokens)
 fine, coarse = weights.split([size * size, 16], dim=1)
 print("largest weight of a place:", [round(weight, 3) for weight in weights.amax(1).tolist()])
 
-figure, grid = plt.subplots(2, 4, figsize=(9, 4.8), layout="constrained")
+figure, grid = plt.subplots(2, 4, figsize=(8, 4), layout="constrained")
 for column, (y, x) in enumerate(corners):
     for row, (each, side) in enumerate([(fine, size), (coarse, 4)]):
         axes, scale = grid[row, column], size / side
-        axes.imshow(each[column].view(side, side).detach(), cmap="magma", vmin=0)
+        shown = axes.imshow(each[column].view(side, side), cmap="magma", vmin=0, vmax=weights.max())
         corner = (x / scale - 0.5, y / scale - 0.5)
-        axes.add_patch(Rectangle(corner, 3 / scale, 3 / scale, fill=False, color="#4cc9f0", linewidth=2))
+        axes.add_patch(Rectangle(corner, 3 / scale, 3 / scale, fill=False, color="C4", linewidth=2))
         axes.set(xticks=[], yticks=[])
 grid[0, 0].set_ylabel("fine")
 grid[1, 0].set_ylabel("coarse")
+figure.colorbar(shown, ax=grid, label="weight of a place")
 plt.show()
 
 # %%

@@ -7,13 +7,9 @@ section is written when the documentation is built.
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from benchmarks import records
 from benchmarks.provenance import ROOT
+from examples.pretrain.reports.figure import new_figure, plain_log, save_figure
 from tests.reliability.long_run import PARTS
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -174,7 +170,7 @@ def attempts() -> str:
         row for rows in own.values() for row in rows if not (row["before"]["survived"] and row["after"]["survived"])
     ]
     lost = [
-        (KINDS[row["kind"]], row["attempt"], row["right"], seen(row["before"]), seen(row["after"])) for row in broke
+        (row["attempt"], seen(row["after"]), seen(row["before"]), row["right"], KINDS[row["kind"]]) for row in broke
     ]
     runs = {one["command"]: one for one in found.values()}
     made = "\n".join(f"- `{name}`: before is {one['old']}, now is {one['commit']}" for name, one in runs.items())
@@ -188,7 +184,7 @@ An attempt survives if the right thing happens: the work is done, or it is refus
 <details>
 <summary>The {len(lost)} attempts that did not survive before: what was done, what is right, what was seen</summary>
 
-{table(["kind", "attempt", "right", "before", "now"], [[cell(value) for value in row] for row in lost])}
+{table(["attempt", "now", "before", "right", "kind"], [[cell(value) for value in row] for row in lost])}
 </details>
 """
 
@@ -243,24 +239,25 @@ def draw(record: dict, path: Path) -> None:
     """Draw perplexity, error and memory over the steps of the long run."""
     rows = record["rows"]
     step = [row["step"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    figure = new_figure(figsize=(8, 5.6), layout="constrained")
+    axes = list(figure.subplot_mosaic("AB;CC", height_ratios=(3, 1.6)).values())
     axes[0].plot(step, [row["perplexity"] for row in rows], label="with revival")
     axes[0].plot(step, [row["perplexity"] for row in record["without revival"]["rows"]], "--", label="without")
-    axes[0].set(
-        title=f"codes in use, in effect (perplexity, of {record['codes']})", xlabel="step", ylim=(0, record["codes"])
-    )
+    axes[0].set(title=f"codes in use, in effect (perplexity, of {record['codes']})", ylim=(0, record["codes"]))
     axes[0].legend(loc="lower left")
-    for name in PARTS:
-        axes[1].plot(step, [row[name] for row in rows], label=name)
-    axes[1].set(title="squared distance of token and code", xlabel="step", yscale="log")
+    for number, name in enumerate(PARTS):
+        marks = {"marker": "osD"[number], "markersize": 4, "markevery": (4 * number, 12)}
+        axes[1].plot(step, [row[name] for row in rows], label=name, **marks)
+    axes[1].set(title="squared distance of token and code", yscale="log")
+    plain_log(axes[1].yaxis)
     axes[1].legend()
     axes[2].plot(step, [row["MiB"] for row in rows])
     most = max(row["MiB"] for row in rows)
-    axes[2].set(title="memory of the process (MiB)", xlabel="step", ylim=(0, 1.3 * most))
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close(figure)
+    axes[2].set(title="memory of the process (MiB)", ylim=(0, 1.3 * most))
+    for panel in axes:
+        panel.set(xlabel="step", xticks=range(0, step[-1] + 1, 5000))
+        panel.grid()
+    save_figure(figure, path, dpi=110)
 
 
 def span(values) -> str:

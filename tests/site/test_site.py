@@ -5,18 +5,13 @@
 
 import functools
 import os
-import shutil
-import threading
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
 
-SITE = Path(os.environ["VQSSL_SITE"]).resolve()
-PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+from tests.site.built import PAGES, SITE
+
 SHOWN = (
     "index.html",
     "get-started.html",
@@ -76,45 +71,6 @@ def test_links_of_built_page_resolve(page):
 # ---- in a browser ----
 
 
-@pytest.fixture(scope="module")
-def address():
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("NOT CHECKED in a browser: no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=found, args=quiet)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(params=SIZES)
-def page(browser, request):
-    width, height = SIZES[request.param]
-    opened = browser.new_page(viewport={"width": width, "height": height})
-    opened.errors = []
-    opened.on("pageerror", lambda error: opened.errors.append(str(error)))
-    opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize("name", SHOWN)
 def test_page_fits_the_window_and_shows_its_pictures(page, address, name, request):
     page.goto(f"{address}/{name}", wait_until="load")
@@ -152,12 +108,3 @@ def test_clicking_from_the_first_page_reaches_the_source(page, address):
     # The link is visible on hover only, and a phone has no hover.
     page.locator("a", has_text="[source]").first.dispatch_event("click")
     page.wait_for_url("**/_modules/vqssl/teacher.html*")
-
-
-def test_search_finds_the_page(page, address):
-    page.goto(f"{address}/search.html?q=dead+codes", wait_until="load")
-    page.wait_for_selector("#search-results li a")
-    titles = page.locator("#search-results li a").all_inner_texts()
-    assert any("Dead codes" in title for title in titles), titles
-    page.locator("#search-results li a", has_text="Dead codes").first.click()
-    page.wait_for_url("**/gallery/plot_2_revival.html*")

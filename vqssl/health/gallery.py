@@ -120,7 +120,7 @@ def draw_codes(
         for axis, patch in zip(row, patches.cpu(), strict=False):
             axis.imshow(patch.movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
         used = int(counts[code]) if code < len(counts) else 0
-        row[0].set_ylabel(f"{code}\n{used}×", rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(f"{code}\n{used}×", rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(title, weight="bold", parse_math=False)
     save()
     return tuple(codes)

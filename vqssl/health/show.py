@@ -242,10 +242,10 @@ def _draw_usage(axis: Any, curves: list[Curve]) -> None:
         rank = torch.arange(1, len(shares) + 1) / len(shares)
         axis.plot(rank.tolist(), shares.tolist(), drawstyle="steps-pre", **style)
     axis.axhline(1, color="0.6", linewidth=0.8)
-    axis.text(0.99, 1, "fair share", color="0.4", fontsize=8, va="bottom", ha="right")
+    axis.text(0.99, 1, "fair share", color="0.4", fontsize=9, va="bottom", ha="right")
     for bound in sorted({report.dead_below for report, _ in curves} - {0.0}):
         axis.axhspan(FLOOR / 2, bound, color=COLOURS["act"], alpha=0.08, linewidth=0)
-        axis.text(0.01, bound, "dead below", color=COLOURS["act"], fontsize=8, va="top")
+        axis.text(0.01, bound, "dead below", color=COLOURS["act"], fontsize=9, va="top")
     lowest = min((report.shares.min().item() for report, _ in curves), default=1)
     axis.set(
         yscale="log", xlim=(0, 1), xlabel="codes, most used first (share of K)", ylabel="tokens / fair share",

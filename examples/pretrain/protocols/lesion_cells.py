@@ -125,7 +125,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
                 extent = (-0.5, side - 0.5, side - 0.5, -0.5)
                 axes.imshow(cells, cmap="inferno", alpha=0.55, extent=extent, vmin=0, vmax=1)
             axes.contour(truth[image, plane], levels=[0.5], colors="#4cc9f0", linewidths=1)
-            axes.set_title(caption(names[plane], 20), fontsize=8)
+            axes.set_title(caption(names[plane], 20), fontsize=9)
         row[0].set_ylabel(caption(subject.name))
     figure.colorbar(color_scale("inferno"), ax=grid, label="probability", shrink=0.8, aspect=30)
     figure.suptitle(f"probability of a lesion by cell of {scales[scale]}, lesion outlined")

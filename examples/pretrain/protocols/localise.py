@@ -112,7 +112,7 @@ def draw(subjects: Sequence[Subject], settings: Settings, folder: Path) -> None:
             for axes, image, cam, share in zip(row, images, cams, shares, strict=False):
                 show(axes, image)
                 axes.imshow(cam, cmap="inferno", alpha=0.55)
-                axes.set_title(f"{share:.0%} inside", fontsize=8)
+                axes.set_title(f"{share:.0%} inside", fontsize=9)
             row[0].set_ylabel(caption(subject.name))
         for row in grid:
             for axes, mask in zip(row, masks, strict=False):

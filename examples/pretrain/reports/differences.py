@@ -32,7 +32,7 @@ def draw(records: Records, path: Path, *, choosing: int = 0) -> None:
     """
     names = [name for name in ordered(records) if name not in ("byol", "random")]
     shares = shares_of(records)[:2]
-    figure = new_figure(figsize=(8, 1.4 + 0.4 * len(names)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.4 + 0.5 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     kinds = [part for part in zip(parts_of(records, choosing), STYLES, strict=True) if any(part[0].values())]
     for axes, share in zip(panels, shares, strict=True):
@@ -61,6 +61,6 @@ def _draw_row(axes: Axes, row: float, records: Records, name: str, share: str, s
         return
     for key, value in found.items():
         axes.plot(value, row, "|", color=color, markersize=5)
-        axes.text(value, row - 0.08, str(key.seed), fontsize=7, color="0.25", ha="center", va="bottom", clip_on=True)
+        axes.text(value, row - 0.08, str(key.seed), fontsize=9, color="0.25", ha="center", va="bottom", clip_on=True)
     mean, half = interval([[value] for value in found.values()])
     axes.errorbar(mean, row, xerr=half, fmt=marker, color=color, alpha=0.75, capsize=2, markersize=4, zorder=3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from examples.pretrain.checkpoint import write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -40,6 +42,20 @@ def color_scale(name: str) -> ScalarMappable:
     from matplotlib.colors import Normalize
 
     return ScalarMappable(Normalize(0, 1), name)
+
+
+def plain_log(axis: Axis) -> None:
+    """Label a logarithmic axis at each power of ten and between, in plain numbers: powers would be formulas."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if _decades(axis) < 3 else (1.0,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _decades(axis: Axis) -> float:
+    low, high = axis.get_data_interval()
+    return math.log10(high / low)
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: int) -> None:

@@ -39,7 +39,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
     panels = {title: columns for title, columns in panels.items() if any(columns.values())}
     # Two panels beside each other: in a wider picture, text is too small on a page.
     rows, columns_of_panels = -(-len(panels) // 2), min(len(panels), 2)
-    figure = new_figure(figsize=(4.4 * columns_of_panels, 3.4 * rows), layout="constrained")
+    figure = new_figure(figsize=(4.2 * columns_of_panels, 3.4 * rows), layout="constrained")
     styles = ("-", "--", ":", "-.")
     grid = figure.subplots(rows, columns_of_panels, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
@@ -52,7 +52,7 @@ def curves(runs: dict[str, list[Row]], path: Path) -> None:
                 axes.plot(*zip(*seen, strict=True), styles[number % 4], color=f"C{color}", label=label)
         axes.set(title=title, xlabel="epoch")
         axes.locator_params(axis="x", integer=True)
-        axes.legend(fontsize=8)
+        axes.legend()
     save_figure(figure, path, dpi=120)
 
 
@@ -78,7 +78,7 @@ def code_maps(
     grid = figure.subplots(1 + len(indices), len(which), squeeze=False)
     for axes, image in zip(grid[0], which, strict=True):
         show(axes, data.images[image])
-        axes.set_title(caption(_label(data, image), 18), fontsize=8, color=INK)
+        axes.set_title(caption(_label(data, image), 18), fontsize=9, color=INK)
     side = data.images.shape[1]
     for row, (scale, chosen) in zip(grid[1:], indices.items(), strict=True):
         palette = _shuffled(1 + int(chosen.max())) if codes is None else code_colors(codes[scale])
@@ -134,7 +134,7 @@ def code_patches(data: ImageSet, indices: np.ndarray, path: Path, codes: int = 1
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     shares = [f"{code}\n{(indices == code).mean():.1%}" for code in used]
-    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=8)
+    axes.set_yticks(pitch * np.arange(len(used)) + side / 2, shares, fontsize=9)
     axes.set(xticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
