@@ -186,8 +186,8 @@ class CodePrediction(nn.Module):
 
         Raises:
             TypeError: features are not floating tensors, or indices or places are not integers.
-            ValueError: another number of maps, codes or places than scales, the wrong width or device, or batches that
-                do not fit each other.
+            ValueError: another number of maps, codes or places than scales, the wrong width or device, batches that do
+                not fit each other, or (on CPU) an index that the codebook does not have.
         """
         rows, codes = self._features(features), self._codes(quantized)
         if self.target.per_place:
