@@ -6,9 +6,9 @@
   document.querySelectorAll("details").forEach((each) => (each.open = true));
   const wider = document.documentElement.scrollWidth - window.innerWidth;
   if (wider > 0) found.push(`the page is ${wider} pixels wider than the window`);
-  for (let e = article.parentElement; e !== document.body; e = e.parentElement)
-    if (e.scrollWidth > e.clientWidth + 1) found.push(`${e.className} is ${e.scrollWidth - e.clientWidth} pixels too wide`);
   const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+  for (let e = article.parentElement; e !== document.body; e = e.parentElement)
+    if (scrolls(e) && e.scrollWidth > e.clientWidth + 1) found.push(`${e.className} scrolls sideways`);
   for (const e of article.querySelectorAll("*")) {
     if (!e.clientWidth || e.scrollWidth <= e.clientWidth + 1 || e.closest(".sd-stretched-link, mjx-assistive-mml")) continue;
     const style = getComputedStyle(e);
