@@ -34,7 +34,7 @@ def test_text_in_pictures_can_be_read(page, address, name):
             assert width / inches >= 72 - 0.5, file.name
 
 
-@pytest.mark.parametrize("name", [page for page in PAGES if "_generated" in (SITE / page).read_text(encoding="utf-8")])
+@pytest.mark.parametrize("name", ["benchmarks.html", "evidence.html", "evidence-sweep.html", "reliability.html"])
 def test_pictures_of_records_have_captions(name):
     text = (SITE / name).read_text(encoding="utf-8")
-    assert text.count("<figcaption>") >= len(re.findall(r'<img [^>]*src="[^"]*_images/[^"]*png"', text)) > 0
+    assert text.count("<figcaption") >= len(re.findall(r'<img [^>]*src="[^"]*_images/[^"]*png"', text)) > 0
