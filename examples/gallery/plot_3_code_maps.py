@@ -18,6 +18,7 @@ from examples.pretrain.reports.code_colors import code_colors
 torch.manual_seed(0)
 phantoms = make_phantoms(64, 64, seed=3)
 images = torch.from_numpy(phantoms.images).float()[:, None] / 255
+lesions = torch.as_tensor(phantoms.masks).numpy() > 0
 
 
 def block(channels, width):
@@ -53,11 +54,10 @@ for column in range(6):
     for row, codes in enumerate(indices, 1):
         palette = code_colors(quantizer.codebook(row - 1).embed.numpy())
         grid[row, column].imshow(palette[codes[column]], extent=(-0.5, 63.5, 63.5, -0.5))
-    if phantoms.masks[column].any():
+    if lesions[column].any():
         for axes in grid[:, column]:
-            axes.contour(
-                phantoms.masks[column] > 0, levels=[0.5], colors="black" if axes is not grid[0, column] else "C5"
-            )
+            color = "C5" if axes is grid[0, column] else "black"
+            axes.contour(lesions[column], levels=[0.5], colors=color)
 for axes in grid.flat:
     axes.set(xticks=[], yticks=[])
 for row, name in enumerate(["image", "fine", "medium", "coarse"]):

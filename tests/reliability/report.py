@@ -6,6 +6,7 @@ section is written when the documentation is built.
 """
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks import records
 from benchmarks.provenance import ROOT
@@ -246,7 +247,7 @@ def draw(record: dict, path: Path) -> None:
     axes[0].set(title=f"codes in use, in effect (perplexity, of {record['codes']})", ylim=(0, record["codes"]))
     axes[0].legend(loc="lower left")
     for number, name in enumerate(PARTS):
-        marks = {"marker": "osD"[number], "markersize": 4, "markevery": (4 * number, 12)}
+        marks: dict[str, Any] = {"marker": "osD"[number], "markersize": 4, "markevery": (4 * number, 12)}
         axes[1].plot(step, [row[name] for row in rows], label=name, **marks)
     axes[1].set(title="squared distance of token and code", yscale="log")
     plain_log(axes[1].yaxis)

@@ -224,7 +224,7 @@ def draw_shares(records: Iterable[dict[str, Any]], path: Path, called: Mapping[s
     if not panels:
         return
     lines, across = -(-len(panels) // 2), min(len(panels), 2)
-    figure = new_figure(figsize=(4.2 * across + 2.2, 3.4 * lines), layout="constrained")
+    figure = new_figure(figsize=(3.3 * across + 2.0, 3.0 * lines), layout="constrained")
     grid = figure.subplots(lines, across, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
