@@ -90,10 +90,11 @@ class FusedStep(NamedTuple):
         """Write the state, given the candidates of all ranks."""
         codebook, state = self.codebook, self.state
         formed = codebook.as_compared(state.embed)
+        has_form_of_its_own = formed is not state.embed
         write_state_(
             codebook.embed, codebook.cluster_size, codebook.embed_avg, codebook.rng, codebook.num_updates,
-            codebook.births, formed, state.cluster_size, state.embed_avg, self.counts, self.positions,
-            candidates[0] if candidates else state.embed[:0], formed is not state.embed,
+            codebook.births, formed.contiguous(), state.cluster_size, state.embed_avg, self.counts, self.positions,
+            candidates[0] if candidates else state.embed[:0], has_form_of_its_own,
         )  # fmt: skip
 
 

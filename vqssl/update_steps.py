@@ -235,7 +235,7 @@ def write_back_(codebook: Writable, state: CodebookState, where: Tensor | bool, 
         return
     embed = codebook.as_compared(state.embed)
     if embed is not state.embed:  # the euclidean metric returns its argument: there a code may be zero
-        formed = embed.norm(dim=-1) > 0
+        formed = (embed != 0).any(-1)
         embed = torch.where(formed[:, None], embed, codebook.embed)
         replaced = None if replaced is None else replaced & formed
     state = state._replace(embed=embed)

@@ -49,7 +49,7 @@ class Report(NamedTuple):
         return Counter(found)
 
 
-def compile_for(kernel, capability, constants, config=None, **types):
+def compile_for(kernel, capability, constants, config=None, *, fused=True, **types):
     """Compile `kernel` as it is launched with contiguous float32 tokens, rows and widths being multiples of 16."""
     constants = {"stride_d": 1, "code_stride_d": 1, **constants}
     names = kernel.arg_names
@@ -61,7 +61,8 @@ def compile_for(kernel, capability, constants, config=None, **types):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-    compiled = triton.compile(source, target=target, options=config.launch() if config else {"num_warps": 4})
+    options = {**(config.launch() if config else {"num_warps": 4}), "enable_fp_fusion": fused}
+    compiled = triton.compile(source, target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -81,6 +82,8 @@ def first_look(capability, dim, config=None, bits=None):
     return compile_for(looks_triton.first_look, capability, constants, config), config
 
 
+EXACT = ("close", "last", "last, cosine")
+"""Kernels that compare in float64, and have no fused multiply-add, which would break exact ties."""
 LAST = {"BLOCK_K": 128, "BLOCK_D": 64, "EXACT_D": 32}
 
 
@@ -99,7 +102,7 @@ def others(capability):
     }
     warps = {name: tuning.Config(1, 1, 1, 8, 3) for name in kernels if name.startswith("last")}
     found = {
-        name: compile_for(kernel, capability, constants, warps.get(name))
+        name: compile_for(kernel, capability, constants, warps.get(name), fused=name not in EXACT)
         for name, (kernel, constants) in kernels.items()
     }
     update = {"REVIVE": True, "ZERO_KEEPS_PLACE": True, "HAS_START": True, "BLOCK_K": 16, "BLOCK_D": 128}

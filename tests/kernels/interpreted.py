@@ -136,6 +136,18 @@ def test_numbers_below_fp16s_normal_range():
     assert found.item() == 1
 
 
+@pytest.mark.parametrize(("scale", "count"), [(1.0, 512), (2.0**-66, 16)])
+@pytest.mark.parametrize(("block", "other"), [(8, 7.0), (16, 22.0)])
+def test_products_of_numbers_below_fp16s_normal_range_and_large_ones(block, other, scale, count):
+    """A subnormal number is aligned as 2^-14 beside a large factor too; blocks of 8 and of 16 as on A100 and H100."""
+    x, codes = torch.zeros(1, 32), torch.zeros(count, 32)
+    x[0, 0], x[0, 1:block], x[0, 16] = 2.0**15, 1.99609375, other
+    codes[1, :block], codes[3, 0], codes[3, 16] = 2.0**-24, 2.0**-24, 2.0**-24
+    codes[5], codes[7] = -codes[1], -codes[3]
+    found, _ = check(x * scale, codes * scale)
+    assert found.item() == 1
+
+
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_rounded_precision_is_close_to_the_best(precision, monkeypatch):
     if precision == "fp16":  # numpy's products of equal columns differ by their place, those of a device do not
@@ -203,7 +215,7 @@ def test_code_sums_equal_the_loop_over_tokens(n, k, d, dtype, deterministic):
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides_do_not_matter_to_code_sums(layout, deterministic):
-    check_code_sums(of_layout(layout, 50, 7), torch.arange(100)[::2] % 7, 7, deterministic)
+    check_code_sums(of_layout(layout, 50, 7), (torch.arange(100) % 7)[::2], 7, deterministic)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -323,5 +335,5 @@ def test_codebook_update_keeps_unused_codes_without_smoothing_and_codes_without_
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides_do_not_matter_to_the_codebook_update(layout):
-    x, indices = of_layout(layout, 50, 7), torch.arange(100)[::2] % 20
+    x, indices = of_layout(layout, 50, 7), (torch.arange(100) % 20)[::2]
     assert check_update(codebook(20, 7), x, indices, *sums_of(x, indices, 20), 0.5) > 0

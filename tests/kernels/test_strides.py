@@ -26,7 +26,7 @@ def test_strides_do_not_matter(name, layout, monkeypatch):
     # Several tiles, also of so few tokens.
     monkeypatch.setattr(importlib.import_module("vqssl.kernels.squared_error"), "TILE", 40 * WIDTH)
     operator, x, codes = OPERATORS[name], of_layout(layout, ROWS, WIDTH), of_layout(layout, CODES, WIDTH, seed=1)
-    indices = torch.arange(2 * ROWS)[::2] % CODES
+    indices = (torch.arange(2 * ROWS) % CODES)[::2]
     found = operator(x, codes, indices)
     expected = operator(x.contiguous(), codes.contiguous(), indices.contiguous())
     for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):

@@ -32,7 +32,7 @@ ROUNDED = "every_kind or certif or nonfinite or below_fp16s"
         (SMALL, 7, None),
         pytest.param("below_fp16s", 1, "A100", marks=pytest.mark.thorough),
         pytest.param("below_fp16s", 1, "H100", marks=pytest.mark.thorough),
-        pytest.param("", 157, None, marks=pytest.mark.thorough),
+        pytest.param("", 161, None, marks=pytest.mark.thorough),
         pytest.param(ROUNDED, 40, "A100", marks=pytest.mark.thorough),
         pytest.param(ROUNDED, 40, "H100", marks=pytest.mark.thorough),
     ],
@@ -96,3 +96,5 @@ def test_other_kernels_compile_without_spills():
 
     for name, report in ahead_of_time.others((9, 0)).items():
         assert report.spilled == 0, name
+        if name in ("close", "last"):  # cosine divides, which takes some
+            assert report.instructions()["DFMA"] == 0, name

@@ -33,19 +33,19 @@ def code_sums_triton(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor
     sums = torch.zeros((num_codes, width), dtype=dtype, device=x.device)
     if rows > 0:
         add_tokens[(triton.cdiv(rows, 16), triton.cdiv(width, 128))](
-            x, indices, counts, sums, rows, width, *x.stride(), BLOCK_N=16, BLOCK_D=128
+            x, indices, counts, sums, rows, width, indices.stride(0), *x.stride(), BLOCK_N=16, BLOCK_D=128
         )
     return counts.to(torch.float32), sums.to(torch.float32)
 
 
 @triton.jit
 def add_tokens(
-    x, indices, counts, sums, N, D, stride_n, stride_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    x, indices, counts, sums, N, D, index_stride, stride_n, stride_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # fmt: skip
     """Add a tile of tokens to the sums and counts of their codes."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    code = tl.load(indices + row, mask=row < N, other=-1)
+    code = tl.load(indices + row * index_stride, mask=row < N, other=-1)
     counted = code >= 0
     inside = counted[:, None] & (d < D)[None, :]
     token = tl.load(x + row[:, None] * stride_n + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0)

@@ -79,33 +79,35 @@ def first_look(
     else:
         longest = tl.load(bounds + 1)
         terms = (D + 16) * (2.0**-23)
-        slack = 1.25 * terms * (length + error) * longest + 0.5 * terms * longest * longest
+        # Numbers that are subnormal in fp16 are aligned as 2^-14, also beside a large factor.
+        LEAST: tl.constexpr = 2.0**-14
+        slack = 1.25 * terms * (length + error + LEAST) * (longest + LEAST) + 0.5 * terms * longest * longest
         if COSINE:
             # The lengths of the codes are rounded too.
             slack = slack + terms * length * longest
         slack = slack + (2.0 ** (BITS - 23)) * ((length + error) * longest + 0.5 * longest * longest)
         rounding = error * longest + (length + error) * tl.load(bounds + 2)
-        # Numbers that are subnormal in fp16 are aligned as 2^-14.
-        SUBNORMAL: tl.constexpr = (CHUNKS * BLOCK_D + 16) * (2.0**-51)
-        margin = 2.0 * (rounding + slack + SUBNORMAL)
+        margin = 2.0 * (rounding + slack)
         # NaN, and the difference of two infinities, compare false, so that such a row is not certified. Without a
         # usable code no row is: its best score is then -3e38.
         usable = finite & (top > -1e38) & (margin < float("inf"))
         usable = usable & _beats_far_codes(length, top, margin, bounds, COSINE)
         column = tl.min(tl.where(best == top[:, None], half[None, :], HALF), 1)
+        known = column < HALF
         winner = _code_of(top, column, BITS, BLOCK_K)
         tl.store(indices + row, tl.where(finite, winner, -1).to(tl.int64), mask=inside)
         # Behind the best of a column stands its second, behind that at most its like.
         rest = tl.where(half[None, :] == column[:, None], second, best)
         highest = tl.max(rest, 1)
-        certified = usable & (top - highest > margin)
+        certified = usable & known & (top - highest > margin)
         for place in tl.static_range(RIVALS):
             column = tl.min(tl.where(rest == highest[:, None], half[None, :], HALF), 1)
+            known = known & (column < HALF)
             rival = tl.where(top - highest > margin, -1, _code_of(highest, column, BITS, BLOCK_K))
             tl.store(rivals + row * RIVALS + place, rival, mask=inside & (certified == 0))
             rest = tl.where(half[None, :] == column[:, None], second, rest)
             highest = tl.max(rest, 1)
-        close = usable & (certified == 0) & (top - highest > margin)
+        close = usable & known & (certified == 0) & (top - highest > margin)
         _append(row, inside & close, close_rows, close_count)
         _append(row, inside & finite & (certified == 0) & (close == 0), open_rows, open_count)
 

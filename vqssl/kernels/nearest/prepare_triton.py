@@ -21,7 +21,7 @@ PIECE = tl.constexpr(32)
 """Width of the pieces in which the centre is made and the lengths of tokens are summed."""
 FAR = tl.constexpr(2048.0)
 """A code with an entry beyond this, after scaling, is far: it gets no score, and does not widen the others' margins."""
-# The number of codes is padded to a multiple of this, which every block size divides.
+# The number of codes is padded to a multiple of this, and of the block size: both are powers of two.
 _PADDING = 128
 
 
@@ -42,7 +42,7 @@ class PreparedCodes(NamedTuple):
 def prepare(codebook: Tensor, metric: str, dtype: torch.dtype, config: Config) -> PreparedCodes:
     """Round the codes ``(K, D)`` to ``dtype``, for the block sizes of ``config``."""
     size, width = codebook.shape
-    padded = triton.cdiv(size, _PADDING) * _PADDING
+    padded = triton.cdiv(size, max(_PADDING, config.block_k)) * max(_PADDING, config.block_k)
     chunks = triton.cdiv(width, config.block_d)
     wide = chunks * config.block_d
     rounded = torch.empty((padded, wide), dtype=dtype, device=codebook.device)

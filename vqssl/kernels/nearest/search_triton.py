@@ -101,14 +101,15 @@ def search_triton(
         ASSEMBLY=not _interpreted(), **first.blocks(), **first.launch(),
     )  # fmt: skip
     strides = (*x.stride(), *codebook.stride())
+    # A fused multiply-add rounds one of two equal squares and not the other: exact ties would be broken.
     if exact:
         close_calls[(2 * programs,)](
             x, codebook, indices, rivals, close_rows, close_count, width, *strides,
-            COSINE=cosine, BLOCK_N=16, BLOCK_D=64, num_warps=4,
+            COSINE=cosine, BLOCK_N=16, BLOCK_D=64, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     last_look[(4 * programs,)](
         x, codebook, codes.tensors[-1], indices, open_rows, open_count, *codebook.shape, *strides,
-        COSINE=cosine, BLOCK_K=128, BLOCK_D=_last_width(width), EXACT_D=32, num_warps=8,
+        COSINE=cosine, BLOCK_K=128, BLOCK_D=_last_width(width), EXACT_D=32, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
     return Found(indices, left_open)
 
