@@ -213,7 +213,7 @@ def page() -> str:
 
 What the library promises, what was measured, and the test or script that measures it. `python -m tests.reliability.report` makes this page
 from `benchmarks/results/reliability.jsonl`; no figure is typed by hand. The figures are of {suite["date"]}, torch {suite["versions"]["torch"]},
-Python {suite["versions"]["python"]}, two cores of {named}; ranks are processes over gloo. None of it has been run on a GPU yet.
+Python {suite["versions"]["python"]}, two cores of {named}; ranks are processes over gloo. On a GPU, an NVIDIA H200, only the checks of `python -m benchmarks.gpu_check` and a trial of the loss band have run; nothing on this page is from there.
 
 {table(["promise", "figure", "command"], rows)}
 Each script writes its record to `runs/reliability/`; `python -m benchmarks.records add reliability FILE...` keeps it.
