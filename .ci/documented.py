@@ -114,8 +114,9 @@ PLACES = {
             ),
             Command(
                 ".venv/bin/python -m examples.pretrain.evaluate --runs FOLDER --data PATH",
-                ".venv/bin/python -m examples.pretrain.evaluate linear finetune localise lesion-cells codes segment-frozen"
-                f" segment-tuned --runs runs/small-1 --data {IMAGES} --shares 0.4 --mask-shares 0.4 --subsets 1 --steps 2",
+                ".venv/bin/python -m examples.pretrain.evaluate linear finetune localise lesion-cells codes"
+                f" segment-frozen segment-tuned --runs runs/small-1 --data {IMAGES}"
+                " --shares 0.4 --mask-shares 0.4 --subsets 1 --steps 2",
                 "the run of the command before; one share, 1 subset, 2 steps; no anatomy, whose t-SNE takes minutes",
             ),
             Command(
