@@ -54,7 +54,7 @@ IMAGES = "phantoms/phantoms-400-32.npz"
 DRAW = """{python} -c 'import pathlib; from examples.pretrain.phantoms import phantom_file
 phantom_file(pathlib.Path("phantoms"), 400, 32)'"""
 ABLATE = ".venv/bin/python -m examples.pretrain.ablate"
-SEEDS = "0 1 2 3 4 5 6 7 8 9 10 11"
+SEEDS = "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17"
 BENCH = "python3 .ci/environment.py bench -m benchmarks"
 
 
