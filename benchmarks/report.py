@@ -244,6 +244,28 @@ def old_against_new_section(where: str, result: Record) -> str:
     )
 
 
+def quantisers_section(where: str, result: Record) -> str:
+    """Return the section on quantisers of several codes, and on passes of k-means."""
+    rows = [
+        [name, " x ".join(map(str, found["shape"])), *(times(found["times"][who]) for who in found["times"])]
+        for name, found in result["steps"].items()
+    ]
+    k_means = result["k_means"]
+    passes = ", ".join(f"{who} {times(entry)}" for who, entry in k_means["times"].items())
+    return (
+        heading("Quantisers of several codes", where, result)
+        + "A training step, forward and backward; the indices agree with the other library's first.\n\n"
+        + table(["quantiser", "tokens", *next(iter(result["steps"].values()))["times"]], rows)
+        + f"\n20 passes of k-means over {k_means['tokens']:,} tokens of width {k_means['dim']}, {k_means['codes']} "
+        f"codes, from one start: {passes}.\n"
+    )
+
+
+def times(entry: Record) -> str:
+    """Return a time in milliseconds, and its ratio to ours."""
+    return f"{entry['median']:.1f} ms ({entry['ratio']:.2f})"
+
+
 def fitting_section(where: str, result: Record) -> str:
     """Return the section on the error of fit_codebook beside other k-means."""
     peers = [name for name in result["rows"][0] if name.startswith("vqssl / ")]
@@ -296,6 +318,7 @@ SECTIONS: dict[str, Callable[[str, Record], str]] = {
     "dissect_step": dissect_section,
     "codebook_usage": usage_section,
     "old_against_new": old_against_new_section,
+    "quantisers": quantisers_section,
     "fitting": fitting_section,
     "resizing": resizing_section,
 }
