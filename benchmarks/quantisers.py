@@ -6,6 +6,7 @@ codes, and its results are compared first.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -145,7 +146,16 @@ def k_means(rounds: int, timed_passes: int, device: str) -> dict[str, Any]:
     if errors["vqssl"] > 1.01 * errors["scikit-learn, random start"]:
         raise SystemExit("k-means: the error is more than 1% above scikit-learn's from a random start, as ours is")
     start = x[:size].numpy()
-    race = {"vqssl": lambda: ours(timed_passes, True).embed.cpu(), "scikit-learn": lambda: theirs(timed_passes, start)}
+    race: dict[str, Callable[[], Any]] = {
+        "vqssl": lambda: ours(timed_passes, True).embed.cpu(),
+        "scikit-learn": lambda: theirs(timed_passes, start),
+    }
+    if importlib.util.find_spec("faiss"):
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        fit = faiss.Kmeans(dim, size, niter=timed_passes, max_points_per_centroid=len(x))
+        race["faiss"] = lambda: fit.train(x.numpy(), init_centroids=start)
     times = harness.race(race, rounds)  # by the host's clock: scikit-learn runs on the CPU
     harness.ratios(times, "vqssl")
     print(f"{timed_passes} passes", {who: entry["median"] for who, entry in times.items()}, "ms")
