@@ -40,7 +40,6 @@ CARRIED = (
 PROFILED = """
 import torch
 from vqssl.functional import nearest_codeword
-from vqssl.kernels import backends
 device = "cuda" if torch.cuda.is_available() else "cpu"
 rows, codes = (100352, 2048) if device == "cuda" else (96, 64)
 x, codes = torch.randn(rows, 128, device=device), torch.randn(codes, 128, device=device)

@@ -39,7 +39,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def heading(title: str, where: str, result: Record) -> str:
     """Return the title of a section, and how its figures were made."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    made = f"`{result['command']}` on {result['device']}, {result['date']}; {versions}."
+    commit = f", commit {result['commit']}" if result["commit"] else ""
+    made = f"`{result['command']}` on {result['device']}, {result['date']}{commit}; {versions}."
     return f"\n## {title}, {where.upper()}\n\n{made}\n\n"
 
 

@@ -24,7 +24,8 @@ only if its best code is nearer than any such code can be.
 
 ``slack`` bounds the error of a sum of D products in tensor cores. They align the products of a block to the largest
 and cut off what falls below the last bit of float32 (Fasi, Higham, Mikaitis, Pranesh 2021, doi 10.7717/peerj-cs.330).
-So each of D terms may lose 2^-23 of the largest: at most ``(D + 16) 2^-23 |x'| max|c|``, which is taken times 1.25.
+So each of D terms may lose 2^-23 of the largest: at most ``(D + 16) 2^-23 |x'| max|c|``, which is taken times 1.25,
+with 2^-14 added to both lengths, because numbers that are subnormal in fp16 are aligned as 2^-14.
 ``|c|²/2`` has half as many roundings.
 """
 
